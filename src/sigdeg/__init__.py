@@ -1,0 +1,64 @@
+"""Distil a pretrained diffusion model into a student of 1 to 10 network calls.
+
+The core, in reading order: `signature`, `schedule`, `denoiser`, `steps`, `grids`, `sampling`,
+`student`, `distillation`.
+"""
+
+from sigdeg.denoiser import (
+    ClassifierFreeGuidance,
+    Denoiser,
+    GaussianDenoiser,
+    GaussianMixtureDenoiser,
+    NetworkDenoiser,
+)
+from sigdeg.distillation import DistillConfig, distill
+from sigdeg.errors import SigdegError, TrainingError
+from sigdeg.grids import coarse_grid, fine_grid, refine
+from sigdeg.networks import ResidualMLP
+from sigdeg.sampling import march, sample
+from sigdeg.schedule import (
+    EDM,
+    Cosine,
+    DiscreteVP,
+    RectifiedFlow,
+    Schedule,
+    VPLinear,
+    from_scheduler,
+)
+from sigdeg.signature import PartialSignature
+from sigdeg.steps import EulerMaruyama, Exponential, ShARK, Step, StochasticTaylor
+from sigdeg.student import SignatureStudent
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "EDM",
+    "ClassifierFreeGuidance",
+    "Cosine",
+    "Denoiser",
+    "DiscreteVP",
+    "DistillConfig",
+    "EulerMaruyama",
+    "Exponential",
+    "GaussianDenoiser",
+    "GaussianMixtureDenoiser",
+    "NetworkDenoiser",
+    "PartialSignature",
+    "RectifiedFlow",
+    "ResidualMLP",
+    "Schedule",
+    "ShARK",
+    "SigdegError",
+    "SignatureStudent",
+    "Step",
+    "StochasticTaylor",
+    "TrainingError",
+    "VPLinear",
+    "coarse_grid",
+    "distill",
+    "fine_grid",
+    "from_scheduler",
+    "march",
+    "refine",
+    "sample",
+]

@@ -1,0 +1,249 @@
+"""The command line: `sigdeg run | distill | sample | evaluate | report`."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Literal
+
+import tyro
+
+from sigdeg.errors import SigdegError
+
+# What only one command needs is imported there: --help and errors need not wait for it.
+
+__all__ = ["main"]
+
+Name = tyro.conf.Positional[str]
+
+
+def run(
+    experiment: Name,
+    preset: str | None = None,
+    out: Path | None = None,
+    seed: int = 0,
+    device: str | None = None,
+    data_dir: Path | None = None,
+    progress: bool = True,
+) -> None:
+    """Run a benchmark and write its results, figures and report; the same command resumes it.
+
+    Args:
+        experiment: mixture1d or mnist.
+        preset: How much work: quick, default or paper, as the experiment has it (default: its own).
+        out: Run folder (default: runs/EXPERIMENT-PRESET).
+        seed: First seed.
+        device: cpu or cuda (default: what is found).
+        data_dir: Folder with the data (default: $SIGDEG_DATA, else fetched once and cached).
+        progress: Show progress bars.
+    """
+    from sigdeg.experiments import EXPERIMENTS
+
+    if experiment not in EXPERIMENTS:
+        raise SigdegError(
+            f"unknown experiment {experiment!r}: choose from {', '.join(EXPERIMENTS)}"
+        )
+    chosen = EXPERIMENTS[experiment]
+    preset = preset or chosen.DEFAULT
+    if preset not in chosen.PRESETS:
+        raise SigdegError(f"unknown preset {preset!r}: choose from {', '.join(chosen.PRESETS)}")
+    out = out or Path("runs") / f"{experiment}-{preset}"
+    print(chosen.run(out, preset, seed, device, data_dir, progress))
+
+
+def distill(
+    teacher: Name,
+    steps: tuple[int, ...] = (10,),
+    order: int = 4,
+    out: Path = Path("runs/distilled"),
+    iterations: int = 3000,
+    batch_size: int = 64,
+    learning_rate: float = 2e-4,
+    paths: int = 5000,
+    refinement: int = 12,
+    q: int = 1,
+    residual_noise: Literal["gaussian", "energy"] | None = None,
+    samples: int = 256,
+    mixed_precision: Literal["no", "bf16"] = "no",
+    tracker: str = "tensorboard",
+    seed: int = 0,
+    device: str | None = None,
+    progress: bool = True,
+) -> None:
+    """Distil a saved diffusers pipeline into a few-step student; the same command resumes it.
+
+    Args:
+        teacher: Folder or hub id of a DDPMPipeline or DDIMPipeline.
+        steps: Step counts of the student; several, each dividing the largest, make it elastic.
+        order: Signature coefficients a dimension: more for fewer steps.
+        out: Run folder.
+        iterations: Optimiser steps.
+        batch_size: Segments a step.
+        learning_rate: Peak learning rate.
+        paths: Teacher paths to cache and reuse; 0 simulates fresh ones for every batch.
+        refinement: Fine teacher steps a coarse step.
+        q: Consecutive coarse steps in a loss term; 0 for all of them.
+        residual_noise: What to do about what the coefficients leave open: learn its mean (None),
+            its variance (gaussian) or its law (energy).
+        samples: Samples behind the metrics of the report.
+        mixed_precision: Precision of the training.
+        tracker: tensorboard, wandb ... or none.
+        seed: Seed of everything that is drawn.
+        device: cpu or cuda (default: what is found).
+        progress: Show progress bars.
+    """
+    from sigdeg.distillation import DistillConfig
+    from sigdeg.experiments.images import distil_images
+    from sigdeg.integrations import load_teacher
+
+    config = DistillConfig(
+        iterations=iterations,
+        batch_size=batch_size,
+        learning_rate=learning_rate,
+        paths=paths,
+        held_out=min(2 * batch_size, paths // 20 + 8),
+        refinement=refinement,
+        q=q,
+        mixed_precision=mixed_precision,
+        tracker=tracker,
+        seed=seed,
+        shard_size=batch_size,  # what fits in memory for training fits for the teacher too
+    )
+    print(
+        distil_images(
+            load_teacher(teacher),
+            out,
+            steps,
+            order,
+            config,
+            evaluation_n=samples,
+            device=device,
+            progress=progress,
+            residual_noise=residual_noise,
+        )
+    )
+
+
+def sample(
+    student: Name,
+    n: Annotated[int, tyro.conf.arg(aliases=["-n"])] = 16,
+    steps: int | None = None,
+    seed: int = 0,
+    out: Path = Path("samples"),
+    batch_size: int = 64,
+    device: str | None = None,
+    progress: bool = True,
+) -> None:
+    """Draw samples from a student: samples.safetensors, and a picture of them.
+
+    Args:
+        student: Folder or hub id of a student.
+        n: The number of samples.
+        steps: Network calls a sample (default: the most it is trained for).
+        seed: Seed of the first sample; sample i has seed + i.
+        out: Folder for the samples.
+        batch_size: Samples at a time.
+        device: cpu or cuda (default: what is found).
+        progress: Show a progress bar.
+    """
+    from sigdeg.experiments.output import write_samples
+    from sigdeg.sampling import sample as draw
+    from sigdeg.student import SignatureStudent
+    from sigdeg.training import resolve_device
+
+    if n < 1:
+        raise SigdegError(f"n must be at least 1, got {n}")
+    device = resolve_device(device)
+    model = SignatureStudent.from_pretrained(student).to(device)
+    samples = draw(
+        model,
+        model.grid(steps),
+        (n, *model.sample_shape),
+        seeds=range(seed, seed + n),
+        batch_size=batch_size,
+        device=device,
+        progress=progress,
+    )
+    for path in write_samples(samples.cpu(), out):
+        print(path)
+
+
+def evaluate(
+    student: Name,
+    teacher: Name,
+    samples: int = 256,
+    refinement: int = 12,
+    out: Path = Path("runs/evaluation"),
+    seed: int = 1,
+    device: str | None = None,
+    progress: bool = True,
+) -> None:
+    """Compare a student with its teacher on the same noise, and write results and a report.
+
+    Args:
+        student: Folder or hub id of a student.
+        teacher: Folder or hub id of the pipeline it was distilled from.
+        samples: Samples behind the metrics.
+        refinement: Fine teacher steps a coarse step.
+        out: Run folder.
+        seed: Seed of the noise.
+        device: cpu or cuda (default: what is found).
+        progress: Show a progress bar.
+    """
+    from sigdeg.distillation import DistillConfig
+    from sigdeg.experiments import images
+    from sigdeg.grids import refine
+    from sigdeg.integrations import load_teacher
+    from sigdeg.student import SignatureStudent
+    from sigdeg.training import claim_folder, resolve_device
+
+    if samples < 2:
+        raise SigdegError(f"samples must be at least 2, got {samples}")
+    model, original = SignatureStudent.from_pretrained(student), load_teacher(teacher)
+    if model.sample_shape != original.sample_shape:
+        raise SigdegError(
+            f"the student draws samples of shape {model.sample_shape}, the teacher of "
+            f"{original.sample_shape}: it is not its teacher"
+        )
+    identity = {"experiment": "evaluate", "student": student, "teacher": teacher, "seed": seed}
+    config = DistillConfig(refinement=refinement, seed=seed)
+    refine(model.schedule, model.grid(), refinement)  # refuses what cannot be, before any writing
+    claim_folder(out, "config.json", {**identity, "samples": samples, "refinement": refinement})
+    rows, floor, pictures = images.evaluate(
+        model, original, config, samples, device=resolve_device(device), progress=progress
+    )
+    results = {**identity, "title": f"{original.name}: student and teacher", "preset": None}
+    print(images.save_comparison(out, results, rows, floor, pictures, seed, False, device))
+
+
+def report(folder: tyro.conf.Positional[Path]) -> None:
+    """Write the report of a run folder anew from its results.
+
+    Args:
+        folder: The run folder.
+    """
+    from sigdeg.report import write_report
+
+    print(write_report(folder))
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Entry point; returns the exit code: 0, 1 for work that failed, 2 for bad input."""
+    commands = {f.__name__: f for f in (run, distill, sample, evaluate, report)}
+    try:
+        tyro.extras.subcommand_cli_from_dict(commands, prog="sigdeg", args=arguments)
+    except SigdegError as error:
+        print(f"sigdeg: {' '.join(str(error).split())}", file=sys.stderr)
+        return error.exit_code
+    except OSError as error:
+        print(f"sigdeg: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("sigdeg: interrupted; the same command resumes", file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,326 @@
+r"""Denoisers: every network, whatever it predicts, becomes the posterior mean $E[x_0 | x_t]$.
+
+The conversion happens once, here. The rest of the library knows only the mean; the score is
+$\nabla \log p_t(x) = (\alpha_t E[x_0 | x_t = x] - x) / \sigma_t^2$ (Tweedie).
+"""
+
+from __future__ import annotations
+
+import math
+from abc import abstractmethod
+from collections.abc import Callable, Sequence
+from typing import Any, Literal, get_args
+
+import torch
+from torch import Tensor, nn
+
+from sigdeg.errors import SigdegError
+from sigdeg.schedule import Schedule, expand
+
+__all__ = [
+    "ClassifierFreeGuidance",
+    "Denoiser",
+    "GaussianDenoiser",
+    "GaussianMixtureDenoiser",
+    "NetworkDenoiser",
+    "Prediction",
+    "network_target",
+    "posterior_mean",
+    "scale_input",
+    "unwrap",
+    "wide",
+]
+
+Prediction = Literal["epsilon", "v_prediction", "sample", "score", "flow", "edm"]
+
+
+def posterior_mean(
+    output: Tensor,
+    x: Tensor,
+    alpha: Tensor,
+    sigma: Tensor,
+    prediction: Prediction,
+    data_std: float = 0.5,
+) -> Tensor:
+    r"""Convert a network's output to $E[x_0 | x_t]$.
+
+    | prediction | the output $F$ | $E[x_0 \mid x_t]$ |
+    |---|---|---|
+    | `epsilon` | $E[\varepsilon \mid x_t]$ | $(x - \sigma F) / \alpha$ |
+    | `v_prediction` | $\alpha \varepsilon - \sigma x_0$ | $(\alpha x - \sigma F) / q^2$ |
+    | `sample` | $x_0$ | $F$ |
+    | `score` | $\nabla \log p_t$ | $(x + \sigma^2 F) / \alpha$ |
+    | `flow` | $\varepsilon - x_0$ | $(x - \sigma F) / (\alpha + \sigma)$ |
+    | `edm` | preconditioned | $(\alpha v x + \sigma n \sqrt v F) / n^2$ |
+
+    with $q^2 = \alpha^2 + \sigma^2$ and $n^2 = \alpha^2 v + \sigma^2$. `edm` is the preconditioning
+    of Karras et al. for any $\alpha$: with data of variance $v$ the network sees $x / n$ and
+    predicts unit variance at every time.
+
+    Arguments:
+        output: The network's output, shape (batch, \*).
+        x: The state, shape (batch, \*).
+        alpha: Signal scale, broadcast against `x`.
+        sigma: Noise scale, broadcast against `x`.
+        prediction: What the network predicts.
+        data_std: $\sqrt v$, the data's standard deviation that `edm` assumes.
+    """
+    match prediction:
+        case "epsilon":
+            return (x - sigma * output) / alpha
+        case "v_prediction":
+            return (alpha * x - sigma * output) / (alpha**2 + sigma**2)
+        case "sample":
+            return output
+        case "score":
+            return (x + sigma**2 * output) / alpha
+        case "flow":
+            return (x - sigma * output) / (alpha + sigma)
+        case "edm":
+            n2 = alpha**2 * data_std**2 + sigma**2
+            return (alpha * data_std**2 * x + sigma * data_std * n2.sqrt() * output) / n2
+    raise SigdegError(f"unknown prediction {prediction!r}: choose from {get_args(Prediction)}")
+
+
+def network_target(
+    clean: Tensor,
+    noise: Tensor,
+    alpha: Tensor,
+    sigma: Tensor,
+    prediction: Prediction,
+    data_std: float = 0.5,
+) -> Tensor:
+    r"""What a network of a kind is trained to predict, given $x_0$ and $\varepsilon$.
+
+    The output whose `posterior_mean` is $x_0$ itself, see the table there.
+    """
+    match prediction:
+        case "epsilon":
+            return noise
+        case "v_prediction":
+            return alpha * noise - sigma * clean
+        case "sample":
+            return clean
+        case "score":
+            return -noise / sigma
+        case "flow":
+            return noise - clean
+        case "edm":
+            n2 = alpha**2 * data_std**2 + sigma**2
+            return (sigma * clean - alpha * data_std**2 * noise) / (data_std * n2.sqrt())
+    raise SigdegError(f"unknown prediction {prediction!r}: choose from {get_args(Prediction)}")
+
+
+def scale_input(
+    x: Tensor, alpha: Tensor, sigma: Tensor, prediction: Prediction, data_std: float = 0.5
+) -> Tensor:
+    """The state as the network sees it: scaled to unit variance for `edm`, as it is otherwise."""
+    return x / (alpha**2 * data_std**2 + sigma**2).sqrt() if prediction == "edm" else x
+
+
+class Denoiser(nn.Module):
+    r"""Abstract posterior mean $D(x, t) = E[x_0 | x_t = x]$ of a diffusion with a schedule."""
+
+    schedule: Schedule
+    __call__: Callable[..., Tensor]
+
+    def __init__(self, schedule: Schedule) -> None:
+        super().__init__()
+        self.schedule = schedule
+
+    @abstractmethod
+    def forward(self, x: Tensor, t: Tensor, **condition: Any) -> Tensor:
+        r"""Posterior mean.
+
+        Arguments:
+            x: State, shape (batch, \*).
+            t: Time in (0, 1], a scalar or with shape (batch,).
+            condition: Passed on to the network (class labels, embeddings ...).
+        """
+
+    def score(self, x: Tensor, t: Tensor, **condition: Any) -> Tensor:
+        r"""Score $\nabla \log p_t(x)$, shape (batch, \*)."""
+        alpha, sigma = expand(self.schedule.alpha(t), x), expand(self.schedule.sigma(t), x)
+        return (alpha * self(x, t, **condition) - x) / sigma**2
+
+    def reverse_drift(self, x: Tensor, t: Tensor, **condition: Any) -> Tensor:
+        r"""Drift $-f(t) x + g(t)^2 \nabla \log p_t(x)$ of the reverse SDE in reverse time."""
+        f, g = expand(self.schedule.drift(t), x), expand(self.schedule.diffusion(t), x)
+        return -f * x + g**2 * self.score(x, t, **condition)
+
+
+class NetworkDenoiser(Denoiser):
+    r"""A network as a denoiser.
+
+    Arguments:
+        network: Called as `network(x, timestep, **condition)`. A diffusers output object or a tuple
+            is unwrapped; channels beyond those of `x` (a learned variance) are dropped.
+        schedule: The schedule it was trained with.
+        prediction_type: What it predicts, see `posterior_mean`.
+        clip: Clamp the mean to [-clip, clip], as diffusers' `clip_sample` does for pixel models.
+        data_std: The data's standard deviation, for `edm` only.
+    """
+
+    def __init__(
+        self,
+        network: nn.Module,
+        schedule: Schedule,
+        prediction_type: Prediction = "epsilon",
+        clip: float | None = None,
+        data_std: float = 0.5,
+    ) -> None:
+        super().__init__(schedule)
+        if prediction_type not in get_args(Prediction):
+            raise SigdegError(
+                f"unknown prediction type {prediction_type!r}: "
+                f"choose from {', '.join(get_args(Prediction))}"
+            )
+        self.network = network
+        self.prediction_type: Prediction = prediction_type
+        self.clip = clip
+        self.data_std = data_std
+
+    def scales(self, x: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
+        r"""$\alpha_t$ and $\sigma_t$, broadcast against a state."""
+        t = torch.as_tensor(t, dtype=torch.float64)
+        return expand(self.schedule.alpha(t), x), expand(self.schedule.sigma(t), x)
+
+    def output(self, x: Tensor, t: Tensor, **condition: Any) -> Tensor:
+        r"""What the network itself says, shape (batch, \*)."""
+        scaled = scale_input(x, *self.scales(x, t), self.prediction_type, self.data_std)
+        t = torch.as_tensor(t, dtype=torch.float64)
+        timestep = self.schedule.timestep(t).to(x.device, wide(x)).expand(x.shape[0])
+        return unwrap(self.network(scaled, timestep, **condition))[:, : x.shape[1]]
+
+    def forward(self, x: Tensor, t: Tensor, **condition: Any) -> Tensor:
+        output = self.output(x, t, **condition)
+        alpha, sigma = self.scales(x, t)
+        mean = posterior_mean(output, x, alpha, sigma, self.prediction_type, self.data_std)
+        return mean if self.clip is None else mean.clamp(-self.clip, self.clip)
+
+
+def wide(x: Tensor) -> torch.dtype:
+    """Type for timesteps: half precision would round 999 to 1000."""
+    return torch.promote_types(x.dtype, torch.float32)
+
+
+def unwrap(output: Any) -> Tensor:
+    """The tensor inside a diffusers output, a tuple, or the tensor itself."""
+    if isinstance(output, Tensor):
+        return output
+    tensor: Tensor = output[0]
+    return tensor
+
+
+class ClassifierFreeGuidance(Denoiser):
+    r"""Guidance by a denoiser that wraps a denoiser: $D_\emptyset + w (D_c - D_\emptyset)$.
+
+    Convention: $w = 1$ is the conditional model, $w = 0$ the unconditional one (diffusers' scale).
+    Both are computed in one call of twice the batch.
+
+    Arguments:
+        denoiser: Conditional denoiser.
+        scale: The guidance scale $w$.
+        unconditional: The condition that stands for none, each a tensor with batch size 1.
+    """
+
+    def __init__(self, denoiser: Denoiser, scale: float, unconditional: dict[str, Tensor]) -> None:
+        super().__init__(denoiser.schedule)
+        self.denoiser = denoiser
+        self.scale = scale
+        self.unconditional = unconditional
+
+    def forward(self, x: Tensor, t: Tensor, **condition: Any) -> Tensor:
+        if set(condition) != set(self.unconditional):
+            raise SigdegError(
+                f"guidance needs the conditions {sorted(self.unconditional)}, "
+                f"got {sorted(condition)}"
+            )
+        n = x.shape[0]
+        both = {
+            key: torch.cat([value, self.unconditional[key].to(value).expand_as(value)])
+            for key, value in condition.items()
+        }
+        t = torch.as_tensor(t)
+        means = self.denoiser(torch.cat([x, x]), t if t.ndim == 0 else torch.cat([t, t]), **both)
+        return torch.lerp(means[n:], means[:n], self.scale)
+
+
+class GaussianDenoiser(Denoiser):
+    r"""Exact denoiser of Gaussian data $N(\mu, \mathrm{diag}(s^2))$.
+
+    $E[x_0 | x_t] = \mu + \frac{\alpha_t s^2}{\alpha_t^2 s^2 + \sigma_t^2} (x_t - \alpha_t \mu)$.
+
+    Arguments:
+        mean: $\mu$, broadcast against a sample.
+        std: $s$, broadcast against a sample.
+        schedule: The schedule.
+    """
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, mean: Tensor | float, std: Tensor | float, schedule: Schedule) -> None:
+        super().__init__(schedule)
+        self.register_buffer("mean", torch.as_tensor(mean, dtype=torch.float64))
+        self.register_buffer("std", torch.as_tensor(std, dtype=torch.float64))
+
+    def forward(self, x: Tensor, t: Tensor, **condition: Any) -> Tensor:
+        t = torch.as_tensor(t)
+        alpha, sigma = expand(self.schedule.alpha(t), x), expand(self.schedule.sigma(t), x)
+        mean, variance = self.mean.to(x), self.std.to(x) ** 2
+        return mean + alpha * variance / (alpha**2 * variance + sigma**2) * (x - alpha * mean)
+
+
+class GaussianMixtureDenoiser(Denoiser):
+    r"""Exact denoiser of a mixture $\sum_k w_k N(\mu_k, s_k^2 I)$.
+
+    With responsibilities $r_k(x) \propto w_k N(x; \alpha \mu_k, (\alpha^2 s_k^2 + \sigma^2) I)$ the
+    mean is $\sum_k r_k(x) m_k(x)$, $m_k$ the posterior mean of component $k$.
+
+    Arguments:
+        means: $\mu_k$, shape (components,) for scalar data or (components, features).
+        stds: $s_k$, shape (components,).
+        weights: $w_k$, shape (components,), normalised here.
+        schedule: The schedule.
+    """
+
+    means: Tensor
+    stds: Tensor
+    log_weights: Tensor
+
+    def __init__(
+        self,
+        means: Tensor | Sequence[float],
+        stds: Tensor | Sequence[float],
+        weights: Tensor | Sequence[float],
+        schedule: Schedule,
+    ) -> None:
+        super().__init__(schedule)
+        means, stds, weights = (
+            torch.as_tensor(v, dtype=torch.float64) for v in (means, stds, weights)
+        )
+        if means.ndim == 1:
+            means = means[:, None]
+        if not len(means) == len(stds) == len(weights):
+            raise SigdegError(
+                f"a mixture needs as many means, stds and weights, "
+                f"got {len(means)}, {len(stds)}, {len(weights)}"
+            )
+        self.register_buffer("means", means)
+        self.register_buffer("stds", stds)
+        self.register_buffer("log_weights", torch.log(weights / weights.sum()))
+
+    def forward(self, x: Tensor, t: Tensor, **condition: Any) -> Tensor:
+        t = torch.as_tensor(t)
+        alpha, sigma = (
+            expand(s(t), x)[..., None] for s in (self.schedule.alpha, self.schedule.sigma)
+        )
+        means, stds, log_weights = (v.to(x) for v in (self.means, self.stds, self.log_weights))
+        # components on the last axis: residual (batch, features, k), variance (batch or 1, 1, k)
+        variance = alpha**2 * stds**2 + sigma**2
+        residual = x[..., None] - alpha * means.T
+        log_density = -(residual**2 / variance).sum(-2, keepdim=True) / 2
+        log_density = log_density - x.shape[1] / 2 * torch.log(2 * math.pi * variance) + log_weights
+        posterior = means.T + alpha * stds**2 / variance * residual
+        return (torch.softmax(log_density, dim=-1) * posterior).sum(-1)

@@ -1,0 +1,17 @@
+"""Distillation: teacher paths, the loss on them, and `distill`."""
+
+from sigdeg.distillation.distill import DistillConfig, Distilled, distill
+from sigdeg.distillation.objective import Objective
+from sigdeg.distillation.paths import Batch, CachedPaths, FreshPaths, TeacherPaths, simulate
+
+__all__ = [
+    "Batch",
+    "CachedPaths",
+    "DistillConfig",
+    "Distilled",
+    "FreshPaths",
+    "Objective",
+    "TeacherPaths",
+    "distill",
+    "simulate",
+]

@@ -1,0 +1,253 @@
+"""Distil: from a teacher and an untrained student to a trained one."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import itertools
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+import torch
+from torch import Generator, Tensor, nn
+
+from sigdeg.distillation.objective import Objective
+from sigdeg.distillation.paths import Batch, CachedPaths, FreshPaths, TeacherPaths
+from sigdeg.errors import SigdegError
+from sigdeg.grids import check_grid, refine
+from sigdeg.steps import Step
+from sigdeg.student import SignatureStudent
+from sigdeg.training import (
+    TrainConfig,
+    claim_folder,
+    derive_generator,
+    fingerprint,
+    fit,
+    make_accelerator,
+)
+
+__all__ = ["DistillConfig", "Distilled", "distill"]
+
+States = Literal["teacher", "data"]
+HELD_OUT = 2048  # segments behind the second loss curve and the normalisation
+
+
+@dataclass(frozen=True)
+class DistillConfig(TrainConfig):
+    """How to distil: how to train, and on what.
+
+    Arguments:
+        q: Consecutive coarse steps in a loss term (Eq. 11); 0 for all of them (Eq. 10).
+        states: Start segments from the teacher's own paths (data-free) or from noised data.
+        paths: Teacher paths to cache and reuse; 0 simulates fresh ones for every batch.
+        held_out: Cached paths kept out of training, for the second loss curve.
+        refinement: Fine teacher steps a coarse step.
+        fine_power: Spacing exponent of the fine steps, see `sigdeg.grids.refine`.
+        normalise: Divide the loss of each coarse step by the untrained student's error there.
+        shard_size: Paths a cache file.
+    """
+
+    q: int = 1
+    states: States = "teacher"
+    paths: int = 20_000
+    held_out: int = 1000
+    refinement: int = 30
+    fine_power: float = 2.0
+    normalise: bool = True
+    shard_size: int = 65536
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.at_least(0, "q", "paths", "held_out")
+        self.at_least(1, "refinement", "shard_size")
+        if self.states not in get_args(States):
+            raise SigdegError(f"unknown states {self.states!r}: choose from teacher, data")
+
+
+@dataclass(frozen=True)
+class Distilled:
+    """What a distillation gives back.
+
+    Arguments:
+        student: The student with averaged weights.
+        history: Columns step, training loss, held-out loss; shape (points, 3).
+        seconds: Time spent on paths and training, that before interruptions included.
+        teacher_nfe: Teacher calls spent in all, over samples (not batches).
+    """
+
+    student: SignatureStudent
+    history: Tensor
+    seconds: float
+    teacher_nfe: float
+
+
+def distill(
+    student: SignatureStudent,
+    teacher: Step,
+    out_dir: str | Path,
+    config: DistillConfig | None = None,
+    *,
+    data: Tensor | None = None,
+    fine: Tensor | None = None,
+    resume: bool = True,
+    device: str | None = None,
+    progress: bool = True,
+    **options: Any,
+) -> Distilled:
+    r"""Distil a teacher into a student.
+
+    The student's step counts set the coarse grids: with one, a student of that grid; with several,
+    each dividing the largest, an elastic one, trained on all of them from the same paths.
+
+    The teacher may be any step, a trained student of a finer grid included (progressive merging:
+    give its grid as `fine`).
+
+    Arguments:
+        student: The student to train; it is left untouched.
+        teacher: The teacher's step on its fine grid.
+        out_dir: Folder for `student/`, `checkpoints/`, `paths/` and `events/`.
+        config: How to distil; single fields can be given as keywords instead.
+        data: Clean data (n, \*), for `states="data"`.
+        fine: The teacher's grid, containing every coarse time (default: a refined coarse grid).
+        resume: Go on with what the folder holds of this very run.
+        device: Where to compute (default: what accelerate finds).
+        progress: Show progress bars with loss, rate and time left.
+        options: Fields of `DistillConfig`.
+
+    Returns:
+        The student with averaged weights, and what it took. The student is also saved in
+        `out_dir/student`.
+
+    Raises:
+        SigdegError: If arguments do not fit together, or the folder holds another run.
+        TrainingError: If the loss stops being finite; the last good checkpoint is kept.
+    """
+    config = dataclasses.replace(config or DistillConfig(), **options)
+    out_dir = Path(out_dir)
+    grids, q = nested_grids(student), config.q or max(student.steps)
+    check_fit(student, config, q, data)
+    rows = (
+        list(refine(student.schedule, grids[0], config.refinement, config.fine_power))
+        if fine is None
+        else split(check_grid(fine), grids[0])
+    )
+    identity = {
+        **dataclasses.asdict(config),
+        "teacher": fingerprint(teacher),
+        "student": fingerprint(student),
+        "data": None if data is None else fingerprint(data),
+        "grids": [grid.tolist() for grid in grids],
+        "fine": [row.tolist() for row in rows],
+        "order": student.order,
+    }
+    accelerator = make_accelerator(config, out_dir, device)
+    if accelerator.is_main_process:
+        claim_folder(out_dir, "config.json", identity, resume)
+    accelerator.wait_for_everyone()
+    progress = progress and accelerator.is_main_process
+    if isinstance(teacher, nn.Module):
+        if any(value.device != accelerator.device for value in teacher.state_dict().values()):
+            teacher = copy.deepcopy(teacher).to(accelerator.device)  # the caller's stays put
+        teacher.eval()
+    shape, order = student.sample_shape, student.order
+    paths = TeacherPaths(teacher, rows, shape, order, data, q, accelerator.device)
+    began = time.perf_counter()
+    with accelerator.main_process_first():
+        source = (
+            CachedPaths(
+                paths,
+                out_dir / "paths",
+                config.paths,
+                config.seed,
+                min(config.held_out, config.paths // 2),
+                config.shard_size,
+                progress,
+            )
+            if config.paths
+            else FreshPaths(paths)
+        )
+
+    def levels(batch: Batch, generator: Generator) -> list[Batch]:
+        """A share of the batch for each grid, seen at its times, cut to windows of q steps."""
+        return [
+            batch.take(slice(i, None, len(grids)))
+            .coarsen(grids[0], (len(grids[0]) - 1) // (len(grid) - 1))
+            .window(q, generator)
+            .to(accelerator.device)
+            for i, grid in enumerate(grids)
+        ]
+
+    simulated = time.perf_counter() - began
+    whole = source.held_out(min(HELD_OUT, max(1, config.held_out)))
+    fitted = fit(
+        Objective(student, grids),
+        lambda generator: levels(source.batch(config.batch_size, generator), generator),
+        levels(whole, derive_generator(config.seed, 4)),
+        config,
+        accelerator,
+        out_dir,
+        prepare=(lambda objective: objective.normalise(whole.to(accelerator.device)))
+        if config.normalise and student.residual_noise != "gaussian"
+        else None,
+        progress=progress,
+        label="distil",
+        spent=simulated,
+    )
+    if accelerator.is_main_process:
+        fitted.objective.student.save_pretrained(out_dir / "student")
+    fresh = (len(whole.start) + config.iterations * config.batch_size) * accelerator.num_processes
+    segments = config.paths or fresh
+    nfe = segments * paths.teacher_nfe
+    return Distilled(fitted.objective.student, fitted.history, fitted.seconds, nfe)
+
+
+def check_fit(
+    student: SignatureStudent, config: DistillConfig, q: int, data: Tensor | None
+) -> None:
+    """Refuse combinations that cannot be trained, before anything is written."""
+    longest = max(student.steps)
+    if q > longest or (student.elastic and q > min(student.steps)):
+        raise SigdegError(f"q must lie between 1 and {min(student.steps)} steps, got {q}")
+    held_out = max(1, min(config.held_out, config.paths // 2 if config.paths else HELD_OUT))
+    # Each step count has its share; the energy score borrows noise from two other segments.
+    least = len(student.steps) * (3 if student.residual_noise == "energy" else 1)
+    if min(config.batch_size, held_out) < least:
+        raise SigdegError(f"this student needs at least {least} segments in a batch and held out")
+    if (config.states == "data") != (data is not None):
+        raise SigdegError('states="data" needs data, and states="teacher" takes none')
+    if data is not None and student.elastic:
+        raise SigdegError('an elastic student is trained on whole paths: use states="teacher"')
+    if data is not None and tuple(data.shape[1:]) != student.sample_shape:
+        raise SigdegError(
+            f"data has samples of shape {tuple(data.shape[1:])}, the student {student.sample_shape}"
+        )
+
+
+def nested_grids(student: SignatureStudent) -> list[Tensor]:
+    """The student's grids, finest first, each a part of the finest."""
+    longest = max(student.steps)
+    finest = student.grid(longest)
+    grids = []
+    for count in sorted(student.steps, reverse=True):
+        grid = finest[:: longest // count]
+        if longest % count or not torch.allclose(grid, student.grid(count), atol=1e-9):
+            raise SigdegError(
+                f"the grid of {count} steps is no part of that of {longest}: step counts must "
+                "divide the largest"
+            )
+        grids.append(grid)
+    return grids
+
+
+def split(fine: Tensor, coarse: Tensor) -> list[Tensor]:
+    """Cut a fine grid at the coarse times.
+
+    Raises:
+        SigdegError: If a coarse time is not on the fine grid.
+    """
+    at = [int((fine - time).abs().argmin()) for time in coarse]
+    if not torch.allclose(fine[at], coarse, atol=1e-9):
+        raise SigdegError("the teacher's grid must contain every time of the student's")
+    return [fine[i : j + 1] for i, j in itertools.pairwise(at)]

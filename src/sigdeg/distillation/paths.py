@@ -1,0 +1,322 @@
+r"""Teacher paths: the teacher's fine march seen at the coarse times, with its noise summarised.
+
+For every coarse step the fine signatures are folded on the way into one coarse signature (Chen), so
+that student and teacher are driven by the same Brownian path. A *segment* is a run of consecutive
+coarse steps: a whole path from pure noise (`states="teacher"`, data-free), or a short run that
+starts from noised data (`states="data"`, the paper).
+"""
+
+from __future__ import annotations
+
+import json
+import mmap
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Generator, Tensor
+from tqdm.auto import tqdm
+
+from sigdeg.errors import SigdegError
+from sigdeg.files import save_tensors
+from sigdeg.schedule import expand
+from sigdeg.signature import PartialSignature, restriction
+from sigdeg.steps import Step
+from sigdeg.training import derive_generator, fingerprint
+
+__all__ = ["Batch", "CachedPaths", "FreshPaths", "TeacherPaths", "simulate"]
+
+
+@dataclass(frozen=True)
+class Batch:
+    r"""Segments of teacher paths.
+
+    Arguments:
+        start: Index of the coarse step each begins with, shape (batch,).
+        states: States at the coarse times, shape (batch, q + 1, \*).
+        coefficients: Signatures of the coarse steps, shape (batch, q, order, \*).
+    """
+
+    start: Tensor
+    states: Tensor
+    coefficients: Tensor
+
+    def to(self, device: torch.device | str) -> Batch:
+        """The same segments on a device."""
+        return Batch(self.start, self.states.to(device), self.coefficients.to(device))
+
+    def take(self, rows: slice | Tensor) -> Batch:
+        """Some of the segments."""
+        return Batch(self.start[rows], self.states[rows], self.coefficients[rows])
+
+    def with_noise_of(self, shift: int) -> Batch:
+        """The same segments, their last coefficient that of others: noise independent of them."""
+        seen, last = self.coefficients[:, :, :-1], self.coefficients[:, :, -1:]
+        coefficients = torch.cat([seen, last.roll(shift, dims=0)], dim=2)
+        return Batch(self.start, self.states, coefficients)
+
+    def window(self, q: int, generator: Generator) -> Batch:
+        """A random run of q consecutive steps out of each segment."""
+        n, length = self.coefficients.shape[:2]
+        if q == length:
+            return self
+        offset = torch.randint(length - q + 1, (n,), generator=generator)
+        rows = torch.arange(n)[:, None]
+        steps = offset[:, None] + torch.arange(q + 1)
+        return Batch(
+            self.start + offset,
+            self.states[rows, steps],
+            self.coefficients[rows, steps[:, :-1]],
+        )
+
+    def coarsen(self, grid: Tensor, stride: int) -> Batch:
+        """Whole paths seen at every stride-th time of their grid: signatures concatenate."""
+        if stride == 1:
+            return self
+        n, steps, order = self.coefficients.shape[:3]
+        start, end = (v.repeat_interleave(stride) for v in (grid[:-1:stride], grid[stride::stride]))
+        left, right = ((start - v) / (start - end) for v in (grid[:-1], grid[1:]))
+        parts = self.coefficients.reshape(n, steps // stride, stride, order, -1)
+        matrices = restriction(order, left, right.clamp(max=1)).to(parts)
+        matrices = matrices.reshape(steps // stride, stride, order, order)
+        joined = torch.einsum("gjkl,ngjlf->ngkf", matrices, parts)
+        shape = (n, steps // stride, *self.coefficients.shape[2:])
+        return Batch(self.start // stride, self.states[:, ::stride], joined.reshape(shape))
+
+
+@torch.no_grad()
+def simulate(
+    teacher: Step,
+    rows: Sequence[Tensor],
+    x: Tensor,
+    order: int,
+    generator: Generator,
+    **condition: Tensor,
+) -> tuple[Tensor, Tensor]:
+    r"""March the teacher over fine rows, keeping the coarse states and signatures.
+
+    Each fine signature is drawn at the full order and folded exactly, so the coarse coefficients
+    are independent N(0, 1) whatever the refinement.
+
+    Arguments:
+        teacher: Any step; its order may be lower than `order`.
+        rows: Fine times of each coarse step, as from `sigdeg.grids.refine`.
+        x: States at the first time, shape (batch, \*).
+        order: Order of the signatures.
+        generator: The stream of the noise.
+        condition: Passed on to the teacher.
+
+    Returns:
+        States (batch, q + 1, \*) and coefficients (batch, q, order, \*).
+
+    Raises:
+        SigdegError: If the teacher gives a value that is not finite.
+    """
+    kept, order = order, max(order, teacher.order)
+    states, coefficients = [x], []
+    for row in rows:
+        fractions = (row[0] - row) / (row[0] - row[-1])
+        total: Tensor | float = 0.0
+        for j, matrix in enumerate(restriction(order, fractions[:-1], fractions[1:])):
+            t, s = row[j], row[j + 1]
+            fine = PartialSignature.sample(t - s, x.shape, order, generator, x.dtype, x.device)
+            x = teacher(x, t, s, fine, **condition)
+            c = fine.coefficients
+            total = total + (matrix.to(c) @ c.flatten(2)).reshape(c.shape)
+        if not bool(torch.isfinite(x).all()):
+            raise SigdegError(
+                f"the teacher gave NaN or infinite values between times {float(row[0]):.4g} and "
+                f"{float(row[-1]):.4g}: check its weights, schedule and prediction type"
+            )
+        assert isinstance(total, Tensor)
+        states.append(x)
+        coefficients.append(total[:, :kept])  # no lower coefficient needs a higher one
+    return torch.stack(states, dim=1), torch.stack(coefficients, dim=1)
+
+
+@dataclass(frozen=True)
+class TeacherPaths:
+    r"""What to simulate: a teacher on a fine grid, started from noise or from noised data.
+
+    Arguments:
+        teacher: The teacher's step.
+        rows: Fine times of each of the K coarse steps.
+        shape: Shape of one sample.
+        order: Order of the signatures.
+        data: Clean data (n, \*) to start segments from; None starts whole paths from pure noise.
+        steps: Length q of the segments that start from data.
+        device: Where the teacher lives.
+    """
+
+    teacher: Step
+    rows: Sequence[Tensor]
+    shape: tuple[int, ...]
+    order: int
+    data: Tensor | None = None
+    steps: int = 1
+    device: torch.device | str = "cpu"
+
+    @property
+    def teacher_nfe(self) -> float:
+        """Mean number of teacher calls a segment costs."""
+        nfe = self.teacher.nfe
+        calls = [nfe * (len(row) - 1) for row in self.rows]
+        if self.rows[-1][-1] == 0:  # the final denoise is one call
+            calls[-1] -= nfe - 1
+        if self.data is None:
+            return float(sum(calls))
+        runs = [sum(calls[k : k + self.steps]) for k in range(len(calls) - self.steps + 1)]
+        return sum(runs) / len(runs)
+
+    def draw(self, n: int, generator: Generator) -> Batch:
+        """Simulate n segments."""
+        if self.data is None:
+            std = self.teacher.schedule.prior_std
+            x = std * torch.randn(n, *self.shape, generator=generator).to(self.device)
+            states, coefficients = simulate(self.teacher, self.rows, x, self.order, generator)
+            return Batch(torch.zeros(n, dtype=torch.long), states, coefficients)
+        # One group of samples a starting step: times stay scalars, rows may differ in length.
+        starts = torch.randint(len(self.rows) - self.steps + 1, (n,), generator=generator).sort()[0]
+        parts = []
+        for k, count in zip(*(v.tolist() for v in starts.unique(return_counts=True)), strict=True):
+            clean = self.data[torch.randint(len(self.data), (count,), generator=generator)]
+            clean = clean.to(self.device)
+            noise = torch.randn(count, *self.shape, generator=generator).to(self.device)
+            alpha, sigma = (
+                expand(f(self.rows[k][0]), clean)
+                for f in (self.teacher.schedule.alpha, self.teacher.schedule.sigma)
+            )
+            rows = self.rows[k : k + self.steps]
+            parts.append(
+                simulate(self.teacher, rows, alpha * clean + sigma * noise, self.order, generator)
+            )
+        states, coefficients = (torch.cat(v) for v in zip(*parts, strict=True))
+        # Out of order again: the held-out segments, the last ones, have to cover every step.
+        return Batch(starts, states, coefficients).take(torch.randperm(n, generator=generator))
+
+
+class FreshPaths:
+    """Segments simulated anew for every batch.
+
+    From data (`states="data"`) that is r teacher calls a pair; whole paths cost K times as many, of
+    which a batch sees a window: cache those.
+    """
+
+    def __init__(self, paths: TeacherPaths) -> None:
+        self.paths = paths
+
+    def batch(self, n: int, generator: Generator) -> Batch:
+        """Draw n training segments."""
+        return self.paths.draw(n, generator)
+
+    def held_out(self, n: int) -> Batch:
+        """Segments of a stream that training never sees."""
+        return self.paths.draw(n, derive_generator(n, 1))
+
+
+class CachedPaths:
+    """Segments simulated once into memory-mapped safetensors shards, and reused over epochs.
+
+    The last ones, whole paths, are held out. Shards depend on (seed, index) alone and are written
+    atomically: an interrupted simulation goes on where it stopped.
+
+    Arguments:
+        paths: What to simulate.
+        folder: Where the shards go.
+        count: The number of segments.
+        seed: Seed of the simulation.
+        held_out: The number of segments held out, below count.
+        shard_size: Segments a shard.
+        progress: Show a progress bar.
+
+    Raises:
+        SigdegError: If the folder holds shards of another simulation, or a damaged one.
+    """
+
+    def __init__(
+        self,
+        paths: TeacherPaths,
+        folder: Path,
+        count: int,
+        seed: int = 0,
+        held_out: int = 0,
+        shard_size: int = 65536,
+        progress: bool = False,
+    ) -> None:
+        if not 0 <= held_out < count:
+            raise SigdegError(f"held_out must lie between 0 and the {count} paths, got {held_out}")
+        self.train, self.count, self.shard_size = count - held_out, count, shard_size
+        identity = json.dumps(
+            {
+                "seed": seed,
+                "count": count,
+                "shard_size": shard_size,
+                "teacher": fingerprint(paths.teacher),
+                "data": None if paths.data is None else fingerprint(paths.data),
+                "order": paths.order,
+                "rows": [row.tolist() for row in paths.rows],
+                "shape": paths.shape,
+                "steps": paths.steps,
+            }
+        )
+        sizes = [min(shard_size, count - first) for first in range(0, count, shard_size)]
+        self.shards: list[dict[str, Tensor]] = []
+        with tqdm(total=count, desc="teacher paths", unit="path", disable=not progress) as bar:
+            for index, size in enumerate(sizes):
+                file = folder / f"paths-{index:05d}.safetensors"
+                if not file.exists():
+                    batch = paths.draw(size, derive_generator(seed, 2, index))
+                    save_tensors(file, vars(batch), {"identity": identity})
+                self.shards.append(map_safetensors(file, identity))
+                bar.update(size)
+
+    def _gather(self, index: Tensor) -> Batch:
+        shard, row = index // self.shard_size, index % self.shard_size
+        if len(self.shards) == 1:
+            return Batch(**{key: value[row] for key, value in self.shards[0].items()})
+        out: dict[str, Tensor] = {}
+        for key, first in self.shards[0].items():
+            out[key] = torch.empty(len(index), *first.shape[1:], dtype=first.dtype)
+            for s in shard.unique().tolist():
+                here = shard == s
+                out[key][here] = self.shards[s][key][row[here]]
+        return Batch(**out)
+
+    def batch(self, n: int, generator: Generator) -> Batch:
+        """Draw n training segments, with replacement."""
+        return self._gather(torch.randint(self.train, (n,), generator=generator))
+
+    def held_out(self, n: int) -> Batch:
+        """The first n of the segments that training never sees (or of all, if none is held out)."""
+        if self.train == self.count:
+            return self._gather(torch.arange(min(self.count, n)))
+        return self._gather(torch.arange(self.train, min(self.count, self.train + n)))
+
+
+def map_safetensors(file: Path, identity: str) -> dict[str, Tensor]:
+    """Tensors of a file, memory-mapped copy-on-write: only the rows that are read take memory."""
+    try:
+        with safe_open(file, "pt") as opened:
+            written = (opened.metadata() or {}).get("identity")
+    except (SafetensorError, OSError) as error:
+        raise SigdegError(f"{file} is not a whole safetensors file: {error}; delete it") from None
+    if written != identity:
+        raise SigdegError(f"{file} belongs to another simulation: choose another folder")
+    with file.open("rb") as raw:
+        buffer = mmap.mmap(raw.fileno(), 0, access=mmap.ACCESS_COPY)
+    size = int.from_bytes(buffer[:8], "little")
+    header = json.loads(buffer[8 : 8 + size])
+    dtypes = {"F32": torch.float32, "F64": torch.float64, "I64": torch.int64}
+    return {
+        name: torch.frombuffer(
+            buffer,
+            dtype=dtypes[entry["dtype"]],
+            count=int(np.prod(entry["shape"])),
+            offset=8 + size + entry["data_offsets"][0],
+        ).reshape(entry["shape"])
+        for name, entry in header.items()
+        if name != "__metadata__"
+    }

@@ -1,0 +1,108 @@
+"""Results: rows of a table, with all that is needed to judge them, in `results.json`."""
+
+from __future__ import annotations
+
+import os
+import platform
+import statistics
+import time
+from collections.abc import Callable, Sequence
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+from torch import nn
+
+from sigdeg.files import save_json
+from sigdeg.metrics import Summary
+from sigdeg.networks import count_parameters
+
+__all__ = ["hardware", "make_row", "paired_seconds", "pool", "save_results", "versions"]
+
+K = TypeVar("K")
+
+
+def pool(summaries: Sequence[Summary]) -> Summary:
+    """One summary of all the draws behind several, as if they had been drawn together."""
+    n = sum(s["n"] for s in summaries)
+    mean = sum(s["n"] * s["mean"] for s in summaries) / n
+    squares = sum(
+        (s["n"] - 1) * s["std"] ** 2 + s["n"] * (s["mean"] - mean) ** 2 for s in summaries
+    )
+    return {"mean": mean, "std": (squares / max(1, n - 1)) ** 0.5, "n": n}
+
+
+def paired_seconds(functions: dict[K, Callable[[], object]], rounds: int = 3) -> dict[K, float]:
+    """Median time of each function, measured in turn so that a drifting machine is fair to all.
+
+    On one thread: two that wait for each other make short functions jitter. A short function is
+    repeated until it has filled half a second.
+    """
+    times: dict[K, list[float]] = {name: [] for name in functions}
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    for _ in range(rounds):
+        for name, function in functions.items():
+            synchronise()
+            began, calls = time.perf_counter(), 0
+            while calls == 0 or time.perf_counter() - began < 0.5:
+                function()
+                calls += 1
+                synchronise()
+            times[name].append((time.perf_counter() - began) / calls)
+    torch.set_num_threads(threads)
+    return {name: statistics.median(values) for name, values in times.items()}
+
+
+def synchronise() -> None:
+    """Wait for the GPU, where there is one: its work is asynchronous."""
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+
+
+def make_row(
+    method: str, model: nn.Module, nfe: int, metrics: dict[str, Summary], **more: Any
+) -> dict[str, Any]:
+    """A row of results with every key it must have; what does not apply is None."""
+    return {
+        "method": method,
+        "steps": nfe,
+        "order": None,
+        "nfe": nfe,
+        "metrics": metrics,
+        "seconds": None,
+        "speedup": None,
+        "params": count_parameters(model) or None,  # an exact denoiser has none
+        "train_seconds": None,
+        "teacher_nfe": None,
+        **more,
+    }
+
+
+def hardware(device: torch.device | str = "cpu") -> dict[str, Any]:
+    """The machine behind the numbers."""
+    model = platform.processor() or platform.machine()
+    cpuinfo = Path("/proc/cpuinfo")
+    if cpuinfo.exists():
+        names = [line for line in cpuinfo.read_text().splitlines() if line.startswith("model name")]
+        model = names[0].partition(":")[2].strip() if names else model
+    machine = {"cpu": model, "cores": os.cpu_count(), "threads": torch.get_num_threads()}
+    if torch.device(device).type == "cuda":
+        machine["gpu"] = torch.cuda.get_device_name(device)
+    return machine
+
+
+def versions() -> dict[str, str]:
+    """Versions of what the numbers depend on."""
+    return {"python": platform.python_version()} | {
+        name: version(name) for name in ("sigdeg", "torch", "accelerate", "diffusers")
+    }
+
+
+def save_results(folder: Path, results: dict[str, Any], device: str | None = None) -> Path:
+    """Write `results.json` with versions and hardware, atomically."""
+    path = folder / "results.json"
+    machine = hardware(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    save_json(path, {**results, "versions": versions(), "hardware": machine})
+    return path

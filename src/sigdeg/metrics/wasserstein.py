@@ -1,0 +1,83 @@
+r"""The Wasserstein-1 distance on the line, $W_1 = \int |F - G|\, dx$."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+import numpy as np
+import ot
+from numpy.typing import ArrayLike, NDArray
+from torch import Tensor
+
+from sigdeg.metrics.moments import scalars
+
+__all__ = ["Law", "w1_exact", "w1_samples"]
+
+Floats = NDArray[np.float64]
+
+
+class Law(Protocol):
+    r"""A law on the line with a finite mean, by its distribution function $F$."""
+
+    @property
+    def mean(self) -> float:
+        """The expectation."""
+
+    def cdf(self, x: ArrayLike) -> Floats:
+        """$F(x)$."""
+
+    def quantile(self, p: ArrayLike) -> Floats:
+        r"""The inverse of $F$, for p in (0, 1)."""
+
+    def integrated_cdf(self, x: ArrayLike) -> Floats:
+        r"""$\int_{-\infty}^x F$."""
+
+
+def w1_exact(samples: Tensor | NDArray[np.floating], law: Law) -> float:
+    r"""The exact distance between the empirical law of samples and a known law.
+
+    Between two neighbours of the sorted samples $x_1 \le \dots \le x_n$ the empirical distribution
+    function is the constant $i/n$, which $F$ crosses once at most, at its quantile $q$; where it
+    does not, $q$ is an end of the interval. With $I(x) = \int_{-\infty}^x F$,
+
+    $$ \int_{x_i}^{x_{i+1}} |i/n - F| = \frac in (2q - x_i - x_{i+1}) + I(x_i) + I(x_{i+1}) - 2I(q).
+    $$
+
+    The tails are $I(x_1)$ on the left and $E[X] - x_n + I(x_n)$ on the right. Nothing is
+    approximated: the distance keeps the sampling floor of n samples and no other error.
+
+    Arguments:
+        samples: The n samples, with shape (n,) or (n, 1).
+        law: The law they should have.
+
+    Returns:
+        The distance, in the unit of the samples.
+
+    Raises:
+        SigdegError: If the samples are empty, not one-dimensional or not finite.
+    """
+    x = np.sort(scalars(samples))
+    levels = np.arange(1, len(x)) / len(x)
+    f = law.cdf(x)
+    q = np.where(f[:-1] < levels, x[1:], x[:-1])
+    crossed = (f[:-1] < levels) & (levels < f[1:])  # about sqrt(n) of n: quantiles are dear
+    q[crossed] = law.quantile(levels[crossed])
+    at_x, at_q = law.integrated_cdf(x), law.integrated_cdf(q)
+    inner = levels * (2 * q - x[:-1] - x[1:]) + at_x[:-1] + at_x[1:] - 2 * at_q
+    return float(at_x[0] + inner.sum() + law.mean - x[-1] + at_x[-1])
+
+
+def w1_samples(a: Tensor | NDArray[np.floating], b: Tensor | NDArray[np.floating]) -> float:
+    """The distance between the empirical laws of two sets of samples, by POT.
+
+    Arguments:
+        a: Samples, with shape (n,) or (n, 1).
+        b: Samples, with shape (k,) or (k, 1); k may differ from n.
+
+    Returns:
+        The distance, in the unit of the samples.
+
+    Raises:
+        SigdegError: If a set is empty, not one-dimensional or not finite.
+    """
+    return float(ot.wasserstein_1d(scalars(a), scalars(b), p=1))

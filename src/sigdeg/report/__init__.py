@@ -1,0 +1,22 @@
+"""The report of a run: one offline HTML page, and the plots that experiments share."""
+
+from sigdeg.report.html import write_report
+from sigdeg.report.plots import (
+    histogram_plot,
+    image_grid,
+    quality_plot,
+    training_plot,
+    trajectories_plot,
+)
+from sigdeg.report.style import colour, use_style
+
+__all__ = [
+    "colour",
+    "histogram_plot",
+    "image_grid",
+    "quality_plot",
+    "training_plot",
+    "trajectories_plot",
+    "use_style",
+    "write_report",
+]

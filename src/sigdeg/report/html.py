@@ -1,0 +1,155 @@
+"""The report: `results.json` and its figures as one HTML page that needs nothing else."""
+
+from __future__ import annotations
+
+import base64
+import json
+from collections.abc import Mapping
+from io import BytesIO
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from PIL import Image
+
+from sigdeg.errors import SigdegError
+from sigdeg.files import atomic_write, read_json
+from sigdeg.report.headline import headline
+from sigdeg.report.plots import quality_plot, training_plot
+from sigdeg.report.rows import read_results
+from sigdeg.report.style import DPI
+from sigdeg.report.table import cost_table, metric_name, result_table
+
+__all__ = ["write_report"]
+
+CSS_DPI = 96
+
+ENVIRONMENT = Environment(
+    loader=PackageLoader("sigdeg", "report"),
+    autoescape=True,
+    undefined=StrictUndefined,
+    trim_blocks=True,
+    lstrip_blocks=True,
+)
+
+
+class Picture(NamedTuple):
+    """An image inside the page; width and height are CSS pixels."""
+
+    source: str
+    caption: str
+    width: int
+    height: int
+
+
+def write_report(folder: Path) -> Path:
+    """Write `report.html` into a run folder, and the plots it needs into `figures/`.
+
+    The page is one file: images and style are inside it, it runs no script and fetches nothing. It
+    depends on the folder's content alone: written twice it is the same to the byte.
+
+    Arguments:
+        folder: A run folder with `results.json`, and `config.json` if there is one.
+
+    Returns:
+        The path of the page.
+
+    Raises:
+        SigdegError: If `results.json`, `config.json` or a figure is missing or damaged, or the
+            folder cannot be written to.
+    """
+    folder = Path(folder)
+    results = read_results(folder / "results.json")
+    config = folder / "config.json"
+    top = headline(results)
+    page = ENVIRONMENT.get_template("template.html.j2").render(
+        results=results,
+        title=results.get("title") or results.get("experiment") or folder.name,
+        headline=top,
+        table=result_table(results, top.row if top else None),
+        costs=cost_table(results),
+        quality=quality_picture(folder, results),
+        training=training_picture(folder, results),
+        pictures=[
+            picture(folder / figure["file"], figure.get("caption", ""))
+            for figure in results.get("figures") or []
+        ],
+        usage=usage(results),
+        counts=counts(results),
+        config=json.dumps(read_json(config), indent=2) if config.exists() else None,
+    )
+    report = folder / "report.html"
+    atomic_write(report, lambda temporary: temporary.write_text(page, encoding="utf-8"))
+    return report
+
+
+def quality_picture(folder: Path, results: Mapping[str, Any]) -> Picture | None:
+    """Quality against network calls, where a quality metric is named and rows have it."""
+    quality = results.get("quality")
+    if not quality or not any(quality["metric"] in row["metrics"] for row in results["rows"]):
+        return None
+    path = folder / "figures" / "quality.png"
+    quality_plot(results["rows"], results["floor"], quality, path)
+    return picture(
+        path,
+        "Quality against the network calls one sample costs. Bars are one standard deviation. "
+        "The floor is what two independent sets of real data score against each other.",
+    )
+
+
+def training_picture(folder: Path, results: Mapping[str, Any]) -> Picture | None:
+    """Training curves, where there are any."""
+    training = {
+        label: points for label, points in (results.get("training") or {}).items() if points
+    }
+    if not training:
+        return None
+    path = folder / "figures" / "training.png"
+    training_plot(training, path)
+    return picture(path, "Loss on training data and on data held out.")
+
+
+def picture(path: Path, caption: str) -> Picture:
+    """An image file as part of the page.
+
+    Raises:
+        SigdegError: If it is missing or no whole image.
+    """
+    try:
+        content = path.read_bytes()
+        with Image.open(BytesIO(content)) as image:
+            image.load()
+            kind = Image.MIME[image.format or ""]
+            width, height = (round(side * CSS_DPI / DPI) for side in image.size)
+    except (OSError, KeyError, SyntaxError, ValueError) as error:
+        raise SigdegError(f"figure {path} is missing or damaged: {error}") from None
+    source = f"data:{kind};base64,{base64.b64encode(content).decode()}"
+    return Picture(source, caption, width, height)
+
+
+def usage(results: Mapping[str, Any]) -> tuple[str, str] | None:
+    """Three lines of Python and one of shell that draw from the student, or None without one."""
+    student = results.get("student")
+    if not student:
+        return None
+    steps = (results.get("example") or {}).get("steps")
+    python = (
+        "from sigdeg import SignatureStudent, sample\n"
+        f'student = SignatureStudent.from_pretrained("{student}")\n'
+        f"x = sample(student, student.grid({steps or ''}), (16, *student.sample_shape), "
+        "seeds=range(16))"
+    )
+    option = f" --steps {steps}" if steps else ""
+    return python, f"sigdeg sample {student} -n 16{option} --seed 0 --out samples"
+
+
+def counts(results: Mapping[str, Any]) -> dict[str, str]:
+    """For each metric over how many draws or seeds it is averaged."""
+    found: dict[str, set[int]] = {}
+    for metrics in [*(row["metrics"] for row in results["rows"]), results["floor"]]:
+        for key, summary in metrics.items():
+            if summary.get("n"):
+                found.setdefault(key, set()).add(int(summary["n"]))
+    return {
+        metric_name(key): " or ".join(str(n) for n in sorted(many)) for key, many in found.items()
+    }

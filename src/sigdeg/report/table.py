@@ -1,0 +1,118 @@
+"""The tables of a report: what came out, beside the floor and the paper's rows; what it cost."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+from sigdeg.report.rows import Row, arrange, compact, details, digits, metric_text
+from sigdeg.report.style import look
+
+__all__ = ["Line", "Table", "cost_table", "metric_name", "result_table"]
+
+NAMES = {
+    "w1_exact": "W1, exact law",
+    "w1_2000": "W1, 2,000 samples",
+    "variance_2000": "Variance score, 2,000 samples",
+    "w1": "W1",
+    "iw1": "W1 of increments",
+    "fid": "FID",
+    "kid": "KID",
+    "tv": "Total variation",
+    "self_bleu": "Self-BLEU",
+}
+SIZES = ((1e9, "G"), (1e6, "M"), (1e3, "k"), (1.0, ""))
+DURATIONS = ((3600.0, " h"), (60.0, " min"), (1.0, " s"))
+Column = Callable[[Row], tuple[str, str]]  # the text of a cell and of its deviation
+
+
+def column(key: str, text: Callable[[Any], str]) -> Column:
+    """A column of plain values; where a row has none the cell is empty."""
+    return lambda row: ("" if row.get(key) is None else text(row[key]), "")
+
+
+KEYS = {
+    "Steps": column("steps", "{:,}".format),
+    "Order": column("order", "{:,}".format),
+    "Calls": column("nfe", "{:,}".format),
+}
+SPEED = {
+    "Seconds": column("seconds", digits),
+    "Speed\N{NON-BREAKING HYPHEN}up": column("speedup", lambda times: f"{digits(times, 2)}×"),
+}
+COSTS = {
+    "Weights": column("params", lambda n: compact(n, SIZES)),
+    "Training time": column("train_seconds", lambda s: compact(s, DURATIONS)),
+    "Teacher calls": column("teacher_nfe", lambda n: compact(n, SIZES)),
+}
+
+
+class Line(NamedTuple):
+    """A row as text: kind `own`, `best`, `floor` or `paper`; cells are (text, deviation)."""
+
+    kind: str
+    name: str
+    details: str
+    colour: str
+    cells: list[tuple[str, str]]
+
+
+class Table(NamedTuple):
+    """Titles of the columns after the first, and the lines."""
+
+    titles: list[str]
+    lines: list[Line]
+
+
+def metric_name(key: str) -> str:
+    """A metric's name as a reader knows it."""
+    return NAMES.get(key, key.replace("_", " ").capitalize())
+
+
+def metric_column(key: str) -> Column:
+    """A column of one metric."""
+    return lambda row: metric_text(row["metrics"].get(key))
+
+
+def result_table(results: Mapping[str, Any], best: Row | None) -> Table:
+    """What came out.
+
+    Arguments:
+        results: As `read_results` returns them.
+        best: The row the headline speaks of.
+
+    Returns:
+        Own rows by method, most calls first; then the floor; then the paper's rows.
+    """
+    own, paper, floor = results["rows"], results["paper"], results["floor"]
+    rows: list[tuple[str, Row]] = [("best" if row is best else "own", row) for row in arrange(own)]
+    if floor:
+        rows.append(("floor", {"method": "Floor", "metrics": floor}))
+    rows += [("paper", row) for row in paper]
+
+    quality = results.get("quality") or {}
+    arrow = " ↓" if quality.get("lower_is_better", True) else " ↑"
+    metrics = {
+        metric_name(key) + (arrow if key == quality.get("metric") else ""): metric_column(key)
+        for key in dict.fromkeys(key for _, row in rows for key in row["metrics"])
+    }
+    return lay(rows, KEYS | metrics | SPEED)
+
+
+def cost_table(results: Mapping[str, Any]) -> Table:
+    """What it took to train the networks, for the rows that say so."""
+    rows = [row for row in arrange(results["rows"]) if row.get("train_seconds") is not None]
+    return lay([("own", row) for row in rows], KEYS | COSTS)
+
+
+def lay(rows: Sequence[tuple[str, Row]], columns: Mapping[str, Column]) -> Table:
+    """Write rows of given kinds into columns; a column nobody fills is left out."""
+    filled = [title for title in columns if any(columns[title](row)[0] for _, row in rows)]
+    lines = []
+    for kind, row in rows:
+        told = details(row, [other for k, other in rows if (k == "paper") == (kind == "paper")])
+        told = ["real data against real data"] if kind == "floor" else told
+        style = look(row["method"])
+        cells = [columns[title](row) for title in filled]
+        lines.append(Line(kind, style.name, ", ".join(told), style.colour, cells))
+    return Table(filled, lines)

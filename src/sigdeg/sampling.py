@@ -1,0 +1,150 @@
+r"""Sampling: march a step over a grid, each sample on its own stream of noise.
+
+    grid[0] = t_max > grid[1] > ... > grid[K] = 0         K steps, the last one the final denoise
+
+Every sample owns a generator: it draws the starting noise, then one signature a step. Hence the
+same seed is driven by the same noise, to the bit, in any batch and any splitting into batches, and
+gives the same sample up to the rounding of the network's own kernels.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from itertools import pairwise
+from typing import Any
+
+import torch
+from torch import Generator, Tensor, nn
+from tqdm.auto import tqdm
+
+from sigdeg.errors import SigdegError
+from sigdeg.grids import check_grid
+from sigdeg.signature import PartialSignature, randn
+from sigdeg.steps import Step
+
+__all__ = ["march", "sample", "seed_generators"]
+
+Callback = Callable[[int, Tensor, Tensor], None]
+
+
+def seed_generators(seeds: Sequence[int]) -> list[Generator]:
+    """One CPU generator a seed.
+
+    Raises:
+        SigdegError: If a seed is negative or has more than 63 bits.
+    """
+    if any(not 0 <= int(seed) < 2**63 for seed in seeds):
+        raise SigdegError("seeds must lie between 0 and 2^63 - 1")
+    return [Generator().manual_seed(int(seed)) for seed in seeds]
+
+
+def march(
+    step: Step,
+    x: Tensor,
+    grid: Tensor | Sequence[float],
+    signatures: Iterable[PartialSignature],
+    callback: Callback | None = None,
+    **condition: Any,
+) -> Tensor:
+    r"""Compose a step over a grid, driven by given signatures.
+
+    Arguments:
+        step: Any `Step`.
+        x: State at the first time of the grid, shape (batch, \*).
+        grid: Decreasing times, K + 1 values.
+        signatures: One signature a step.
+        callback: Called as `callback(k, time, x)` after each step, k = 1 ... K.
+        condition: Passed on to the network.
+
+    Returns:
+        The state at the last time of the grid.
+    """
+    grid = check_grid(grid)
+    for k, ((t, s), signature) in enumerate(zip(pairwise(grid), signatures, strict=True), start=1):
+        x = step(x, t, s, signature, **condition)
+        if callback is not None:
+            callback(k, s, x)
+    return x
+
+
+@torch.no_grad()
+def sample(
+    step: Step,
+    grid: Tensor | Sequence[float],
+    shape: Sequence[int],
+    seeds: Sequence[int] | None = None,
+    generator: Generator | Sequence[Generator] | None = None,
+    callback: Callback | None = None,
+    progress: bool = False,
+    batch_size: int | None = None,
+    device: torch.device | str | None = None,
+    dtype: torch.dtype = torch.float32,
+    **condition: Tensor,
+) -> Tensor:
+    r"""Draw samples by marching a step from pure noise to the data.
+
+    Arguments:
+        step: Any `Step`: the teacher's, a training-free one, a student.
+        grid: Decreasing times; end it at 0 for the final denoise (see `sigdeg.grids`).
+        shape: Shape of the samples, (n, \*).
+        seeds: One seed a sample: sample i depends on its seed alone.
+        generator: One shared generator (fast for many small samples), or one a sample.
+        callback: Called as `callback(k, time, x)` for every batch: with the noise (k = 0), then
+            after each step k.
+        progress: Show a progress bar over batches and steps.
+        batch_size: Split into batches of at most this many samples (default: all at once).
+        device: Where to compute (default: where the step's weights are); samples are the same on
+            every device up to rounding.
+        dtype: Type of the samples.
+        condition: Passed on to the network, each with n rows.
+
+    Returns:
+        The samples, with shape `shape`.
+
+    Raises:
+        SigdegError: If the grid does not decrease, seeds do not match the shape, or a sample is not
+            finite.
+    """
+    grid = check_grid(grid)
+    n, *rest = shape
+    if seeds is not None and generator is not None:
+        raise SigdegError("give either seeds or a generator, not both")
+    source: Generator | Sequence[Generator] | None = generator
+    if seeds is not None:
+        source = seed_generators(seeds)
+    if isinstance(source, Sequence) and len(source) != n:
+        raise SigdegError(f"{len(source)} seeds were given for {n} samples: give one a sample")
+    for key, value in condition.items():
+        if len(value) != n:
+            raise SigdegError(f"condition {key} has {len(value)} rows for {n} samples")
+    batch_size = n if batch_size is None else batch_size
+    if n and batch_size < 1:
+        raise SigdegError(f"batch_size must be at least 1, got {batch_size}")
+    if device is None and isinstance(step, nn.Module):
+        device = next((p.device for p in step.parameters()), None)
+    samples = torch.empty(*shape, dtype=dtype, device=device)
+    starts = range(0, n, batch_size) if n else range(0)
+    steps = len(grid) - 1
+    with tqdm(total=steps * len(starts), disable=not progress, unit="step") as bar:
+
+        def report(k: int, time: Tensor, x: Tensor) -> None:
+            bar.update()
+            if callback is not None:
+                callback(k, time, x)
+
+        for start in starts:
+            rows = slice(start, min(start + batch_size, n))
+            own = source[rows] if isinstance(source, Sequence) else source
+            size = (rows.stop - rows.start, *rest)
+            x = float(step.schedule.sigma(grid[0])) * randn(size, own, dtype, device)
+            drawn = (
+                PartialSignature.sample(t - s, size, step.order, own, dtype, device)
+                for t, s in pairwise(grid)
+            )
+            if callback is not None:
+                callback(0, grid[0], x)
+            given = {key: value[rows] for key, value in condition.items()}
+            samples[rows] = march(step, x, grid, drawn, report, **given)
+    if not bool(torch.isfinite(samples).all()):
+        raise SigdegError("sampling gave NaN or infinite values: the model or the grid is broken")
+    return samples

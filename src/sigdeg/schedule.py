@@ -1,0 +1,336 @@
+r"""Noise schedules: two scalars of time say everything.
+
+A schedule maps a time $t \in [0, 1]$, data at 0 and noise at 1, to $(\alpha_t, \sigma_t)$ with
+$x_t = \alpha_t x_0 + \sigma_t \varepsilon$. The forward SDE $dX = f(t) X dt + g(t) dW$ follows:
+
+$$ f = \frac{d \log \alpha_t}{dt}, \qquad
+   g^2 = \frac{d \sigma_t^2}{dt} - 2 f \sigma_t^2 = -2 \sigma_t^2 \frac{d \lambda_t}{dt},
+   \qquad \lambda_t = \log \frac{\alpha_t}{\sigma_t}. $$
+
+References:
+    Song et al., *Score-based generative modeling through SDEs* (arXiv 2011.13456).
+    Karras et al., *Elucidating the design space* (arXiv 2206.00364).
+    Kingma et al., *Variational diffusion models* (arXiv 2107.00630).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import math
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from sigdeg.errors import SigdegError
+
+__all__ = [
+    "EDM",
+    "Cosine",
+    "DiscreteVP",
+    "RectifiedFlow",
+    "Schedule",
+    "VPLinear",
+    "expand",
+    "from_scheduler",
+    "schedule_from_config",
+]
+
+
+def expand(scalar: Tensor, x: Tensor) -> Tensor:
+    r"""Broadcast a scalar or a (batch,) tensor against a state (batch, \*), in its type."""
+    scalar = scalar.to(x) if scalar.ndim else scalar.to(x.dtype)
+    return scalar.reshape(scalar.shape + (1,) * (x.ndim - 1)) if scalar.ndim else scalar
+
+
+class Schedule(ABC):
+    """Abstract schedule. The reverse SDE is integrated over [t_min, t_max], inside [0, 1]."""
+
+    @property
+    @abstractmethod
+    def t_min(self) -> float:
+        """Where the reverse SDE ends; the step from there to 0 is the final denoise."""
+
+    @property
+    @abstractmethod
+    def t_max(self) -> float:
+        """Where sampling starts from pure noise."""
+
+    @abstractmethod
+    def alpha(self, t: Tensor) -> Tensor:
+        r"""Signal scale $\alpha_t$, with the shape of `t`."""
+
+    @abstractmethod
+    def sigma(self, t: Tensor) -> Tensor:
+        r"""Noise scale $\sigma_t$, with the shape of `t`."""
+
+    @abstractmethod
+    def drift(self, t: Tensor) -> Tensor:
+        r"""Linear drift $f(t) = d \log \alpha_t / dt$ of the forward SDE."""
+
+    @abstractmethod
+    def diffusion(self, t: Tensor) -> Tensor:
+        r"""Diffusion coefficient $g(t)$ of the forward SDE."""
+
+    def log_snr(self, t: Tensor) -> Tensor:
+        r"""Log signal-to-noise ratio $\lambda_t = \log(\alpha_t / \sigma_t)$, decreasing in t."""
+        return torch.log(self.alpha(t)) - torch.log(self.sigma(t))
+
+    def timestep(self, t: Tensor) -> Tensor:
+        """The time in the units that the network was trained with (default: t itself)."""
+        return t
+
+    @property
+    def prior_std(self) -> float:
+        r"""Standard deviation of the noise that sampling starts from, $\sigma_{t_{max}}$."""
+        return float(self.sigma(torch.tensor(self.t_max, dtype=torch.float64)))
+
+    def config(self) -> dict[str, Any]:
+        """Parameters as JSON values; `schedule_from_config` rebuilds the schedule."""
+        assert dataclasses.is_dataclass(self)
+        return {"kind": type(self).__name__, **dataclasses.asdict(self)}
+
+
+@dataclass(frozen=True)
+class VPLinear(Schedule):
+    r"""Variance preserving, linear rate $\beta(t) = \beta_0 + t (\beta_1 - \beta_0)$.
+
+    $\log \alpha_t = -\tfrac12 \int_0^t \beta$, $\sigma_t^2 = 1 - \alpha_t^2$, $f = -\beta / 2$,
+    $g = \sqrt{\beta}$. With the defaults this is the DDPM schedule in continuous time.
+    """
+
+    beta_min: float = 0.1
+    beta_max: float = 20.0
+    t_min: float = 1e-3
+    t_max: float = 1.0
+
+    def _log_alpha(self, t: Tensor) -> Tensor:
+        return -(self.beta_min * t / 2 + (self.beta_max - self.beta_min) * t**2 / 4)
+
+    def alpha(self, t: Tensor) -> Tensor:
+        return torch.exp(self._log_alpha(t))
+
+    def sigma(self, t: Tensor) -> Tensor:
+        return torch.sqrt(-torch.expm1(2 * self._log_alpha(t)))
+
+    def drift(self, t: Tensor) -> Tensor:
+        return -(self.beta_min + t * (self.beta_max - self.beta_min)) / 2
+
+    def diffusion(self, t: Tensor) -> Tensor:
+        return torch.sqrt(self.beta_min + t * (self.beta_max - self.beta_min))
+
+
+@dataclass(frozen=True)
+class Cosine(Schedule):
+    r"""Cosine: $\alpha_t = \cos(\pi t / 2)$, $\sigma_t = \sin(\pi t / 2)$.
+
+    $f = -\tfrac{\pi}{2} \tan(\pi t / 2)$ is infinite at $t = 1$, hence `t_max` < 1; $g^2 = -2 f$.
+    """
+
+    t_min: float = 1e-3
+    t_max: float = 0.995
+
+    def alpha(self, t: Tensor) -> Tensor:
+        return torch.cos(math.pi / 2 * t)
+
+    def sigma(self, t: Tensor) -> Tensor:
+        return torch.sin(math.pi / 2 * t)
+
+    def drift(self, t: Tensor) -> Tensor:
+        return -math.pi / 2 * torch.tan(math.pi / 2 * t)
+
+    def diffusion(self, t: Tensor) -> Tensor:
+        return torch.sqrt(math.pi * torch.tan(math.pi / 2 * t))
+
+
+@dataclass(frozen=True)
+class EDM(Schedule):
+    r"""Variance exploding, in the time of Karras et al.: $\sigma_t = \sigma_{max} t^\rho$.
+
+    $\alpha_t = 1$ and $t_{min} = (\sigma_{min} / \sigma_{max})^{1/\rho}$. A uniform grid on
+    [t_min, 1] is exactly their $\rho$-spaced grid of noise levels. Networks see
+    $\log(\sigma) / 4$.
+    """
+
+    sigma_min: float = 0.002
+    sigma_max: float = 80.0
+    rho: float = 7.0
+
+    @property
+    def t_min(self) -> float:
+        """Time at which the noise is `sigma_min`."""
+        return float((self.sigma_min / self.sigma_max) ** (1 / self.rho))
+
+    @property
+    def t_max(self) -> float:
+        """Time at which the noise is `sigma_max`."""
+        return 1.0
+
+    def alpha(self, t: Tensor) -> Tensor:
+        return torch.ones_like(t)
+
+    def sigma(self, t: Tensor) -> Tensor:
+        return self.sigma_max * t**self.rho
+
+    def drift(self, t: Tensor) -> Tensor:
+        return torch.zeros_like(t)
+
+    def diffusion(self, t: Tensor) -> Tensor:
+        return self.sigma_max * torch.sqrt(2 * self.rho * t ** (2 * self.rho - 1))
+
+    def timestep(self, t: Tensor) -> Tensor:
+        return torch.log(self.sigma(t)) / 4
+
+
+@dataclass(frozen=True)
+class RectifiedFlow(Schedule):
+    r"""Straight paths: $\alpha_t = 1 - \sigma_t$, $\sigma_t = k t / (1 + (k - 1) t)$, shift $k$.
+
+    With $k = 1$, $f = -1 / (1 - t)$ and $g^2 = 2 t / (1 - t)$. A shift (SD3, Flux) spends more of a
+    uniform grid at high noise. Networks see `timesteps` * sigma.
+    """
+
+    shift: float = 1.0
+    timesteps: float = 1.0
+    t_min: float = 1e-3
+    t_max: float = 0.999
+
+    def sigma(self, t: Tensor) -> Tensor:
+        return self.shift * t / (1 + (self.shift - 1) * t)
+
+    def alpha(self, t: Tensor) -> Tensor:
+        return (1 - t) / (1 + (self.shift - 1) * t)
+
+    def _rate(self, t: Tensor) -> Tensor:
+        """Derivative of sigma."""
+        return self.shift / (1 + (self.shift - 1) * t) ** 2
+
+    def drift(self, t: Tensor) -> Tensor:
+        return -self._rate(t) / self.alpha(t)
+
+    def diffusion(self, t: Tensor) -> Tensor:
+        return torch.sqrt(2 * self.sigma(t) * self._rate(t) / self.alpha(t))
+
+    def timestep(self, t: Tensor) -> Tensor:
+        return self.timesteps * self.sigma(t)
+
+
+@dataclass(frozen=True)
+class DiscreteVP(Schedule):
+    r"""Variance preserving, given at N integer timesteps by $\bar\alpha_i = \alpha^2$.
+
+    Timestep $i$ is time $t = (i + 1) / N$. Between timesteps the log-SNR is interpolated linearly,
+    below the first it is extrapolated, and $t = 0$ is clean data. Hence
+    $f = \sigma^2 d\lambda/dt$, $g^2 = -2 \sigma^2 d\lambda/dt$.
+
+    Arguments:
+        log_snrs: $\lambda$ at the timesteps, strictly decreasing, N >= 2 values.
+    """
+
+    log_snrs: tuple[float, ...]
+
+    @classmethod
+    def from_alphas_cumprod(cls, alphas_cumprod: Tensor) -> DiscreteVP:
+        """From the table of diffusers' schedulers; a terminal SNR of zero is kept just above it."""
+        a = alphas_cumprod.double().clamp(max=1 - 2.0**-24)
+        # Some schedulers write 2^-24 for zero, which may lie above the value before it.
+        if len(a) > 1 and not 0 < float(a[-1]) < float(a[-2]):
+            a[-1] = a[-2] / 2
+        return cls(tuple((torch.log(a / (1 - a)) / 2).tolist()))
+
+    def __post_init__(self) -> None:
+        if len(self.log_snrs) < 2 or not bool((self._table.diff() < 0).all()):
+            raise SigdegError("a discrete schedule needs at least 2 strictly decreasing log-SNRs")
+
+    @functools.cached_property
+    def _table(self) -> Tensor:
+        return torch.tensor(self.log_snrs, dtype=torch.float64)
+
+    @property
+    def t_min(self) -> float:
+        """Time of the first timestep, 1 / N."""
+        return 1 / len(self.log_snrs)
+
+    @property
+    def t_max(self) -> float:
+        """Time of the last timestep."""
+        return 1.0
+
+    def _segment(self, t: Tensor) -> tuple[Tensor, Tensor]:
+        """Log-SNR and its slope in t."""
+        table = self._table.to(t.device)
+        position = t.double() * len(table) - 1
+        left = position.floor().clamp(0, len(table) - 2).long()
+        slope = table[left + 1] - table[left]
+        return table[left] + slope * (position - left), slope * len(table)
+
+    def log_snr(self, t: Tensor) -> Tensor:
+        value, _ = self._segment(t)
+        return torch.where(t > 0, value, torch.inf).to(t.dtype)
+
+    def alpha(self, t: Tensor) -> Tensor:
+        return torch.sigmoid(2 * self.log_snr(t)).sqrt()
+
+    def sigma(self, t: Tensor) -> Tensor:
+        return torch.sigmoid(-2 * self.log_snr(t)).sqrt()
+
+    def drift(self, t: Tensor) -> Tensor:
+        return self.sigma(t) ** 2 * self._segment(t)[1].to(t.dtype)
+
+    def diffusion(self, t: Tensor) -> Tensor:
+        return self.sigma(t) * torch.sqrt(-2 * self._segment(t)[1]).to(t.dtype)
+
+    def timestep(self, t: Tensor) -> Tensor:
+        return t * len(self.log_snrs) - 1
+
+
+def schedule_from_config(config: dict[str, Any]) -> Schedule:
+    """Rebuild a schedule from `Schedule.config()`.
+
+    Raises:
+        SigdegError: If the kind is unknown or a parameter does not belong to it.
+    """
+    kinds = {c.__name__: c for c in (VPLinear, Cosine, EDM, RectifiedFlow, DiscreteVP)}
+    parameters = dict(config)
+    kind = parameters.pop("kind", None)
+    if kind not in kinds:
+        raise SigdegError(f"unknown schedule {kind!r}: choose from {', '.join(kinds)}")
+    if "log_snrs" in parameters:
+        parameters["log_snrs"] = tuple(parameters["log_snrs"])
+    try:
+        schedule: Schedule = kinds[kind](**parameters)
+    except TypeError as error:
+        raise SigdegError(f"schedule {kind}: {error}") from None
+    return schedule
+
+
+def from_scheduler(scheduler: Any) -> Schedule:
+    """The schedule behind a diffusers scheduler.
+
+    Any scheduler with `alphas_cumprod` (DDPM, DDIM, Euler, DPM-Solver, UniPC ...) becomes a
+    `DiscreteVP`, in variance-preserving coordinates; EDM schedulers become `EDM`; flow-matching
+    ones become `RectifiedFlow` with their shift.
+
+    Raises:
+        SigdegError: If the scheduler belongs to none of these families.
+    """
+    config = dict(scheduler.config)
+    if "sigma_data" in config:
+        if config.get("sigma_schedule", "karras") != "karras":
+            raise SigdegError("only the karras sigma_schedule of EDM schedulers is supported")
+        return EDM(
+            **{key: config[key] for key in ("sigma_min", "sigma_max", "rho") if key in config}
+        )
+    if config.get("use_flow_sigmas"):  # such a scheduler has alphas_cumprod too, and ignores them
+        return RectifiedFlow(config["flow_shift"], float(config["num_train_timesteps"]))
+    if hasattr(scheduler, "alphas_cumprod"):
+        return DiscreteVP.from_alphas_cumprod(scheduler.alphas_cumprod)
+    if "shift" in config:
+        return RectifiedFlow(config["shift"] or 1.0, float(config["num_train_timesteps"]))
+    raise SigdegError(
+        f"no schedule is known for {type(scheduler).__name__}: "
+        "it has neither alphas_cumprod, nor sigma_data, nor a flow shift"
+    )

@@ -1,0 +1,295 @@
+r"""The student: one learned coarse step of the reverse SDE, driven by a partial signature.
+
+`plain` is the paper's (Eq. 9): $x_s = x_t + N_\theta(x_t, t, (h, W, A))$.
+
+`warm`, the default, is the exponential step with a network in the place of the posterior mean,
+
+$$ x_s = a\, x_t + b\, D_\theta(x_t, t, s, c) + \sum_k w_k c_k, $$
+
+with $a, b$ of `exponential_coefficients` and $w$ the closed-form linear response. The network is
+the teacher's own, its input widened by the coefficients and by features of $s$ whose weights start
+at zero: before any training the student already *is* its teacher's exponential step (with
+`data_std` = 0, in law, an ancestral sampler).
+
+Both are conditioned on t and s: one student can serve any grid.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+import torch
+from torch import Tensor, nn
+
+from sigdeg.denoiser import NetworkDenoiser, Prediction, posterior_mean, scale_input, unwrap, wide
+from sigdeg.errors import SigdegError
+from sigdeg.files import find_folder, load_weights, read_json, save_json, save_tensors
+from sigdeg.grids import Spacing, coarse_grid
+from sigdeg.networks import build_network, network_config, sinusoidal, widen
+from sigdeg.schedule import Schedule, expand, schedule_from_config
+from sigdeg.signature import PartialSignature
+from sigdeg.steps import Time, exponential_coefficients, response, weigh
+
+__all__ = ["ResidualNoise", "SignatureStudent"]
+
+ResidualNoise = Literal["gaussian", "energy"]
+STEP_FEATURES = 16  # sinusoidal features of s, as constant maps beside the coefficients
+
+
+class SignatureStudent(nn.Module):
+    r"""A learned step; see the module's docstring for the formula.
+
+    Arguments:
+        network: Called as `network(inputs, timestep, **condition)` with
+            `in_channels(channels, order, kind)` input channels.
+        schedule: The schedule of the teacher.
+        channels: Channels of the state: its size along dimension 1.
+        order: The number m of signature coefficients the network sees.
+        kind: `warm` or `plain`.
+        prediction_type: What a warm network predicts, see `posterior_mean`.
+        data_std: The data's standard deviation: the linear response assumes it, and `edm` does.
+            0 makes the untrained warm step the ancestral one.
+        residual_noise: What to do about what m coefficients leave open. Regression learns its mean
+            (None, the default). `gaussian` adds a head for its variance, element by element.
+            `energy` gives the network noise as a further input and trains it by the energy score,
+            which learns the whole conditional law. The noise is one more coefficient of the path,
+            independent of those that are seen: `order` of the step is then m + 1.
+        clip: Clamp the predicted mean of a warm student, as the teacher does.
+        steps: Step counts it is trained for, e.g. (10,); several make it elastic.
+        spacing: Spacing of its grids, see `coarse_grid`.
+        power: Exponent of `power` spacing.
+        sample_shape: Shape of one sample, for sampling from a saved student.
+    """
+
+    nfe = 1
+
+    def __init__(
+        self,
+        network: nn.Module,
+        schedule: Schedule,
+        channels: int,
+        order: int = 2,
+        kind: Literal["warm", "plain"] = "warm",
+        prediction_type: Prediction = "edm",
+        data_std: float = 1.0,
+        residual_noise: ResidualNoise | None = None,
+        clip: float | None = None,
+        steps: tuple[int, ...] = (10,),
+        spacing: Spacing = "power",
+        power: float = 1.5,
+        sample_shape: tuple[int, ...] | None = None,
+    ) -> None:
+        super().__init__()
+        if order < 1 or (kind == "plain" and order != 2):
+            raise SigdegError(
+                f"order must be at least 1 (and 2 for the plain student), got {order}"
+            )
+        if residual_noise not in (None, *get_args(ResidualNoise)):
+            raise SigdegError(
+                f"unknown residual noise {residual_noise!r}: gaussian, energy or None"
+            )
+        if kind not in ("warm", "plain"):
+            raise SigdegError(f"unknown kind of student {kind!r}: choose warm or plain")
+        for value, choices in (
+            (prediction_type, get_args(Prediction)),
+            (spacing, get_args(Spacing)),
+        ):
+            if value not in choices:
+                raise SigdegError(f"unknown {value!r}: choose from {', '.join(choices)}")
+        if not steps or min(steps) < 1:
+            raise SigdegError(
+                f"a student needs at least one step count, each at least 1, got {steps}"
+            )
+        self.network = network
+        self._schedule = schedule
+        self.channels = channels
+        self.seen = order
+        self.kind = kind
+        self.prediction_type: Prediction = prediction_type
+        self.data_std = data_std
+        self.residual_noise = residual_noise
+        self.clip = clip
+        self.steps = tuple(steps)
+        self.spacing: Spacing = spacing
+        self.power = power
+        self.sample_shape = tuple(sample_shape) if sample_shape is not None else (channels,)
+
+    @staticmethod
+    def in_channels(
+        channels: int, order: int, kind: str = "warm", residual_noise: str | None = None
+    ) -> int:
+        """Input channels of a student's network: state, coefficients, features of the step."""
+        order += residual_noise == "energy"
+        return channels * (1 + order) + (1 if kind == "plain" else STEP_FEATURES)
+
+    @classmethod
+    def from_denoiser(
+        cls, denoiser: NetworkDenoiser, channels: int, order: int = 2, **options: Any
+    ) -> SignatureStudent:
+        """A warm student that starts as its teacher: the teacher's network, copied and widened.
+
+        Raises:
+            SigdegError: If `options` ask for a plain student, or for another `data_std` than the
+                one an `edm` network was trained with.
+        """
+        if options.get("kind", "warm") != "warm":
+            raise SigdegError("only a warm student starts from a teacher; build a plain one itself")
+        own = denoiser.data_std if denoiser.prediction_type == "edm" else 0.0
+        if options.setdefault("data_std", own) != own and own:
+            raise SigdegError(
+                f"the teacher's network was trained with data_std={own}: leave it out"
+            )
+        noise = options.get("residual_noise")
+        inputs = cls.in_channels(channels, order, residual_noise=noise)
+        outputs = channels * (2 if noise == "gaussian" else 1)
+        network = widen(denoiser.network, inputs, outputs, channels)
+        return cls(
+            network,
+            denoiser.schedule,
+            channels,
+            order,
+            prediction_type=denoiser.prediction_type,
+            clip=denoiser.clip,
+            **options,
+        )
+
+    @property
+    def schedule(self) -> Schedule:
+        """The schedule of the diffusion."""
+        return self._schedule
+
+    @property
+    def order(self) -> int:
+        """Order of the signature the step takes: one more than the network sees, with a head."""
+        return self.seen + (self.residual_noise is not None)
+
+    @property
+    def elastic(self) -> bool:
+        """Whether it serves several step counts."""
+        return len(self.steps) > 1
+
+    def grid(self, steps: int | None = None) -> Tensor:
+        """The grid for a step count (default: the largest it is trained for).
+
+        Raises:
+            SigdegError: If the student is neither trained for that count nor elastic.
+        """
+        steps = max(self.steps) if steps is None else steps
+        if steps not in self.steps and (not self.elastic or steps > max(self.steps)):
+            known = ", ".join(map(str, self.steps))
+            raise SigdegError(f"this student was distilled for {known} steps, got {steps}")
+        return coarse_grid(self.schedule, steps, self.spacing, self.power)
+
+    def forward(
+        self, x: Tensor, t: Time, s: Time, signature: PartialSignature, **condition: Any
+    ) -> Tensor:
+        """One coarse step, see `sigdeg.steps.Step`."""
+        mean, std = self.predict(x, t, s, signature, **condition)
+        return mean if std is None else mean + std * signature.coefficients[:, self.seen]
+
+    def predict(
+        self, x: Tensor, t: Time, s: Time, signature: PartialSignature, **condition: Any
+    ) -> tuple[Tensor, Tensor | None]:
+        r"""Mean and standard deviation of $x_s$ given $x_t$ and the coefficients it sees.
+
+        Returns:
+            The mean, shape (batch, \*), and the standard deviation, or None without a Gaussian
+            head. With `energy` the first is a draw: noise is among the inputs.
+        """
+        t, s = (torch.as_tensor(v, dtype=torch.float64) for v in (t, s))
+        alpha, sigma = expand(self.schedule.alpha(t), x), expand(self.schedule.sigma(t), x)
+        timestep = self.schedule.timestep(t).to(x.device, wide(x)).expand(x.shape[0])
+        if self.kind == "plain":
+            inputs = [
+                x,
+                signature.W,
+                signature.time_integral,
+                maps(expand((t - s)[..., None], x), x),
+            ]
+            if self.residual_noise == "energy":
+                inputs.append(signature.coefficients[:, self.seen])
+            output = unwrap(self.network(torch.cat(inputs, dim=1), timestep, **condition))
+            change, head = output[:, : self.channels], output[:, self.channels :]
+            mean = x + change
+            scale = torch.ones_like(alpha)
+        else:
+            scaled = scale_input(x, alpha, sigma, self.prediction_type, self.data_std)
+            features = sinusoidal(s.reshape(-1).to(x.device), STEP_FEATURES).to(x)
+            seen = self.order if self.residual_noise == "energy" else self.seen
+            inputs = [scaled, signature.coefficients[:, :seen].flatten(1, 2), maps(features, x)]
+            output = unwrap(self.network(torch.cat(inputs, dim=1), timestep, **condition))
+            output, head = output[:, : self.channels], output[:, self.channels :]
+            D = posterior_mean(output, x, alpha, sigma, self.prediction_type, self.data_std)
+            if self.clip is not None:
+                D = D.clamp(-self.clip, self.clip)
+            a, b = (expand(v, x) for v in exponential_coefficients(self.schedule, t, s))
+            w = response(self.schedule, t, s, self.seen, self.data_std)
+            mean = a * x + b * D + weigh(w, signature)
+            scale = b
+        if self.residual_noise != "gaussian":
+            return mean, None
+        # Starts at a twentieth of the scale of the mean: small, yet with a gradient to grow by.
+        return mean, scale * torch.exp(head.clamp(-7, 5) - 3)
+
+    def save_pretrained(self, folder: str | Path) -> None:
+        """Write `config.json` and `model.safetensors`, atomically; the folder is made if needed."""
+        folder = Path(folder)
+        config = {
+            "format": "sigdeg-student",
+            "channels": self.channels,
+            "order": self.seen,
+            "kind": self.kind,
+            "prediction_type": self.prediction_type,
+            "data_std": self.data_std,
+            "residual_noise": self.residual_noise,
+            "clip": self.clip,
+            "steps": list(self.steps),
+            "spacing": self.spacing,
+            "power": self.power,
+            "sample_shape": list(self.sample_shape),
+            "schedule": self.schedule.config(),
+            "network": network_config(self.network),
+        }
+        save_tensors(folder / "model.safetensors", self.network.state_dict())
+        save_json(folder / "config.json", config)
+
+    @classmethod
+    def from_pretrained(
+        cls, path: str | Path, network: nn.Module | None = None
+    ) -> SignatureStudent:
+        """Load a student from a folder, or from a repository id of the Hugging Face hub.
+
+        Arguments:
+            path: Folder written by `save_pretrained`, or a hub id.
+            network: The network, where it is a class of your own; its weights are loaded into it.
+
+        Raises:
+            SigdegError: If the folder is missing, is no student, or its weights are damaged, of
+                another format or of another shape. A pickle is refused, never opened.
+        """
+        folder = find_folder(path)
+        config = read_json(folder / "config.json")
+        if config.pop("format", None) != "sigdeg-student":
+            raise SigdegError(
+                f"{folder} holds no sigdeg student: its config.json is of another kind"
+            )
+        try:
+            description = config.pop("network")
+            network = build_network(description) if network is None else network
+            config["schedule"] = schedule_from_config(config["schedule"])
+            for key in ("steps", "sample_shape"):
+                config[key] = tuple(config[key])
+            student = cls(network, **config)
+        except SigdegError:
+            raise
+        except (AttributeError, KeyError, TypeError, ValueError) as error:
+            raise SigdegError(f"{folder / 'config.json'} does not fit a student: {error}") from None
+        load_weights(student.network, folder / "model.safetensors")
+        return student.eval()
+
+
+def maps(features: Tensor, x: Tensor) -> Tensor:
+    """Features (batch or 1, k) as k constant channels beside a state (batch, channels, *)."""
+    features = features.reshape(features.shape[0], -1, *(1,) * (x.ndim - 2))
+    return features.expand(x.shape[0], -1, *x.shape[2:])

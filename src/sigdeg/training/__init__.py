@@ -1,0 +1,24 @@
+"""Training: one resumable loop for students and teachers, its checkpoints and its folders."""
+
+from sigdeg.training.folder import claim_folder, fingerprint
+from sigdeg.training.loop import (
+    TrainConfig,
+    derive_generator,
+    fit,
+    make_accelerator,
+    resolve_device,
+    seeded,
+)
+from sigdeg.training.teacher import train_teacher
+
+__all__ = [
+    "TrainConfig",
+    "claim_folder",
+    "derive_generator",
+    "fingerprint",
+    "fit",
+    "make_accelerator",
+    "resolve_device",
+    "seeded",
+    "train_teacher",
+]

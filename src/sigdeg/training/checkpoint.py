@@ -1,0 +1,73 @@
+"""Checkpoints: one safetensors file with all that a training needs to go on, written atomically."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from sigdeg.errors import SigdegError
+from sigdeg.files import save_tensors
+
+__all__ = ["load_checkpoint", "save_checkpoint"]
+
+
+def save_checkpoint(
+    path: Path,
+    modules: dict[str, nn.Module],
+    optimizer: Optimizer,
+    extra: dict[str, Tensor],
+    step: int,
+) -> None:
+    """Write modules, optimiser state and further tensors, as they are after `step` steps."""
+    tensors = {f"extra.{name}": value for name, value in extra.items()}
+    for prefix, module in modules.items():
+        tensors |= {f"{prefix}.{name}": value for name, value in module.state_dict().items()}
+    for index, state in optimizer.state_dict()["state"].items():
+        tensors |= {f"optimizer.{index}.{name}": value for name, value in state.items()}
+    save_tensors(path, tensors, {"step": json.dumps(step)})
+
+
+def load_checkpoint(
+    path: Path, modules: dict[str, nn.Module], optimizer: Optimizer
+) -> tuple[int, dict[str, Tensor]]:
+    """Restore what `save_checkpoint` wrote; returns the step and the further tensors.
+
+    Raises:
+        SigdegError: If the file is damaged or belongs to another model.
+    """
+    try:
+        with safe_open(path, "pt") as file:
+            step = int(json.loads(file.metadata()["step"]))
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  # no dict
+    except (SafetensorError, OSError, KeyError, TypeError, ValueError) as error:
+        raise SigdegError(
+            f"{path} is not a whole checkpoint: {error}; delete it to start anew"
+        ) from None
+    groups: dict[str, dict[str, Tensor]] = {}
+    for name, value in tensors.items():
+        prefix, _, rest = name.partition(".")
+        groups.setdefault(prefix, {})[rest] = value
+    try:
+        for prefix, module in modules.items():
+            module.load_state_dict(groups[prefix])
+        whole = optimizer.state_dict()
+        states: dict[int, dict[str, Tensor]] = {}
+        for name, value in groups.get("optimizer", {}).items():
+            index, _, key = name.partition(".")
+            states.setdefault(int(index), {})[key] = value
+        optimizer.load_state_dict({**whole, "state": states})
+    except (KeyError, RuntimeError, ValueError) as error:
+        reason = str(error).splitlines()[0]
+        raise SigdegError(f"{path} belongs to another model: {reason}") from None
+    return step, groups.get("extra", {})
+
+
+def ema_update(average: nn.Module, model: nn.Module, decay: float) -> None:
+    """Move the averaged weights towards the model's: decay * average + (1 - decay) * model."""
+    with torch.no_grad():
+        torch._foreach_lerp_(list(average.parameters()), list(model.parameters()), 1 - decay)

@@ -1,0 +1,100 @@
+r"""Teachers of our own: denoising score matching in the network's own output."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Generator, Tensor, nn
+
+from sigdeg.denoiser import NetworkDenoiser, network_target
+from sigdeg.errors import SigdegError
+from sigdeg.schedule import expand
+from sigdeg.training.folder import claim_folder, fingerprint
+from sigdeg.training.loop import TrainConfig, derive_generator, fit, make_accelerator
+
+__all__ = ["train_teacher"]
+
+HELD_OUT = 1024
+
+
+class DenoisingObjective(nn.Module):
+    r"""Mean square error of the network's output at times spread evenly over the batch.
+
+    Stratified times, $t_i = t_{min} + (t_{max} - t_{min}) (i + U_i) / n$, take most of the variance
+    out of the loss.
+    """
+
+    def __init__(self, denoiser: NetworkDenoiser) -> None:
+        super().__init__()
+        self.denoiser = denoiser
+
+    def forward(self, batch: tuple[Tensor, Tensor, Tensor]) -> Tensor:
+        """Loss for clean data, noise (batch, *) and positions in [0, 1] (batch,)."""
+        clean, noise, position = batch
+        schedule = self.denoiser.schedule
+        t = schedule.t_min + (schedule.t_max - schedule.t_min) * position
+        alpha, sigma = expand(schedule.alpha(t), clean), expand(schedule.sigma(t), clean)
+        kind, std = self.denoiser.prediction_type, self.denoiser.data_std
+        target = network_target(clean, noise, alpha, sigma, kind, std)
+        output = self.denoiser.output(alpha * clean + sigma * noise, t)
+        return nn.functional.mse_loss(output, target)
+
+
+def train_teacher(
+    denoiser: NetworkDenoiser,
+    data: Tensor,
+    out_dir: str | Path,
+    config: TrainConfig | None = None,
+    *,
+    device: str | None = None,
+    progress: bool = True,
+    **options: Any,
+) -> tuple[NetworkDenoiser, Tensor]:
+    r"""Train an unconditional denoiser on clean data; the same call resumes an interrupted one.
+
+    Arguments:
+        denoiser: The denoiser to train; it is left untouched.
+        data: Clean data, shape (n, \*); the last twentieth is held out.
+        out_dir: Folder for checkpoints.
+        config: How to train; single fields can be given as keywords instead.
+        device: Where to compute (default: what accelerate finds).
+        progress: Show a progress bar.
+        options: Fields of `TrainConfig`.
+
+    Returns:
+        The denoiser with averaged weights, and the history (step, training loss, held-out loss).
+    """
+    config = dataclasses.replace(config or TrainConfig(), **options)
+    if len(data) < 20:
+        raise SigdegError(f"a teacher needs at least 20 samples to train on, got {len(data)}")
+    out_dir = Path(out_dir)
+    identity = {
+        **dataclasses.asdict(config),
+        "network": fingerprint(denoiser),
+        "data": fingerprint(data),
+    }
+    accelerator = make_accelerator(config, out_dir, device)
+    if accelerator.is_main_process:
+        claim_folder(out_dir, "teacher.json", identity)
+    accelerator.wait_for_everyone()
+    kept = len(data) - len(data) // 20
+
+    def draw(rows: Tensor, generator: Generator) -> tuple[Tensor, Tensor, Tensor]:
+        clean, n = data[rows], len(rows)
+        noise = torch.randn(clean.shape, generator=generator)
+        position = (torch.arange(n) + torch.rand(n, generator=generator, dtype=torch.float64)) / n
+        device = accelerator.device
+        return clean.to(device), noise.to(device), position.to(device)
+
+    def batch(generator: Generator) -> tuple[Tensor, Tensor, Tensor]:
+        return draw(torch.randint(kept, (config.batch_size,), generator=generator), generator)
+
+    unseen = draw(torch.arange(kept, len(data))[:HELD_OUT], derive_generator(config.seed, 4))
+    objective = DenoisingObjective(denoiser)
+    fitted = fit(
+        objective, batch, unseen, config, accelerator, out_dir, progress=progress, label="teacher"
+    )
+    return fitted.objective.denoiser, fitted.history

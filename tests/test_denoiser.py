@@ -1,0 +1,341 @@
+"""Denoisers against Gaussian conditioning, autograd of log densities and Bayes by brute force."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import pytest
+import torch
+from scipy import integrate, stats
+from torch import Generator, Tensor, nn
+
+from sigdeg.denoiser import (
+    ClassifierFreeGuidance,
+    Denoiser,
+    GaussianDenoiser,
+    GaussianMixtureDenoiser,
+    NetworkDenoiser,
+    Prediction,
+    posterior_mean,
+    unwrap,
+)
+from sigdeg.errors import SigdegError
+from sigdeg.schedule import (
+    EDM,
+    Cosine,
+    DiscreteVP,
+    RectifiedFlow,
+    Schedule,
+    VPLinear,
+    expand,
+)
+
+SCHEDULES: dict[str, Schedule] = {
+    "vp": VPLinear(),
+    "cosine": Cosine(),
+    "edm": EDM(),
+    "flow": RectifiedFlow(shift=2.0, timesteps=1000.0),
+}
+every = pytest.mark.parametrize("schedule", SCHEDULES.values(), ids=SCHEDULES)
+TIMES = torch.tensor([0.02, 0.3, 0.7, 0.98], dtype=torch.float64)
+MEAN, STD = 0.7, 1.3
+MEANS, STDS, WEIGHTS = [-2.0, 0.5, 2.0], [0.5, 0.2, 0.8], [0.5, 0.2, 0.3]
+
+
+def states(*shape: int, seed: int = 0) -> Tensor:
+    return torch.randn(*shape, generator=Generator().manual_seed(seed), dtype=torch.float64)
+
+
+def times(schedule: Schedule) -> Tensor:
+    return schedule.t_min + (schedule.t_max - schedule.t_min) * TIMES
+
+
+def close(actual: Tensor, expected: Tensor, tol: float = 1e-10) -> None:
+    torch.testing.assert_close(actual, expected, rtol=tol, atol=tol)
+
+
+class Stub(nn.Module):
+    """A network that answers with a given function and remembers what it was shown."""
+
+    def __init__(self, answer: Any) -> None:
+        super().__init__()
+        self.answer = answer
+        self.seen: list[Any] = []
+
+    def forward(self, x: Tensor, timestep: Tensor, **condition: Any) -> Any:
+        self.seen.append((x, timestep, condition))
+        return self.answer(x, timestep, **condition)
+
+
+def gaussian_posterior(schedule: Schedule, x: Tensor, t: Tensor) -> Tensor:
+    """E[x_0 | x_t] of N(MEAN, STD^2) by the product of two normal densities (precisions add)."""
+    alpha, sigma = expand(schedule.alpha(t), x), expand(schedule.sigma(t), x)
+    prior, likelihood = 1 / STD**2, (alpha / sigma) ** 2
+    return (prior * MEAN + likelihood * x / alpha) / (prior + likelihood)
+
+
+def exact_output(schedule: Schedule, x: Tensor, t: Tensor, prediction: Prediction) -> Tensor:
+    """What a perfect network answers at the state x, written from the definitions."""
+    alpha, sigma = expand(schedule.alpha(t), x), expand(schedule.sigma(t), x)
+    x0 = gaussian_posterior(schedule, x, t)
+    epsilon = (x - alpha * x0) / sigma
+    match prediction:
+        case "epsilon":
+            return epsilon
+        case "v_prediction":
+            return alpha * epsilon - sigma * x0
+        case "sample":
+            return x0
+        case "score":
+            return -(x - alpha * MEAN) / (alpha**2 * STD**2 + sigma**2)
+        case "flow":
+            return epsilon - x0
+        case "edm":  # Karras et al., Table 1, on the variance-exploding state x / alpha
+            s = sigma / alpha
+            c_skip = STD**2 / (s**2 + STD**2)
+            c_out = s * STD / (s**2 + STD**2).sqrt()
+            return (x0 - c_skip * x / alpha) / c_out
+
+
+PREDICTIONS: list[Prediction] = ["epsilon", "v_prediction", "sample", "score", "flow", "edm"]
+
+
+# --- networks -------------------------------------------------------------------------------------
+
+
+@every
+@pytest.mark.parametrize("prediction", PREDICTIONS)
+def test_every_prediction_becomes_the_same_mean(schedule: Schedule, prediction: Prediction) -> None:
+    t = times(schedule)
+    x = 2 * states(len(t), 3, 2)
+    output = exact_output(schedule, x, t, prediction)
+    network = Stub(lambda *_: output)
+    denoiser = NetworkDenoiser(network, schedule, prediction, data_std=STD)
+    expected = gaussian_posterior(schedule, x, t)
+    close(denoiser(x, t), expected)
+    ((seen, timestep, _),) = network.seen
+    close(timestep, schedule.timestep(t))
+    if prediction == "edm":  # c_in of Karras et al.
+        alpha, sigma = expand(schedule.alpha(t), x), expand(schedule.sigma(t), x)
+        close(seen, x / alpha / ((sigma / alpha) ** 2 + STD**2).sqrt())
+    else:
+        assert torch.equal(seen, x)
+
+
+@every
+def test_exact_gaussian_denoiser(schedule: Schedule) -> None:
+    t = times(schedule)
+    x = states(len(t), 5)
+    denoiser = GaussianDenoiser(MEAN, STD, schedule)
+    close(denoiser(x, t), gaussian_posterior(schedule, x, t))
+    close(denoiser.score(x, t), exact_output(schedule, x, t, "score"), 1e-8)
+
+
+def test_gaussian_denoiser_takes_a_mean_and_std_for_each_element() -> None:
+    mean, std = states(2, 3, seed=1), states(2, 3, seed=2).exp()
+    whole = GaussianDenoiser(mean, std, VPLinear())(states(4, 2, 3), TIMES)
+    for i, j in [(0, 1), (1, 2)]:
+        single = GaussianDenoiser(float(mean[i, j]), float(std[i, j]), VPLinear())
+        close(whole[:, i, j], single(states(4, 2, 3)[:, i, j], TIMES))
+
+
+def test_network_sees_its_own_integer_timesteps_and_the_condition() -> None:
+    schedule = DiscreteVP.from_alphas_cumprod(torch.linspace(0.99, 0.01, 1000))
+    network = Stub(lambda x, *_, **__: x)
+    labels = torch.tensor([3, 1])
+    x = torch.zeros(2, 3)
+    NetworkDenoiser(network, schedule)(x, torch.tensor([0.5, 1.0]), class_labels=labels)
+    ((seen, timestep, condition),) = network.seen
+    assert timestep.tolist() == [499.0, 999.0]
+    assert seen.dtype == timestep.dtype == torch.float32
+    assert condition["class_labels"] is labels
+
+
+def test_scalar_time_equals_a_batch_of_times() -> None:
+    denoiser = NetworkDenoiser(Stub(lambda x, t: x * t[:, None].cos()), VPLinear())
+    x = states(3, 2)
+    t = torch.tensor(0.4, dtype=torch.float64)
+    assert torch.equal(denoiser(x, t), denoiser(x, t.expand(3)))
+    assert torch.equal(denoiser(x, 0.4), denoiser(x, t))
+
+
+def test_learned_variance_is_dropped() -> None:
+    x = states(2, 3, 4, 4)
+    twice = Stub(lambda x, _: torch.cat([x.sin(), 100 + x], dim=1))
+    plain = Stub(lambda x, _: x.sin())
+    t = TIMES[1]
+    expected = NetworkDenoiser(plain, VPLinear())(x, t)
+    assert torch.equal(NetworkDenoiser(twice, VPLinear())(x, t), expected)
+
+
+def test_clip_clamps_the_mean_and_not_the_output() -> None:
+    x = 3 * states(64, 2)
+    output = Stub(lambda x, _: x / 2)
+    t = TIMES[2]
+    free = NetworkDenoiser(output, VPLinear())(x, t)
+    clipped = NetworkDenoiser(output, VPLinear(), clip=1.0)(x, t)
+    assert float(free.abs().max()) > 1
+    assert torch.equal(clipped, free.clamp(-1, 1))
+
+
+def test_tuples_and_output_objects_are_unwrapped() -> None:
+    class Output:
+        def __init__(self, sample: Tensor) -> None:
+            self.sample = sample
+
+        def __getitem__(self, index: int) -> Tensor:
+            return (self.sample,)[index]
+
+    x = states(2, 3)
+    assert all(unwrap(output) is x for output in (x, (x, None), Output(x)))
+
+
+def test_unknown_prediction_is_refused() -> None:
+    with pytest.raises(SigdegError, match="unknown prediction type 'noise': choose from epsilon, "):
+        NetworkDenoiser(nn.Identity(), VPLinear(), "noise")  # type: ignore[arg-type]  # the point
+    x = torch.zeros(1, 1)
+    with pytest.raises(SigdegError, match="unknown prediction 'noise'"):
+        posterior_mean(x, x, x, x, "noise")  # type: ignore[arg-type]  # the point
+
+
+# --- the reverse SDE ------------------------------------------------------------------------------
+
+
+@every
+def test_reverse_drift_is_minus_the_forward_one_plus_the_score(schedule: Schedule) -> None:
+    t = times(schedule)
+    x = states(len(t), 2)
+    drift = GaussianDenoiser(MEAN, STD, schedule).reverse_drift(x, t)
+    f, g = expand(schedule.drift(t), x), expand(schedule.diffusion(t), x)
+    close(drift, -f * x + g**2 * exact_output(schedule, x, t, "score"), 1e-8)
+
+
+# --- mixtures -------------------------------------------------------------------------------------
+
+
+def log_density(schedule: Schedule, x: Tensor, t: Tensor) -> Tensor:
+    """Log density of x_t for the scalar mixture, by torch.distributions."""
+    law = torch.distributions
+    alpha, sigma = schedule.alpha(t), schedule.sigma(t)
+    means, stds, weights = (torch.tensor(v, dtype=torch.float64) for v in (MEANS, STDS, WEIGHTS))
+    components = law.Normal(alpha * means, (alpha**2 * stds**2 + sigma**2).sqrt())
+    return law.MixtureSameFamily(law.Categorical(weights), components).log_prob(x)
+
+
+@every
+def test_mixture_score_is_the_gradient_of_its_log_density(schedule: Schedule) -> None:
+    denoiser = GaussianMixtureDenoiser(MEANS, STDS, WEIGHTS, schedule)
+    for t in times(schedule):
+        x = 3 * states(20, 1).requires_grad_()
+        (expected,) = torch.autograd.grad(log_density(schedule, x[:, 0], t).sum(), x)
+        close(denoiser.score(x.detach(), t), expected, 1e-6)
+
+
+def test_mixture_mean_is_bayes_by_quadrature() -> None:
+    schedule = VPLinear()
+    denoiser = GaussianMixtureDenoiser(MEANS, STDS, WEIGHTS, schedule)
+    t = torch.tensor(0.35, dtype=torch.float64)
+    alpha, sigma = float(schedule.alpha(t)), float(schedule.sigma(t))
+
+    def joint(x0: float, x: float) -> float:
+        prior = sum(
+            w * stats.norm.pdf(x0, m, s) for m, s, w in zip(MEANS, STDS, WEIGHTS, strict=True)
+        )
+        return float(prior * stats.norm.pdf(x, alpha * x0, sigma))
+
+    for x in (-1.5, 0.0, 0.4, 2.0):
+        mass = integrate.quad(joint, -8, 8, args=(x,), points=MEANS, epsabs=1e-12)[0]
+        first = integrate.quad(
+            lambda x0, x=x: x0 * joint(x0, x), -8, 8, points=MEANS, epsabs=1e-12
+        )[0]
+        mean = denoiser(torch.tensor([[x]], dtype=torch.float64), t)
+        assert float(mean) == pytest.approx(first / mass, abs=1e-8)
+
+
+@every
+def test_one_component_is_the_gaussian(schedule: Schedule) -> None:
+    t = times(schedule)
+    x = states(len(t), 3)
+    mean = states(1, 3, seed=1)
+    mixture = GaussianMixtureDenoiser(mean, [STD], [5.0], schedule)
+    close(mixture(x, t), GaussianDenoiser(mean[0], STD, schedule)(x, t))
+
+
+def test_mixture_in_many_dimensions_against_brute_force() -> None:
+    schedule = Cosine()
+    means = states(4, 3, seed=3)
+    stds, weights = torch.tensor([0.3, 0.5, 1.0, 0.1]), torch.tensor([1.0, 2.0, 3.0, 4.0])
+    x, t = states(6, 3), torch.linspace(0.05, 0.9, 6, dtype=torch.float64)
+    got = GaussianMixtureDenoiser(means, stds, weights, schedule)(x, t)
+    for i in range(len(x)):
+        alpha, sigma = float(schedule.alpha(t[i])), float(schedule.sigma(t[i]))
+        total, mean = 0.0, torch.zeros(3, dtype=torch.float64)
+        for m, s, w in zip(means, stds.tolist(), weights.tolist(), strict=True):
+            variance = alpha**2 * s**2 + sigma**2
+            density = w * stats.multivariate_normal.pdf(x[i], alpha * m, variance)
+            total += density
+            mean = mean + density * (m + alpha * s**2 / variance * (x[i] - alpha * m))
+        close(got[i], mean / total)
+
+
+def test_mixture_far_from_every_component_stays_finite() -> None:
+    denoiser = GaussianMixtureDenoiser(MEANS, STDS, WEIGHTS, VPLinear())
+    x = torch.tensor([[-1e3], [1e3]])
+    assert bool(denoiser(x, torch.tensor(1e-3)).isfinite().all())
+
+
+def test_a_ragged_mixture_is_refused() -> None:
+    with pytest.raises(SigdegError, match="as many means, stds and weights, got 3, 2, 1"):
+        GaussianMixtureDenoiser([0.0, 1.0, 2.0], [1.0, 1.0], [1.0], VPLinear())
+
+
+# --- guidance -------------------------------------------------------------------------------------
+
+
+def labelled(schedule: Schedule) -> tuple[Denoiser, Stub]:
+    """A denoiser whose mean is its label, in both columns."""
+    network = Stub(lambda x, _, label: label[:, None].to(x).expand_as(x))
+    return NetworkDenoiser(network, schedule, "sample"), network
+
+
+@pytest.mark.parametrize("scale", [0.0, 1.0, 3.5])
+@pytest.mark.parametrize("t", [torch.tensor(0.5), torch.tensor([0.5, 0.6])])
+def test_guidance_extrapolates_from_the_unconditional(scale: float, t: Tensor) -> None:
+    inner, network = labelled(VPLinear())
+    guided = ClassifierFreeGuidance(inner, scale, {"label": torch.tensor([10])})
+    mean = guided(torch.zeros(2, 2), t, label=torch.tensor([12, 7]))
+    expected = torch.tensor([10 + scale * 2, 10 - scale * 3])
+    assert torch.equal(mean, expected[:, None].expand(2, 2))
+    assert len(network.seen) == 1  # one call of twice the batch
+    assert network.seen[0][0].shape == (4, 2)
+
+
+def test_guided_gaussians_have_the_score_of_the_tilted_density() -> None:
+    # p_c^w p_0^(1-w) of two normals of one variance is normal with the mean extrapolated
+    schedule, w = VPLinear(), 2.5
+
+    class Centred(Denoiser):
+        def forward(self, x: Tensor, t: Tensor, **condition: Any) -> Tensor:
+            centre = condition["centre"][:, None]
+            alpha = expand(self.schedule.alpha(t), x)
+            return centre + GaussianDenoiser(0.0, STD, self.schedule)(x - alpha * centre, t)
+
+    one = torch.ones(1, dtype=torch.float64)
+    guided = ClassifierFreeGuidance(Centred(schedule), w, {"centre": -one})
+    x = states(4, 3)
+    expected = GaussianDenoiser(-1 + w * 2, STD, schedule).score(x, TIMES)
+    close(guided.score(x, TIMES, centre=one.expand(4)), expected, 1e-8)
+
+
+def test_guidance_wants_exactly_its_own_conditions() -> None:
+    inner, _ = labelled(VPLinear())
+    guided = ClassifierFreeGuidance(inner, 2.0, {"label": torch.tensor([0])})
+    with pytest.raises(SigdegError, match=r"needs the conditions \['label'\], got \[\]"):
+        guided(torch.zeros(1, 2), torch.tensor(0.5))
+
+
+def test_weights_of_a_mixture_are_normalised() -> None:
+    denoiser = GaussianMixtureDenoiser([0.0, 1.0], [1.0, 1.0], [3.0, 1.0], VPLinear())
+    assert denoiser.log_weights.exp().tolist() == pytest.approx([0.75, 0.25])
+    assert math.isclose(float(denoiser.log_weights.exp().sum()), 1)

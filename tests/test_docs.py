@@ -1,0 +1,163 @@
+"""The documentation: its code runs, its numbers are recomputed, what it points at exists."""
+
+from __future__ import annotations
+
+import ast
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Generator, Tensor
+
+from sigdeg import EulerMaruyama, GaussianMixtureDenoiser, PartialSignature, VPLinear
+from sigdeg.cli import main
+from sigdeg.datasets import GaussianMixture1D
+from sigdeg.grids import fine_grid
+from sigdeg.signature import restriction
+from sigdeg.steps import response
+
+ROOT = Path(__file__).parents[1]
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+LAW, SCHEDULE = GaussianMixture1D(), VPLinear()
+
+every_page = pytest.mark.parametrize(
+    "page", PAGES, ids=lambda page: f"{page.parent.name}/{page.name}"
+)
+
+
+def prose(page: Path) -> str:
+    """A page without its fenced blocks."""
+    return re.sub(r"^```.*?^```$", "", page.read_text(), flags=re.MULTILINE | re.DOTALL)
+
+
+def table(page: Path, heading: str) -> dict[str, list[str]]:
+    """Rows of the table whose first column has a heading, by their first cell."""
+    rows = re.search(
+        rf"^\| {heading} \|.*\n\|[-|]+\|\n((?:\|.*\|\n)+)", page.read_text(), re.MULTILINE
+    )
+    assert rows, f"{page.name} has no table of {heading}"
+    cells = [[c.strip() for c in line.strip("|").split("|")] for line in rows[1].splitlines()]
+    return {first: rest for first, *rest in cells}
+
+
+def test_code_runs_as_written(tmp_path: Path) -> None:
+    # In a Python of its own, as a reader would run it; the README may load what the tutorial saves.
+    for page in (ROOT / "docs/tutorial.md", ROOT / "README.md"):
+        # A text block after one of code is its output.
+        pattern = r"^```python\n(.*?)^```$(?:\n\n```text\n(.*?)^```$)?"
+        found = re.findall(pattern, page.read_text(), re.MULTILINE | re.DOTALL)
+        code = "".join(f"{source}\nprint(chr(0))\n" for source, _ in found)
+        run = subprocess.run(
+            [sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=False
+        )
+        assert run.returncode == 0, f"{page.name}: {run.stderr[-2000:]}"
+        for printed, (_, shown) in zip(run.stdout.split("\0\n"), found, strict=False):
+            if shown:
+                assert_same_but_for_digits(printed, shown)
+
+
+def assert_same_but_for_digits(printed: str, shown: str) -> None:
+    number = r"-?\d[\d,]*\.?\d*"
+    assert re.sub(number, "#", printed) == re.sub(number, "#", shown)
+    values, expected = (
+        [float(v.replace(",", "")) for v in re.findall(number, text)] for text in (printed, shown)
+    )
+    assert values == pytest.approx(expected, rel=0.5, abs=0.05)
+
+
+@every_page
+def test_commands_exist(page: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    shell = r"^```(?:console|bash|sh)\n(.*?)^```$"
+    for content in re.findall(shell, page.read_text(), re.MULTILINE | re.DOTALL):
+        for command, rest in re.findall(r"^(?:\$ )?sigdeg (\w+)(.*)$", content, re.MULTILINE):
+            with pytest.raises(SystemExit, match=r"^0$"):
+                main([command, "--help"])
+            text = capsys.readouterr().out
+            for option in re.findall(r"(?<=\s)--?[a-z][a-z-]*", rest):
+                assert re.search(rf"{option}\b", text), f"sigdeg {command} has no {option}"
+
+
+@every_page
+def test_links_lead_somewhere(page: Path) -> None:
+    for target in re.findall(r"\]\(([^)\s]+)\)", prose(page)):
+        if target.startswith(("https://", "http://")):
+            continue
+        name, _, anchor = target.partition("#")
+        file = page.parent / name if name else page
+        assert file.exists(), target
+        if anchor:
+            headings = re.findall(r"^#+ (.+)$", prose(file), re.MULTILINE)
+            slugs = [re.sub(r"[^\w -]", "", h.lower()).replace(" ", "-") for h in headings]
+            assert anchor in slugs, target
+
+
+@every_page
+def test_code_that_is_named_exists(page: Path) -> None:
+    path = r"`((?:src|tests|docs|benchmarks|results)/[\w./-]*)(?:::(\w+))?`"
+    members = r"(?: \(((?:`[^`]+`[, ]*)+))?"
+    for name, test, inside in re.findall(path + members, prose(page)):
+        file = ROOT / name
+        if name.startswith("results/"):  # written by a full run of what has the same name
+            places = ("src/sigdeg/experiments", "benchmarks")
+            made = any((ROOT / place / f"{file.stem}.py").exists() for place in places)
+            assert made or file.exists(), name
+            continue
+        assert file.exists(), name
+        wanted = {*re.findall(r"`(\w+)", inside), *filter(None, [test])}
+        if wanted:
+            nodes = list(ast.walk(ast.parse(file.read_text())))
+            known = {getattr(n, key, None) for n in nodes for key in ("name", "id", "arg")}
+            assert wanted <= known, f"{name} has no {wanted - known}"
+
+
+def test_measured_orders_are_those_of_the_study() -> None:
+    rows = json.loads((ROOT / "results/convergence.json").read_text())["rows"]
+    written = table(ROOT / "docs/theory.md", "step")
+    assert set(written) == {row["step"] for row in rows}
+    for row in rows:
+        _, order, measured = written[row["step"]]
+        assert float(order) == row["strong_order"]
+        assert float(measured) == pytest.approx(row["measured_order"], abs=0.01)
+
+
+def left_open(order: int, paths: int = 4000, steps: int = 120) -> float:
+    """Share of the variance of 1DN that the first coefficients of one step's path leave open.
+
+    Two completions of each path share the starting noise and the coefficients: half their mean
+    square distance is the mean conditional variance.
+    """
+    teacher = EulerMaruyama(GaussianMixtureDenoiser(LAW.means, LAW.stds, LAW.weights, SCHEDULE))
+    generator = Generator().manual_seed(order)
+    grid = fine_grid(SCHEDULE, steps, "power")
+    h = -grid.diff()
+    ends = (h.cumsum(0) / h.sum()).clamp(max=1)
+    # The coefficients are c = M z for the normalised increments z.
+    M = restriction(order, torch.cat([ends.new_zeros(1), ends[:-1]]), ends)[..., 0].T
+
+    def normals(n: int) -> Tensor:
+        return torch.randn(paths, n, generator=generator, dtype=torch.float64)
+
+    start, z = SCHEDULE.prior_std * normals(1), normals(len(h))
+    other = normals(len(h))
+    other = other + (z - other) @ M.T @ torch.linalg.solve(M @ M.T, M)
+    samples = []
+    for noise in (z, other):
+        x = start
+        for k in range(len(h)):
+            x = teacher(x, grid[k], grid[k + 1], PartialSignature(h[k], noise[:, k, None, None]))
+        samples.append(x)
+    return float((samples[0] - samples[1]).square().mean() / 2) / LAW.variance
+
+
+def test_one_step_by_order() -> None:
+    t, s = (torch.tensor(v, dtype=torch.float64) for v in (SCHEDULE.t_max, SCHEDULE.t_min))
+    energy = response(SCHEDULE, t, s, 40, LAW.variance**0.5) ** 2
+    for name, (gaussian, mixture, _) in table(ROOT / "docs/theory.md", "order m").items():
+        order = int(name)
+        share = 1 - energy[:order].sum() / energy.sum()
+        assert 100 * float(share) == pytest.approx(float(gaussian), rel=0.05)
+        assert 100 * left_open(order) == pytest.approx(float(mixture), rel=0.1, abs=0.5)
