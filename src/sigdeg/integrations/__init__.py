@@ -1,5 +1,6 @@
-"""Bridges to other libraries: teachers from diffusers pipelines."""
+"""Bridges to diffusers: teachers from its pipelines, its schedulers as training-free solvers."""
 
 from sigdeg.integrations.diffusers import Teacher, load_teacher
+from sigdeg.integrations.solvers import SOLVERS, solver_grids, solver_sample
 
-__all__ = ["Teacher", "load_teacher"]
+__all__ = ["SOLVERS", "Teacher", "load_teacher", "solver_grids", "solver_sample"]

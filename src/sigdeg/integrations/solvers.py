@@ -1,0 +1,185 @@
+r"""Training-free solvers to compare with: diffusers' own schedulers on any denoiser.
+
+A scheduler lives on noise levels $r_k = \sigma / \alpha$, a denoiser on the time $t$. Here the
+scheduler is given the denoiser's schedule as a table of 1,000 timesteps, and before every call its
+actual level is turned back into the time where $-\lambda_t = \log(\sigma_t / \alpha_t) = \log r_k$.
+The state of these schedulers is $\alpha_t x_0 + \sigma_t \varepsilon$, as it is here. K steps cost
+K calls.
+
+| solver | | source |
+|---|---|---|
+| `ddim` | $\eta = 0$ | Song et al. (arXiv 2010.02502) |
+| `dpm-solver++` | order 2, multistep (2M) | Lu et al. (arXiv 2211.01095) |
+| `sde-dpm-solver++` | order 2, for the reverse SDE | the same |
+| `unipc` | order 2, $B_2(h)$ | Zhao et al. (arXiv 2302.04867) |
+
+DDIM runs as DPM-Solver++ of order 1, which it equals: diffusers' `DDIMScheduler` has no grids of
+noise levels, and on `linspace` its steps do not meet.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Generator, Tensor
+
+from sigdeg.denoiser import Denoiser
+from sigdeg.errors import SigdegError
+from sigdeg.schedule import Schedule, VPLinear
+from sigdeg.signature import randn
+
+__all__ = ["SOLVERS", "solver_grids", "solver_sample"]
+
+MULTISTEP = "DPMSolverMultistepScheduler"
+SOLVERS: dict[str, tuple[str, dict[str, Any]]] = {
+    "ddim": (MULTISTEP, {"solver_order": 1, "algorithm_type": "dpmsolver++"}),
+    "dpm-solver++": (MULTISTEP, {"solver_order": 2, "algorithm_type": "dpmsolver++"}),
+    "sde-dpm-solver++": (MULTISTEP, {"solver_order": 2, "algorithm_type": "sde-dpmsolver++"}),
+    "unipc": ("UniPCMultistepScheduler", {"solver_order": 2, "solver_type": "bh2"}),
+}
+# The grids of noise levels have no sigma-min: they end at that level before the step to zero.
+GRIDS: dict[str, dict[str, Any]] = {
+    "linspace": {"timestep_spacing": "linspace"},
+    "leading": {"timestep_spacing": "leading"},
+    "trailing": {"timestep_spacing": "trailing"},
+    "linspace-sigma-min": {"timestep_spacing": "linspace", "final_sigmas_type": "sigma_min"},
+    "leading-sigma-min": {"timestep_spacing": "leading", "final_sigmas_type": "sigma_min"},
+    "trailing-sigma-min": {"timestep_spacing": "trailing", "final_sigmas_type": "sigma_min"},
+    "karras": {"use_karras_sigmas": True},
+    "log-snr": {"use_exponential_sigmas": True},
+    "beta": {"use_beta_sigmas": True},
+}
+TRAIN_STEPS = 1000
+
+
+def solver_grids(method: str, steps: int) -> list[str]:
+    r"""Names of the grids that a solver can take with K steps.
+
+    | grid | noise levels |
+    |---|---|
+    | `linspace`, `leading`, `trailing` | timesteps evenly spaced, diffusers' three ways |
+    | the same with `-sigma-min` | they end at the noise of `t_min`, the others at zero |
+    | `karras` | even in $r^{1/7}$ (Karras et al., arXiv 2206.00364) |
+    | `log-snr` | even in $\log r$: diffusers' exponential, the same as its `use_lu_lambdas` |
+    | `beta` | quantiles of a beta law (Lee et al., arXiv 2407.12173) |
+
+    As in diffusers, `leading` starts below `t_max`, from noise that belongs to `t_max`.
+
+    Arguments:
+        method: A name in `SOLVERS`.
+        steps: The number of steps K, at least 1.
+
+    Raises:
+        SigdegError: If the solver is unknown or steps < 1.
+    """
+    check_steps(steps)
+    schedulers = {grid: build(method, grid, VPLinear()) for grid in GRIDS}
+    return [grid for grid, scheduler in schedulers.items() if prepare(scheduler, steps)]
+
+
+@torch.no_grad()
+def solver_sample(
+    denoiser: Denoiser,
+    method: str,
+    grid: str,
+    steps: int,
+    shape: Sequence[int],
+    generator: Generator,
+    batch_size: int | None = None,
+) -> Tensor:
+    r"""Draw samples with a training-free solver, at exactly K calls of the denoiser a sample.
+
+    Arguments:
+        denoiser: The posterior mean, with a variance-preserving schedule
+            ($\alpha_t^2 + \sigma_t^2 = 1$).
+        method: A name in `SOLVERS`.
+        grid: A name in `solver_grids(method, steps)`.
+        steps: The number of steps K, at least 1.
+        shape: Shape of the samples, (n, \*).
+        generator: Draws the starting noise and, for the SDE solver, the noise of every step.
+        batch_size: Split into batches of at most this many samples (default: all at once).
+
+    Returns:
+        The samples in float32, with shape `shape`.
+
+    Raises:
+        SigdegError: If a name is unknown, steps or batch_size < 1, the grid cannot have so many
+            steps, the schedule does not preserve variance, or a sample is not finite.
+    """
+    check_steps(steps)
+    if batch_size is not None and batch_size < 1:
+        raise SigdegError(f"batch_size must be at least 1, got {batch_size}")
+    schedule = denoiser.schedule
+    scheduler = build(method, grid, schedule)
+    if not prepare(scheduler, steps):
+        raise SigdegError(f"{method} has no {grid} grid of {steps} steps: use another grid")
+    times = times_at(schedule, scheduler.sigmas[:-1])
+    # UniPC's step takes no generator: it draws nothing.
+    source = {} if method == "unipc" else {"generator": generator}
+    device = next((p.device for p in denoiser.parameters()), None)
+    noise = schedule.prior_std * randn(shape, generator, torch.float32, device)
+    batches = []
+    for x in noise.split(batch_size or len(noise)):
+        prepare(scheduler, steps)
+        for timestep, t in zip(scheduler.timesteps, times, strict=True):
+            x = scheduler.step(denoiser(x, t), timestep, x, **source).prev_sample
+        batches.append(x)
+    samples = torch.cat(batches)
+    if not bool(torch.isfinite(samples).all()):
+        raise SigdegError(f"{method} on {grid} with {steps} steps gave NaN or infinite values")
+    return samples
+
+
+def check_steps(steps: int) -> None:
+    """Refuse a number of steps below one."""
+    if steps < 1:
+        raise SigdegError(f"steps must be at least 1, got {steps}")
+
+
+def build(method: str, grid: str, schedule: Schedule) -> Any:
+    """The scheduler of diffusers, with the table of a schedule."""
+    import diffusers
+
+    for kind, name, known in (("solver", method, SOLVERS), ("grid", grid, GRIDS)):
+        if name not in known:
+            raise SigdegError(f"unknown {kind} {name!r}: choose from {', '.join(known)}")
+    t = torch.linspace(schedule.t_min, schedule.t_max, TRAIN_STEPS, dtype=torch.float64)
+    kept = schedule.alpha(t) ** 2
+    if not torch.allclose(kept + schedule.sigma(t) ** 2, torch.ones_like(t), atol=1e-6):
+        raise SigdegError(
+            "the solvers need a variance-preserving schedule (alpha^2 + sigma^2 = 1), "
+            f"got {type(schedule).__name__}"
+        )
+    betas = 1 - kept / torch.cat([torch.ones_like(kept[:1]), kept[:-1]])
+    name, options = SOLVERS[method]
+    return getattr(diffusers, name)(
+        num_train_timesteps=TRAIN_STEPS,
+        trained_betas=betas.tolist(),
+        prediction_type="sample",
+        **options,
+        **GRIDS[grid],
+    )
+
+
+def prepare(scheduler: Any, steps: int) -> bool:
+    """Put a scheduler at its first step; whether it has that many, each to less noise.
+
+    With many steps timesteps repeat, and rounding may give `trailing` one too many.
+    """
+    scheduler.set_timesteps(steps)
+    scheduler.set_begin_index(0)  # or it skips a level where the first timestep stands twice
+    levels: Tensor = scheduler.sigmas
+    return len(levels) == steps + 1 and bool((levels.diff() < 0).all())
+
+
+def times_at(schedule: Schedule, levels: Tensor) -> Tensor:
+    r"""Times in [t_min, t_max] where $\sigma_t / \alpha_t$ has the given values, by bisection."""
+    target = -levels.double().log()
+    low, high = (torch.full_like(target, end) for end in (schedule.t_min, schedule.t_max))
+    for _ in range(60):
+        middle = (low + high) / 2
+        noisier = schedule.log_snr(middle) < target
+        high, low = torch.where(noisier, middle, high), torch.where(noisier, low, middle)
+    return high
