@@ -10,14 +10,14 @@ import pytest
 import torch
 from torch import Generator, Tensor, nn
 
-from sigdeg.denoiser import GaussianDenoiser, NetworkDenoiser
+from sigdeg.denoiser import Denoiser, GaussianDenoiser, NetworkDenoiser
 from sigdeg.errors import SigdegError
 from sigdeg.grids import coarse_grid
 from sigdeg.networks import ResidualMLP, sinusoidal
 from sigdeg.sampling import sample
 from sigdeg.schedule import EDM, Cosine, RectifiedFlow, Schedule, VPLinear
 from sigdeg.signature import PartialSignature
-from sigdeg.steps import Exponential, response
+from sigdeg.steps import EulerMaruyama, Exponential, response
 from sigdeg.student import STEP_FEATURES, SignatureStudent
 
 SCHEDULE = VPLinear()
@@ -145,6 +145,104 @@ def test_untrained_is_exact_for_gaussian_data(schedule: Schedule, order: int) ->
     unit = PartialSignature(t - s, torch.eye(order, dtype=torch.float64)[:, :, None])
     weights = step(torch.zeros(order, 1, dtype=torch.float64), t, s, unit)
     close((weights**2).sum(), variance, 1e-9)
+
+
+class Rotated(nn.Module):
+    """The posterior mean of data N(0, S) at one time, given the state's part of the input."""
+
+    def __init__(self, covariance: Tensor, t: float) -> None:
+        super().__init__()
+        alpha, sigma = SCHEDULE.alpha(torch.tensor(t)), SCHEDULE.sigma(torch.tensor(t))
+        noisy = alpha**2 * covariance + sigma**2 * torch.eye(len(covariance))
+        self.gain = alpha * covariance @ torch.linalg.inv(noisy)
+
+    def forward(self, inputs: Tensor, timestep: Tensor) -> Tensor:
+        return inputs[:, : len(self.gain)] @ self.gain.T
+
+
+class TestCovariance:
+    """The linear response as matrices, for data that are correlated."""
+
+    COVARIANCE = torch.tensor(
+        [[2.0, 0.9, 0.1], [0.9, 0.5, -0.1], [0.1, -0.1, 0.3]], dtype=torch.float64
+    )
+
+    @pytest.mark.parametrize(("order", "s"), [(1, 0.3), (3, 0.3), (2, 0.0)])
+    def test_untrained_is_exact_for_gaussian_data(self, order: int, s: float) -> None:
+        """Conditioning the forward process, in matrices: gain and covariance of x_s given x_t."""
+        t, S = 0.7, self.COVARIANCE
+        step = SignatureStudent(
+            Rotated(S, t), SCHEDULE, 3, order, prediction_type="sample", covariance=S
+        )
+        times = torch.tensor([t, s], dtype=torch.float64)
+        (alpha_t, alpha_s), (sigma_t, sigma_s) = SCHEDULE.alpha(times), SCHEDULE.sigma(times)
+        one = torch.eye(3, dtype=torch.float64)
+        noisy_t, noisy_s = alpha_t**2 * S + sigma_t**2 * one, alpha_s**2 * S + sigma_s**2 * one
+        cross = alpha_t / alpha_s * noisy_s  # Cov(x_s, x_t)
+        gain = cross @ torch.linalg.inv(noisy_t)
+        quiet = PartialSignature(times[0] - s, torch.zeros(3, order, 3, dtype=torch.float64))
+        close(step(one, t, s, quiet).T, gain, 1e-8)
+        unit = torch.eye(3 * order, dtype=torch.float64).reshape(3 * order, order, 3)
+        rows = step(torch.zeros(3 * order, 3), t, s, PartialSignature(times[0] - s, unit))
+        close(rows.T @ rows, noisy_s - gain @ cross.T, 1e-8)
+
+    def test_a_multiple_of_the_identity_is_one_standard_deviation(self) -> None:
+        plain = student(3, data_std=0.6)
+        full = SignatureStudent(
+            plain.network, SCHEDULE, 2, 3, data_std=0.6, covariance=0.36 * torch.eye(2)
+        )
+        t = torch.tensor([0.9, 0.6, 0.9], dtype=torch.float64)
+        s = torch.tensor([0.5, 0.0, 0.5], dtype=torch.float64)
+        x, path = normal(3, 2).float(), PartialSignature(t - s, normal(3, 3, 2, seed=2).float())
+        close(full(x, t, s, path), plain(x, t, s, path), 1e-5)
+
+    def test_the_path_of_correlated_data_is_followed(self) -> None:
+        """Against fine steps of the exact score on one path: far nearer than a scalar response."""
+        S, t, s, order, r = self.COVARIANCE, 0.7, 0.2, 6, 400
+        times = torch.linspace(t, s, r + 1, dtype=torch.float64)
+        dW = normal(64, r, 3) * ((t - s) / r) ** 0.5
+        x = y = normal(64, 3, seed=3)
+        for i in range(r):
+            fine = PartialSignature(
+                (times[i] - times[i + 1]), dW[:, i : i + 1] * (r / (t - s)) ** 0.5
+            )
+            step = EulerMaruyama(Matrix(S))
+            y = step(y, times[i], times[i + 1], fine)
+        path = PartialSignature.from_increments(dW, (times[:-1] - times[1:]), order)
+        error = {}
+        for name, given in (("matrix", S), ("scalar", None)):
+            coarse = SignatureStudent(
+                Rotated(S, t), SCHEDULE, 3, order, prediction_type="sample", covariance=given
+            )
+            error[name] = float((coarse(x, t, s, path) - y).pow(2).mean().sqrt())
+        assert error["matrix"] < 0.02
+        assert error["matrix"] < 0.1 * error["scalar"]
+
+    def test_comes_back(self, tmp_path: Path) -> None:
+        step = student(covariance=torch.tensor([[1.0, 0.5], [0.5, 1.0]]))
+        step.save_pretrained(tmp_path)
+        loaded = SignatureStudent.from_pretrained(tmp_path)
+        expected = sample(step, step.grid(), (5, 2), seeds=range(5))
+        assert torch.equal(sample(loaded, loaded.grid(), (5, 2), seeds=range(5)), expected)
+        without = student()
+        assert not torch.allclose(expected, sample(without, without.grid(), (5, 2), seeds=range(5)))
+
+    def test_bad_covariance(self) -> None:
+        with pytest.raises(SigdegError, match=r"shape \(2, 2\), got \(3, 3\)"):
+            student(covariance=torch.eye(3))
+        with pytest.raises(SigdegError, match="warm student"):
+            SignatureStudent(nn.Identity(), SCHEDULE, 2, kind="plain", covariance=torch.eye(2))
+
+
+class Matrix(Denoiser):
+    """The exact denoiser of data N(0, S)."""
+
+    def __init__(self, covariance: Tensor) -> None:
+        super().__init__(SCHEDULE)
+        self.S = covariance
+
+    def forward(self, x: Tensor, t: Tensor, **condition: Any) -> Tensor:
+        return x @ Rotated(self.S, float(t)).gain.T
 
 
 @pytest.mark.parametrize("prediction", ["epsilon", "edm"])

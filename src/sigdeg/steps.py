@@ -273,7 +273,12 @@ def exponential_coefficients(schedule: Schedule, t: Tensor, s: Tensor) -> tuple[
 
 
 def response(
-    schedule: Schedule, t: Tensor, s: Tensor, order: int, data_std: float = 0.0, nodes: int = 64
+    schedule: Schedule,
+    t: Tensor,
+    s: Tensor,
+    order: int,
+    data_std: float | Tensor = 0.0,
+    nodes: int = 64,
 ) -> Tensor:
     r"""Linear response of one coarse step to the coefficients of its path.
 
@@ -294,23 +299,26 @@ def response(
         t: Start, float64, shape () or (batch,).
         s: End, below t, shape () or (batch,).
         order: The number of coefficients.
-        data_std: $\sqrt v$, the data's standard deviation.
+        data_std: $\sqrt v$, the data's standard deviation, or those of d directions, shape (d,).
         nodes: Quadrature nodes, clustered at s where the response is steep.
 
     Returns:
-        The weights $w_k$ in float64, with shape (\*, order).
+        The weights $w_k$ in float64, with shape (\*, order) or (\*, d, order).
     """
+    variance = torch.as_tensor(data_std, dtype=torch.float64, device=t.device) ** 2
+    if variance.ndim:
+        t, s = t[..., None], s[..., None]
 
-    def moments(time: Tensor) -> tuple[Tensor, Tensor]:
+    def moments(time: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
         alpha = schedule.alpha(time)
-        return alpha, alpha**2 * data_std**2 + schedule.sigma(time) ** 2
+        return alpha, alpha**2 * v + schedule.sigma(time) ** 2
 
-    (alpha_t, n2_t), (alpha_s, n2_s) = moments(t), moments(s)
+    (alpha_t, n2_t), (alpha_s, n2_s) = moments(t, variance), moments(s, variance)
     total = n2_s - (alpha_t * n2_s / alpha_s) ** 2 / n2_t
     v, weights = (q.to(t.device) for q in gauss_legendre(nodes))
     power = 4  # tau = s + h v^4
     tau = s[..., None] + (t - s)[..., None] * v**power
-    alpha_tau, n2_tau = moments(tau)
+    alpha_tau, n2_tau = moments(tau, variance[..., None] if variance.ndim else variance)
     kappa = schedule.diffusion(tau) * alpha_tau * n2_s[..., None] / (alpha_s[..., None] * n2_tau)
     basis = legendre_basis(order, 1 - v**power)
     w: Tensor = torch.einsum("...n,nk->...k", kappa * weights * power * v ** (power - 1), basis)

@@ -6,7 +6,9 @@ r"""The student: one learned coarse step of the reverse SDE, driven by a partial
 
 $$ x_s = a\, x_t + b\, D_\theta(x_t, t, s, c) + \sum_k w_k c_k, $$
 
-with $a, b$ of `exponential_coefficients` and $w$ the closed-form linear response. The network is
+with $a, b$ of `exponential_coefficients` and $w$ the closed-form linear response: numbers for data
+of one standard deviation, matrices $U \operatorname{diag}(w_k) U^\top$ for data of covariance
+$U \Lambda U^\top$, exact for Gaussian data and so all that the network has to learn of it. It is
 the teacher's own, its input widened by the coefficients and by features of $s$ whose weights start
 at zero: before any training the student already *is* its teacher's exponential step (with
 `data_std` = 0, in law, an ancestral sampler).
@@ -16,6 +18,7 @@ Both are conditioned on t and s: one student can serve any grid.
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -34,6 +37,7 @@ from sigdeg.steps import Time, exponential_coefficients, response, weigh
 __all__ = ["ResidualNoise", "SignatureStudent"]
 
 ResidualNoise = Literal["gaussian", "energy"]
+CACHED = 64  # steps whose response is kept
 STEP_FEATURES = 16  # sinusoidal features of s, as constant maps beside the coefficients
 
 
@@ -50,6 +54,9 @@ class SignatureStudent(nn.Module):
         prediction_type: What a warm network predicts, see `posterior_mean`.
         data_std: The data's standard deviation: the linear response assumes it, and `edm` does.
             0 makes the untrained warm step the ancestral one.
+        covariance: The data's covariance over all elements of a sample, shape (d, d), in place of
+            `data_std` in the linear response: where elements are strongly correlated, as along a
+            time series, it takes most of the work from the network.
         residual_noise: What to do about what m coefficients leave open. Regression learns its mean
             (None, the default). `gaussian` adds a head for its variance, element by element.
             `energy` gives the network noise as a further input and trains it by the energy score,
@@ -63,6 +70,8 @@ class SignatureStudent(nn.Module):
     """
 
     nfe = 1
+    directions: Tensor | None
+    stds: Tensor | None
 
     def __init__(
         self,
@@ -73,6 +82,7 @@ class SignatureStudent(nn.Module):
         kind: Literal["warm", "plain"] = "warm",
         prediction_type: Prediction = "edm",
         data_std: float = 1.0,
+        covariance: Tensor | None = None,
         residual_noise: ResidualNoise | None = None,
         clip: float | None = None,
         steps: tuple[int, ...] = (10,),
@@ -114,6 +124,18 @@ class SignatureStudent(nn.Module):
         self.spacing: Spacing = spacing
         self.power = power
         self.sample_shape = tuple(sample_shape) if sample_shape is not None else (channels,)
+        self._weights: dict[tuple[Any, ...], Tensor] = {}
+        self.register_buffer("directions", None)  # U and the square root of Lambda, in float64
+        self.register_buffer("stds", None)
+        if covariance is not None:
+            size = math.prod(self.sample_shape)
+            if kind != "warm" or covariance.shape != (size, size):
+                raise SigdegError(
+                    f"a covariance is for a warm student and has shape ({size}, {size}), "
+                    f"got {tuple(covariance.shape)} and {kind}"
+                )
+            variances, self.directions = torch.linalg.eigh(covariance.double())
+            self.stds = variances.clamp(min=0).sqrt()
 
     @staticmethod
     def in_channels(
@@ -224,13 +246,47 @@ class SignatureStudent(nn.Module):
             if self.clip is not None:
                 D = D.clamp(-self.clip, self.clip)
             a, b = (expand(v, x) for v in exponential_coefficients(self.schedule, t, s))
-            w = response(self.schedule, t, s, self.seen, self.data_std)
-            mean = a * x + b * D + weigh(w, signature)
+            mean = a * x + b * D + self.respond(t, s, signature)
             scale = b
         if self.residual_noise != "gaussian":
             return mean, None
         # Starts at a twentieth of the scale of the mean: small, yet with a gradient to grow by.
         return mean, scale * torch.exp(head.clamp(-7, 5) - 3)
+
+    def respond(self, t: Tensor, s: Tensor, signature: PartialSignature) -> Tensor:
+        """Linear response to the coefficients that are seen, in full precision."""
+        c = signature.coefficients[:, : self.seen]
+        with torch.autocast(c.device.type, enabled=False):
+            if not t.ndim:
+                weights = self.weights(t, s, c)
+                if self.directions is None:
+                    return weigh(weights, signature)
+                return (c.flatten(1) @ weights).reshape(c.shape[0], *c.shape[2:])
+            # A batch knows few different steps: each costs a quadrature.
+            steps, rows = torch.stack([t, s], dim=1).unique(dim=0, return_inverse=True)
+            t, s = steps.unbind(1)
+            if self.directions is None or self.stds is None:
+                w = response(self.schedule, t, s, self.seen, self.data_std)
+                return weigh(w[rows], signature)
+            w = response(self.schedule, t, s, self.seen, self.stds).transpose(-1, -2).to(c)
+            U = self.directions.to(c)
+            along = (c.flatten(2) @ U * w[rows]).sum(1)
+            return (along @ U.T).reshape(c.shape[0], *c.shape[2:])
+
+    def weights(self, t: Tensor, s: Tensor, like: Tensor) -> Tensor:
+        """Weights of one step, (order,) or as a matrix (order d, d): kept for the next batch."""
+        key = float(t), float(s), like.dtype, like.device
+        if key not in self._weights:
+            if len(self._weights) >= CACHED:
+                self._weights.clear()
+            if self.directions is None or self.stds is None:
+                w = response(self.schedule, t, s, self.seen, self.data_std)
+            else:
+                w = response(self.schedule, t, s, self.seen, self.stds.cpu()).to(self.stds)
+                w = torch.einsum("id,dk,jd->kij", self.directions, w, self.directions)
+                w = w.reshape(-1, len(self.stds))
+            self._weights[key] = w.to(like)
+        return self._weights[key]
 
     def save_pretrained(self, folder: str | Path) -> None:
         """Write `config.json` and `model.safetensors`, atomically; the folder is made if needed."""
@@ -242,6 +298,7 @@ class SignatureStudent(nn.Module):
             "kind": self.kind,
             "prediction_type": self.prediction_type,
             "data_std": self.data_std,
+            "covariance": self.stds is not None,
             "residual_noise": self.residual_noise,
             "clip": self.clip,
             "steps": list(self.steps),
@@ -251,7 +308,7 @@ class SignatureStudent(nn.Module):
             "schedule": self.schedule.config(),
             "network": network_config(self.network),
         }
-        save_tensors(folder / "model.safetensors", self.network.state_dict())
+        save_tensors(folder / "model.safetensors", self.state_dict())
         save_json(folder / "config.json", config)
 
     @classmethod
@@ -280,12 +337,17 @@ class SignatureStudent(nn.Module):
             config["schedule"] = schedule_from_config(config["schedule"])
             for key in ("steps", "sample_shape"):
                 config[key] = tuple(config[key])
+            if config["covariance"]:  # its eigenvectors stand beside the weights
+                size = math.prod(config["sample_shape"])
+                config["covariance"] = torch.eye(size)
+            else:
+                config["covariance"] = None
             student = cls(network, **config)
         except SigdegError:
             raise
         except (AttributeError, KeyError, TypeError, ValueError) as error:
             raise SigdegError(f"{folder / 'config.json'} does not fit a student: {error}") from None
-        load_weights(student.network, folder / "model.safetensors")
+        load_weights(student, folder / "model.safetensors")
         return student.eval()
 
 
