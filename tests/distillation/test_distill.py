@@ -13,7 +13,12 @@ import torch
 from torch import Generator, Tensor, nn
 
 from sigdeg.datasets.mixture import GaussianMixture1D
-from sigdeg.denoiser import Denoiser, GaussianDenoiser, GaussianMixtureDenoiser
+from sigdeg.denoiser import (
+    Denoiser,
+    GaussianDenoiser,
+    GaussianMixtureDenoiser,
+    NetworkDenoiser,
+)
 from sigdeg.distillation import Batch, DistillConfig, Distilled, Objective, TeacherPaths, distill
 from sigdeg.errors import SigdegError
 from sigdeg.grids import coarse_grid, refine
@@ -274,6 +279,22 @@ def test_elastic_learns_from_one_set_of_paths(tmp_path: Path) -> None:
         ({}, {"data": torch.zeros(5, 1)}, 'states="teacher" takes none'),
         ({"steps": (2, 4)}, {"states": "data", "data": torch.zeros(5, 1)}, "whole paths"),
         ({}, {"states": "data", "data": torch.zeros(5, 2)}, r"shape \(2,\), the student \(1,\)"),
+        ({}, {"states": "data", "data": torch.zeros(0, 1)}, "no samples to train on"),
+        (
+            {},
+            {"states": "data", "data": torch.tensor([[0.0], [math.nan], [math.inf]])},
+            "2 of 3 samples hold NaN or infinite values",
+        ),
+        (
+            {},
+            {"teacher": Exponential(NetworkDenoiser(ResidualMLP(2, 2, 8, 1), SCHEDULE, "edm"))},
+            r"no samples of the student's shape \(1,\): mat1 and mat2",
+        ),
+        (
+            {},
+            {"teacher": Exponential(GaussianDenoiser(torch.zeros(3), 1.0, SCHEDULE))},
+            r"no samples of the student's shape \(1,\): \(2, 3\)",
+        ),
         ({}, {"states": "noise"}, "unknown states 'noise'"),
         ({}, {"iterations": 0}, "iterations must be at least 1, got 0"),
         ({}, {"batch_size": 0}, "batch_size must be at least 1"),

@@ -17,10 +17,12 @@ from sigdeg.distillation.objective import Objective
 from sigdeg.distillation.paths import Batch, CachedPaths, FreshPaths, TeacherPaths
 from sigdeg.errors import SigdegError
 from sigdeg.grids import check_grid, refine
+from sigdeg.signature import PartialSignature
 from sigdeg.steps import Step
 from sigdeg.student import SignatureStudent
 from sigdeg.training import (
     TrainConfig,
+    check_data,
     claim_folder,
     derive_generator,
     fingerprint,
@@ -143,14 +145,15 @@ def distill(
         "order": student.order,
     }
     accelerator = make_accelerator(config, out_dir, device)
-    if accelerator.is_main_process:
-        claim_folder(out_dir, "config.json", identity, resume)
-    accelerator.wait_for_everyone()
-    progress = progress and accelerator.is_main_process
     if isinstance(teacher, nn.Module):
         if any(value.device != accelerator.device for value in teacher.state_dict().values()):
             teacher = copy.deepcopy(teacher).to(accelerator.device)  # the caller's stays put
         teacher.eval()
+    check_teacher(teacher, rows[0], student, accelerator.device)
+    if accelerator.is_main_process:
+        claim_folder(out_dir, "config.json", identity, resume)
+    accelerator.wait_for_everyone()
+    progress = progress and accelerator.is_main_process
     shape, order = student.sample_shape, student.order
     paths = TeacherPaths(teacher, rows, shape, order, data, q, accelerator.device)
     began = time.perf_counter()
@@ -222,6 +225,25 @@ def check_fit(
     if data is not None and tuple(data.shape[1:]) != student.sample_shape:
         raise SigdegError(
             f"data has samples of shape {tuple(data.shape[1:])}, the student {student.sample_shape}"
+        )
+    if data is not None:
+        check_data(data)
+
+
+@torch.no_grad()
+def check_teacher(teacher: Step, row: Tensor, student: SignatureStudent, device: Any) -> None:
+    """Try the teacher's first step on two samples: it may be made for data of another shape."""
+    x = torch.zeros(2, *student.sample_shape, device=device)
+    order = max(teacher.order, student.order)
+    fine = PartialSignature(row[0] - row[1], x[:, None].repeat_interleave(order, dim=1))
+    found: tuple[int, ...] | str
+    try:
+        found = tuple(teacher(x, row[0], row[1], fine).shape)
+    except RuntimeError as error:
+        found = str(error).splitlines()[0]
+    if found != tuple(x.shape):
+        raise SigdegError(
+            f"the teacher takes no samples of the student's shape {student.sample_shape}: {found}"
         )
 
 

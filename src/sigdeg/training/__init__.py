@@ -9,10 +9,11 @@ from sigdeg.training.loop import (
     resolve_device,
     seeded,
 )
-from sigdeg.training.teacher import train_teacher
+from sigdeg.training.teacher import check_data, train_teacher
 
 __all__ = [
     "TrainConfig",
+    "check_data",
     "claim_folder",
     "derive_generator",
     "fingerprint",

@@ -15,7 +15,7 @@ from sigdeg.schedule import expand
 from sigdeg.training.folder import claim_folder, fingerprint
 from sigdeg.training.loop import TrainConfig, derive_generator, fit, make_accelerator
 
-__all__ = ["train_teacher"]
+__all__ = ["check_data", "train_teacher"]
 
 HELD_OUT = 1024
 
@@ -41,6 +41,17 @@ class DenoisingObjective(nn.Module):
         target = network_target(clean, noise, alpha, sigma, kind, std)
         output = self.denoiser.output(alpha * clean + sigma * noise, t)
         return nn.functional.mse_loss(output, target)
+
+
+def check_data(data: Tensor) -> None:
+    """Refuse an empty set and samples that are not finite: they would spoil every weight."""
+    bad = int((~data.isfinite()).flatten(1).any(1).sum()) if len(data) else 0
+    if bad or not len(data):
+        raise SigdegError(
+            f"{bad:,} of {len(data):,} samples hold NaN or infinite values: remove them"
+            if bad
+            else "there are no samples to train on"
+        )
 
 
 def train_teacher(
@@ -70,6 +81,7 @@ def train_teacher(
     config = dataclasses.replace(config or TrainConfig(), **options)
     if len(data) < 20:
         raise SigdegError(f"a teacher needs at least 20 samples to train on, got {len(data)}")
+    check_data(data)
     out_dir = Path(out_dir)
     identity = {
         **dataclasses.asdict(config),
