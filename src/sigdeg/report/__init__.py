@@ -8,12 +8,16 @@ from sigdeg.report.plots import (
     training_plot,
     trajectories_plot,
 )
+from sigdeg.report.series import diffusion_plot, marginals_plot, paths_plot
 from sigdeg.report.style import colour, use_style
 
 __all__ = [
     "colour",
+    "diffusion_plot",
     "histogram_plot",
     "image_grid",
+    "marginals_plot",
+    "paths_plot",
     "quality_plot",
     "training_plot",
     "trajectories_plot",
