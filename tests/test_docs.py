@@ -46,7 +46,7 @@ def table(page: Path, heading: str) -> dict[str, list[str]]:
 
 def test_code_runs_as_written(tmp_path: Path) -> None:
     # In a Python of its own, as a reader would run it; the README may load what the tutorial saves.
-    for page in (ROOT / "docs/tutorial.md", ROOT / "README.md"):
+    for page in (ROOT / "docs/tutorial.md", ROOT / "README.md", ROOT / "docs/rough-bergomi.md"):
         # A text block after one of code is its output.
         pattern = r"^```python\n(.*?)^```$(?:\n\n```text\n(.*?)^```$)?"
         found = re.findall(pattern, page.read_text(), re.MULTILINE | re.DOTALL)

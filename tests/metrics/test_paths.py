@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from sigdeg import SigdegError
-from sigdeg.metrics import path_error, sliced_w1, w1_samples
+from sigdeg.metrics import median_path_error, path_error, sliced_w1, w1_samples
 
 
 def normal(*shape: int, seed: int = 0) -> torch.Tensor:
@@ -21,6 +21,16 @@ def test_path_error() -> None:
     assert path_error(other, x) == pytest.approx(math.sqrt(2), rel=0.01)
     with pytest.raises(SigdegError, match="two sets of one shape"):
         path_error(x, x[:10])
+
+
+def test_the_median_is_not_moved_by_a_few_extreme_samples() -> None:
+    x = normal(1001, 2)
+    moved = x + 0.6
+    moved[:10] += 100
+    assert median_path_error(moved, x) == pytest.approx(0.6 / float(x.std()))
+    assert path_error(moved, x) > 5
+    with pytest.raises(SigdegError, match="two sets of one shape"):
+        median_path_error(x, x[:10])
 
 
 def test_sliced_w1_in_one_dimension_is_w1_over_the_spread() -> None:

@@ -16,9 +16,9 @@ from sigdeg.errors import SigdegError
 from sigdeg.report import colour, diffusion_plot, marginals_plot, paths_plot, series
 from sigdeg.report.series import log_ticks
 
-LABELS = ["data", "teacher, 1,000 calls", "student, 10 calls", "student, 1 call"]
+LABELS = ["data", "teacher", "student"]
 DATES = torch.arange(1, 13) / 12
-WALKS = torch.randn(4, 500, 2, 12, generator=torch.Generator().manual_seed(0)).cumsum(-1)
+WALKS = torch.randn(3, 500, 2, 12, generator=torch.Generator().manual_seed(0)).cumsum(-1)
 NAMED = dict(zip(LABELS, WALKS, strict=True))
 
 PLOTS: dict[str, Callable[[Path], None]] = {
@@ -55,7 +55,7 @@ def commonest(image: Image.Image) -> tuple[int, ...]:
 
 
 @pytest.mark.parametrize(
-    ("name", "alpha", "columns"), [("paths", 0.2, 4), ("marginals", 0.35, 1), ("diffusion", 0.5, 4)]
+    ("name", "alpha", "columns"), [("paths", 0.2, 3), ("marginals", 0.35, 1), ("diffusion", 0.5, 3)]
 )
 def test_a_small_file_holds_the_same_figure_every_time(
     name: str, alpha: float, columns: int, tmp_path: Path
@@ -79,7 +79,7 @@ def test_a_small_file_holds_the_same_figure_every_time(
         np.testing.assert_allclose(commonest(last), blend("student", alpha), atol=6)
 
 
-def test_paths_stand_below_their_quantiles(drawn: list[Figure], tmp_path: Path) -> None:
+def test_some_paths_stand_before_the_quantiles_of_all(drawn: list[Figure], tmp_path: Path) -> None:
     price = torch.arange(1.0, 102)[torch.randperm(101, generator=torch.Generator().manual_seed(1))]
     paths = torch.stack([price[:, None] * DATES, 1000 * price[:, None] * DATES], dim=1)
     given = {"data": paths, "teacher": paths.numpy(), "student": 10 * paths}
@@ -161,7 +161,8 @@ def test_marginals_are_densities_on_the_bins_of_the_data(
 def test_trajectories_run_from_noise_on_the_left(drawn: list[Figure], tmp_path: Path) -> None:
     times = {"teacher": torch.linspace(1, 0, 101), "student": torch.tensor([1.0, 0.4, 0.0])}
     slopes = torch.linspace(-1, 1, 40)[:, None, None] * torch.tensor([1.0, 5.0])
-    panels = {label: (t, slopes * (1 - t[:, None])) for label, t in times.items()}
+    panels = {k: (t, slopes * (1 - t[:, None])) for k, t in times.items()}
+    panels["student"] = (times["student"], 2 * panels["student"][1])
     diffusion_plot(panels, ("log price, t = 1", "variance"), tmp_path / "diffusion.png")
     (figure,) = drawn
     grid = np.array(figure.axes).reshape(2, 2)

@@ -22,6 +22,7 @@ from tqdm.auto import tqdm
 
 from sigdeg.errors import SigdegError
 from sigdeg.files import save_tensors
+from sigdeg.sampling import march
 from sigdeg.schedule import expand
 from sigdeg.signature import PartialSignature, restriction
 from sigdeg.steps import Step
@@ -85,6 +86,12 @@ class Batch:
         joined = torch.einsum("gjkl,ngjlf->ngkf", matrices, parts)
         shape = (n, steps // stride, *self.coefficients.shape[2:])
         return Batch(self.start // stride, self.states[:, ::stride], joined.reshape(shape))
+
+    def replay(self, step: Step, grid: Tensor) -> Tensor:
+        """Where another step ends that starts where whole paths do and is driven by their noise."""
+        lengths = (-grid.diff()).to(self.states)
+        signatures = map(PartialSignature, lengths, self.coefficients.unbind(1))
+        return march(step, self.states[:, 0], grid, signatures)
 
 
 @torch.no_grad()

@@ -6,8 +6,12 @@ progress)`, which returns the report.
 
 from types import ModuleType
 
-from sigdeg.experiments import mixture1d, mnist
+from sigdeg.experiments import mixture1d, mnist, rbergomi
 
 __all__ = ["EXPERIMENTS"]
 
-EXPERIMENTS: dict[str, ModuleType] = {"mixture1d": mixture1d, "mnist": mnist}
+EXPERIMENTS: dict[str, ModuleType] = {
+    "mixture1d": mixture1d,
+    "mnist": mnist,
+    "rbergomi": rbergomi,
+}

@@ -11,15 +11,14 @@ from accelerate import PartialState
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
-from sigdeg.distillation import Batch, DistillConfig, TeacherPaths, distill
+from sigdeg.distillation import DistillConfig, TeacherPaths, distill
 from sigdeg.errors import SigdegError
 from sigdeg.experiments.results import make_row, paired_seconds, save_results
 from sigdeg.grids import refine
 from sigdeg.integrations import Teacher
 from sigdeg.metrics import Summary, path_error, sliced_w1
 from sigdeg.report import image_grid, write_report
-from sigdeg.sampling import march, sample
-from sigdeg.signature import PartialSignature
+from sigdeg.sampling import sample
 from sigdeg.steps import EulerMaruyama, Exponential, Step
 from sigdeg.student import ResidualNoise, SignatureStudent
 from sigdeg.training import derive_generator, resolve_device
@@ -204,17 +203,12 @@ def evaluate(
     for count in sorted(student.steps, reverse=True):
         stride, grid = (len(finest) - 1) // count, student.grid(count)
 
-        def replay(step: Step, batch: Batch, stride: int = stride, grid: Tensor = grid) -> Tensor:
-            """March along the teacher's own paths."""
-            coarse = batch.coarsen(finest, stride)
-            lengths = (-grid.diff()).to(coarse.states)
-            signatures = map(PartialSignature, lengths, coarse.coefficients.unbind(1))
-            return march(step, coarse.states[:, 0], grid, signatures)
-
         untrained = Exponential(teacher.denoiser, student.seen)
         methods: dict[str, Any] = {"sig-deg": student, "untrained": untrained}
         for method, step in methods.items():
-            samples = torch.cat([replay(step, batch) for batch in drawn])[:n]
+            samples = torch.cat(
+                [batch.coarsen(finest, stride).replay(step, grid) for batch in drawn]
+            )[:n]
             more: dict[str, Any] = {"order": student.seen, "grid": student.spacing}
             if method == "sig-deg":
                 more |= {"elastic": student.elastic, "head": student.residual_noise, "q": config.q}

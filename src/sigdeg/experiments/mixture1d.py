@@ -9,7 +9,6 @@ from __future__ import annotations
 import dataclasses
 import re
 import statistics
-from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -23,7 +22,13 @@ from torch import Generator, Tensor
 from sigdeg.datasets import GaussianMixture1D, mixture_split
 from sigdeg.denoiser import Denoiser, GaussianMixtureDenoiser, NetworkDenoiser
 from sigdeg.distillation import DistillConfig, Distilled, distill
-from sigdeg.experiments.results import make_row, paired_seconds, pool, save_results
+from sigdeg.experiments.results import (
+    grid_name,
+    make_row,
+    merge,
+    paired_seconds,
+    save_results,
+)
 from sigdeg.grids import coarse_grid, fine_grid
 from sigdeg.metrics import Summary, over_draws, variance_score, w1_exact, w1_samples
 from sigdeg.networks import ResidualMLP
@@ -309,11 +314,6 @@ def make(
     )
 
 
-def grid_name(power: float) -> str:
-    """A grid as the results name it."""
-    return "uniform" if power == 1 else f"power {power:g}"
-
-
 class Judge:
     """The metrics of a step on a grid, from the same number of samples for all.
 
@@ -345,11 +345,6 @@ class Judge:
         """The same metrics of real samples, ten times over."""
         draws = [LAW.sample(self.exact_n, derive_generator(seed, 13, i)) for i in range(10)]
         return merge([self._measure(samples, seed + i) for i, samples in enumerate(draws)])
-
-
-def merge(metrics: Sequence[dict[str, Summary]]) -> dict[str, Summary]:
-    """Pool the same metrics of several seeds."""
-    return {key: pool([m[key] for m in metrics]) for key in metrics[0]}
 
 
 def add_times(

@@ -6,7 +6,7 @@ import os
 import platform
 import statistics
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, TypeVar
@@ -14,13 +14,37 @@ from typing import Any, TypeVar
 import torch
 from torch import nn
 
-from sigdeg.files import save_json
-from sigdeg.metrics import Summary
+from sigdeg.files import read_json, save_json
+from sigdeg.metrics import Summary, over_draws
 from sigdeg.networks import count_parameters
 
-__all__ = ["hardware", "make_row", "paired_seconds", "pool", "save_results", "versions"]
+__all__ = [
+    "grid_name",
+    "hardware",
+    "make_row",
+    "merge",
+    "paired_seconds",
+    "pool",
+    "remember",
+    "save_results",
+    "summarise",
+    "versions",
+]
 
 K = TypeVar("K")
+
+
+def summarise(values: Sequence[dict[str, float]]) -> dict[str, Summary]:
+    """Mean and standard deviation of metrics over draws."""
+    return {
+        key: over_draws(lambda i: values[i][key], int, len(values))  # noqa: B023
+        for key in values[0]
+    }
+
+
+def merge(metrics: Sequence[dict[str, Summary]]) -> dict[str, Summary]:
+    """Pool the same metrics of several seeds."""
+    return {key: pool([m[key] for m in metrics]) for key in metrics[0]}
 
 
 def pool(summaries: Sequence[Summary]) -> Summary:
@@ -33,7 +57,7 @@ def pool(summaries: Sequence[Summary]) -> Summary:
     return {"mean": mean, "std": (squares / max(1, n - 1)) ** 0.5, "n": n}
 
 
-def paired_seconds(functions: dict[K, Callable[[], object]], rounds: int = 3) -> dict[K, float]:
+def paired_seconds(functions: Mapping[K, Callable[[], object]], rounds: int = 3) -> dict[K, float]:
     """Median time of each function, measured in turn so that a drifting machine is fair to all.
 
     On one thread: two that wait for each other make short functions jitter. A short function is
@@ -98,6 +122,18 @@ def versions() -> dict[str, str]:
     return {"python": platform.python_version()} | {
         name: version(name) for name in ("sigdeg", "torch", "accelerate", "diffusers")
     }
+
+
+def grid_name(power: float) -> str:
+    """A grid of power spacing as the results name it."""
+    return "uniform" if power == 1 else f"power {power:g}"
+
+
+def remember(file: Path, compute: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+    """What an interrupted run has found already, or find it now and keep it."""
+    if not file.exists():
+        save_json(file, compute())
+    return read_json(file)
 
 
 def save_results(folder: Path, results: dict[str, Any], device: str | None = None) -> Path:

@@ -2,7 +2,7 @@
 
 from sigdeg.metrics.moments import Summary, over_draws, variance_score
 from sigdeg.metrics.options import atm_skew, implied_volatility, skew_error, smile
-from sigdeg.metrics.paths import path_error, sliced_w1
+from sigdeg.metrics.paths import median_path_error, path_error, sliced_w1
 from sigdeg.metrics.series import (
     autocorrelation_discrepancy,
     average_w1,
@@ -25,6 +25,7 @@ __all__ = [
     "implied_volatility",
     "increment_w1",
     "marginal_loss",
+    "median_path_error",
     "over_draws",
     "path_error",
     "skew_error",

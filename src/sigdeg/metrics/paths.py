@@ -8,7 +8,7 @@ from torch import Tensor
 
 from sigdeg.errors import SigdegError
 
-__all__ = ["path_error", "sliced_w1"]
+__all__ = ["median_path_error", "path_error", "sliced_w1"]
 
 
 def path_error(samples: Tensor, reference: Tensor) -> float:
@@ -21,12 +21,32 @@ def path_error(samples: Tensor, reference: Tensor) -> float:
         samples: Shape (n, \*).
         reference: Shape (n, \*), n at least 2.
     """
+    check_counterparts(samples, reference)
+    return float((samples - reference).pow(2).mean().sqrt() / reference.std())
+
+
+def check_counterparts(samples: Tensor, reference: Tensor) -> None:
+    """Refuse sets whose samples do not stand for each other."""
     if samples.shape != reference.shape or len(samples) < 2:
         raise SigdegError(
-            f"path_error needs two sets of one shape and at least 2 samples, got "
+            f"a path error needs two sets of one shape and at least 2 samples, got "
             f"{tuple(samples.shape)} and {tuple(reference.shape)}"
         )
-    return float((samples - reference).pow(2).mean().sqrt() / reference.std())
+
+
+def median_path_error(samples: Tensor, reference: Tensor) -> float:
+    r"""The median over samples of what `path_error` is the root mean square of.
+
+    Where the law has heavy tails a few extreme samples make up most of the mean square: beside it,
+    the median tells how closely the usual sample is followed.
+
+    Arguments:
+        samples: Shape (n, \*).
+        reference: Shape (n, \*), n at least 2.
+    """
+    check_counterparts(samples, reference)
+    errors = (samples - reference).pow(2).flatten(1).mean(1).sqrt()
+    return float(errors.median() / reference.std())
 
 
 def sliced_w1(samples: Tensor, reference: Tensor, projections: int = 500, seed: int = 0) -> float:

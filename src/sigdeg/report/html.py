@@ -18,7 +18,7 @@ from sigdeg.report.headline import headline
 from sigdeg.report.plots import quality_plot, training_plot
 from sigdeg.report.rows import read_results
 from sigdeg.report.style import DPI
-from sigdeg.report.table import cost_table, metric_name, result_table
+from sigdeg.report.table import cost_table, metric_name, result_table, study_tables
 
 __all__ = ["write_report"]
 
@@ -59,7 +59,8 @@ def write_report(folder: Path) -> Path:
             folder cannot be written to.
     """
     folder = Path(folder)
-    results = read_results(folder / "results.json")
+    whole = read_results(folder / "results.json")
+    results = {**whole, "rows": [row for row in whole["rows"] if not row.get("study")]}
     config = folder / "config.json"
     top = headline(results)
     page = ENVIRONMENT.get_template("template.html.j2").render(
@@ -67,6 +68,7 @@ def write_report(folder: Path) -> Path:
         title=results.get("title") or results.get("experiment") or folder.name,
         headline=top,
         table=result_table(results, top.row if top else None),
+        studies=study_tables(whole),
         costs=cost_table(results),
         quality=quality_picture(folder, results),
         training=training_picture(folder, results),

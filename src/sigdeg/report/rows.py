@@ -81,8 +81,10 @@ def details(row: Row, rows: Iterable[Row]) -> list[str]:
     """What a row is beyond its method, steps and order.
 
     Elastic students and noise heads are always named; teacher, preset, grid and q only where the
-    rows of the method differ in them.
+    rows of the method differ in them. A row of a study is told by its variant alone.
     """
+    if row.get("variant"):
+        return [row["variant"]]
     family = [other for other in rows if other["method"] == row["method"]]
     told = []
     if row.get("elastic"):

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 from sigdeg.report.rows import Row, arrange, compact, details, digits, metric_text
 from sigdeg.report.style import look
 
-__all__ = ["Line", "Table", "cost_table", "metric_name", "result_table"]
+__all__ = ["Line", "Table", "cost_table", "metric_name", "result_table", "study_tables"]
 
 NAMES = {
     "w1_exact": "W1, exact law",
@@ -16,6 +16,11 @@ NAMES = {
     "variance_2000": "Variance score, 2,000 samples",
     "w1": "W1",
     "iw1": "W1 of increments",
+    "path": "Path error",
+    "path_median": "Path error, median",
+    "energy": "Energy distance",
+    "tails": "Tail quantiles",
+    "skew": "ATM skew",
     "fid": "FID",
     "kid": "KID",
     "tv": "Total variation",
@@ -39,6 +44,15 @@ KEYS = {
 SPEED = {
     "Seconds": column("seconds", digits),
     "Speed\N{NON-BREAKING HYPHEN}up": column("speedup", lambda times: f"{digits(times, 2)}×"),
+}
+EQUAL = {
+    "Against an equal": column(
+        "equal_quality",
+        lambda equal: (
+            f"{digits(equal['speedup'], 2)}× over {look(equal['method']).name} "
+            f"with {equal['nfe']:,} calls"
+        ),
+    )
 }
 COSTS = {
     "Weights": column("params", lambda n: compact(n, SIZES)),
@@ -90,13 +104,31 @@ def result_table(results: Mapping[str, Any], best: Row | None) -> Table:
         rows.append(("floor", {"method": "Floor", "metrics": floor}))
     rows += [("paper", row) for row in paper]
 
+    return lay(rows, KEYS | metric_columns(rows, results) | SPEED | EQUAL)
+
+
+def study_tables(results: Mapping[str, Any]) -> dict[str, Table]:
+    """Side tables by title: the rows that name a study, in their own order, with what they cost."""
+    studies: dict[str, list[tuple[str, Row]]] = {}
+    for row in results["rows"]:
+        if row.get("study"):
+            studies.setdefault(row["study"], []).append(("own", row))
+    columns = {key: COSTS[key] for key in ("Weights", "Teacher calls")}
+    return {
+        title: lay(rows, metric_columns(rows, results) | columns) for title, rows in studies.items()
+    }
+
+
+def metric_columns(
+    rows: Sequence[tuple[str, Row]], results: Mapping[str, Any]
+) -> dict[str, Column]:
+    """A column for every metric that a row has; an arrow marks the one that counts."""
     quality = results.get("quality") or {}
     arrow = " ↓" if quality.get("lower_is_better", True) else " ↑"
-    metrics = {
+    return {
         metric_name(key) + (arrow if key == quality.get("metric") else ""): metric_column(key)
         for key in dict.fromkeys(key for _, row in rows for key in row["metrics"])
     }
-    return lay(rows, KEYS | metrics | SPEED)
 
 
 def cost_table(results: Mapping[str, Any]) -> Table:

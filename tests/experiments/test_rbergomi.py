@@ -1,0 +1,154 @@
+"""The rough Bergomi benchmark at toy size, and the arithmetic of its tables."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from sigdeg import SignatureStudent
+from sigdeg.cli import main
+from sigdeg.distillation import DistillConfig
+from sigdeg.experiments import rbergomi
+from sigdeg.experiments.rbergomi_presets import PLAIN, PRESETS, Spec, ladder
+from sigdeg.experiments.results import remember, summarise
+from sigdeg.training import TrainConfig
+
+KEYS = {*rbergomi.METRICS}
+
+
+def tiny(**options: Any) -> rbergomi.Settings:
+    training: dict[str, Any] = {"iterations": 4, "batch_size": 16, "tracker": "none"}
+    study = dataclasses.replace(PLAIN, paths=8, study="factors", variant="plain")
+    return rbergomi.Settings(
+        network=(8, 1),
+        teacher=TrainConfig(**training),
+        specs=(Spec((5,), order=2, paths=20), Spec((2, 1), paths=20), study),
+        config=DistillConfig(**training, held_out=8),
+        fine_steps=10,
+        teachers=((8, 1.0, 1), (4, 2.0, 2)),
+        peers=(2,),
+        seeds=2,
+        draws=2,
+        n=500,
+        timing_n=4,
+        **options,
+    )
+
+
+def test_runs_from_end_to_end(tmp_path: Path, monkeypatch: Any, capsys: Any) -> None:
+    """Every row with every metric, figures, student; the same command finds all of it done."""
+    monkeypatch.setitem(rbergomi.PRESETS, "quick", tiny())
+    monkeypatch.setattr(rbergomi, "PATHS", 20)
+    monkeypatch.setattr(rbergomi, "paired_seconds", lambda jobs: {k: 1.0 + k for k in jobs})
+    out = tmp_path / "run"
+    arguments = ["run", "rbergomi", "--preset", "quick", "--no-progress", "--out", str(out)]
+    assert main(arguments) == 0
+    results = json.loads((out / "results.json").read_text())
+    rows = results["rows"]
+    main_rows = [(row["method"], row["nfe"]) for row in rows if not row.get("study")]
+    assert main_rows == [
+        ("teacher", 9),
+        ("teacher", 5),
+        *(("sig-deg", k) for k in (5, 2, 1)),
+        ("untrained", 2),
+        *((peer, 2) for peer in ("ddim", "dpm-solver++", "sde-dpm-solver++", "unipc")),
+    ]
+    for row in rows:
+        paths = {"path", "path_median"} if row["method"] == "sig-deg" else set()
+        assert set(row["metrics"]) == KEYS | paths
+    assert {row["metrics"]["w1"]["n"] for row in rows if row["seeds"] == 2} == {4}
+    assert set(results["floor"]) == KEYS
+    assert results["floor"]["w1"]["n"] == 10
+    assert [row["variant"] for row in rows if row.get("study")] == ["plain"]
+    assert all((out / figure["file"]).exists() for figure in results["figures"])
+    assert len(results["figures"]) == 4
+    assert SignatureStudent.from_pretrained(out / "student").sample_shape == (50,)
+    page = (out / "report.html").read_text()
+    assert "<h2>factors</h2>" in page
+
+    def unwanted(*_: Any) -> dict[str, float]:
+        raise AssertionError("judged twice")
+
+    monkeypatch.setattr(rbergomi.Bench, "measure", unwanted)
+    assert main(arguments) == 0
+    again = json.loads((out / "results.json").read_text())["rows"]
+    assert [row["metrics"] for row in again] == [row["metrics"] for row in rows]
+    capsys.readouterr()
+    assert main([*arguments, "--seed", "1"]) == 2
+    assert "holds another run" in capsys.readouterr().err
+
+
+def test_damaged_data_are_refused(tmp_path: Path, monkeypatch: Any, capsys: Any) -> None:
+    monkeypatch.setitem(rbergomi.PRESETS, "quick", tiny())
+    out = tmp_path / "run"
+    arguments = ["run", "rbergomi", "--preset", "quick", "--no-progress", "--out", str(out)]
+    monkeypatch.setattr(rbergomi, "Bench", lambda *_: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        main(arguments)
+    file = out / "data.safetensors"
+    content = bytearray(file.read_bytes())
+    content[-3] ^= 1
+    file.write_bytes(content)
+    assert main(arguments) == 2
+    assert "its checksum does not match" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_a_folder_belongs_to_one_student(preset: str) -> None:
+    """Two students that are trained alike share a folder; two that differ do not."""
+
+    def trained(spec: Spec) -> Spec:
+        return dataclasses.replace(spec, study="", variant="")
+
+    specs = PRESETS[preset].specs
+    assert len({spec.slug for spec in specs}) == len({trained(spec) for spec in specs})
+
+
+def test_the_ladder_changes_one_thing_at_a_time() -> None:
+    """And ends at the default, beside which stand its two kinds of noise."""
+
+    def fields(spec: Spec) -> dict[str, Any]:
+        shown = {"study", "variant", "paths"}
+        return {k: v for k, v in dataclasses.asdict(spec).items() if k not in shown}
+
+    *rungs, gaussian, energy = map(fields, ladder())
+    for before, after in itertools.pairwise(rungs):
+        assert sum(before[key] != after[key] for key in before) <= 1
+    assert rungs[-1] == fields(Spec((5,)))
+    assert [s["residual_noise"] for s in (gaussian, energy)] == ["gaussian", "energy"]
+
+
+def test_equal_quality_is_the_cheapest_that_is_no_worse() -> None:
+    def row(method: str, w1: float, iw1: float, seconds: float, **more: Any) -> dict[str, Any]:
+        metrics = {"w1": {"mean": w1}, "iw1": {"mean": iw1}}
+        base = {"method": method, "metrics": metrics, "seconds": seconds, "nfe": 1, "grid": None}
+        return {**base, "study": None, **more}
+
+    rows = [
+        row("teacher", 0.01, 0.01, 100.0),
+        row("unipc", 0.02, 0.0209, 8.0, nfe=20),
+        row("ddim", 0.02, 0.0211, 4.0),
+        row("sig-deg", 0.02, 0.02, 2.0),
+        row("sig-deg", 0.005, 0.02, 2.0),
+        row("sig-deg", 0.02, 0.02, 2.0, study="factors"),
+    ]
+    rbergomi.add_equal_quality(rows)
+    assert rows[3]["equal_quality"] == {"method": "unipc", "nfe": 20, "grid": None, "speedup": 4.0}
+    assert ["equal_quality" in r for r in rows] == [False, False, False, True, False, False]
+
+
+def test_what_is_remembered_is_not_computed_again(tmp_path: Path) -> None:
+    file = tmp_path / "judged" / "a.json"
+    assert remember(file, lambda: {"draws": [1.5]}) == {"draws": [1.5]}
+    assert remember(file, lambda: {"draws": [2.5]}) == {"draws": [1.5]}
+
+
+def test_summary_over_draws() -> None:
+    found = summarise([{"a": 1.0, "b": 5.0}, {"a": 3.0, "b": 5.0}])
+    assert found["a"] == {"mean": 2.0, "std": pytest.approx(2**0.5), "n": 2}
+    assert found["b"] == {"mean": 5.0, "std": 0.0, "n": 2}
