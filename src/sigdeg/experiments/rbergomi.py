@@ -82,6 +82,7 @@ METRICS: dict[str, Callable[[Tensor, Tensor], float]] = {
 PATHS = 2000  # fresh teacher paths behind `path`
 PEER_DRAWS = 1  # on each of a solver's nine grids: the luckiest of them counts
 STUDY_DRAWS = 2
+SHOWN = 5000  # paths behind the other figures
 TRAJECTORIES = 40  # samples in the figures of lines
 
 Draw = Callable[[int, Generator], Tensor]
@@ -367,7 +368,7 @@ class Bench:
 
     def figures(self, students: Mapping[str, SignatureStudent]) -> list[dict[str, str]]:
         """Figures 5 to 9 of the paper."""
-        folder, n = self.out / "figures", len(self.split.test)
+        folder, n = self.out / "figures", min(SHOWN, len(self.split.test))
         steps, power, _ = self.settings.teachers[-1]
         fine = fine_grid(SCHEDULE, steps, "power", power)
         methods: dict[str, tuple[Step, Tensor]] = {

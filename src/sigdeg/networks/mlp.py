@@ -69,7 +69,10 @@ class ResidualMLP(nn.Module):
 
     def forward(self, x: Tensor, timestep: Tensor) -> Tensor:
         """Map (batch, in_channels) and times (batch,) to (batch, out_channels)."""
-        h: Tensor = self.embed(torch.cat([x, sinusoidal(timestep, self.time_dim).to(x)], dim=1))
+        # The embedding of both without joining them: with many coefficients that copy costs time.
+        features, weight = sinusoidal(timestep, self.time_dim).to(x), self.embed.weight
+        own, time = weight[:, : x.shape[1]], weight[:, x.shape[1] :]
+        h = nn.functional.linear(x, own) + nn.functional.linear(features, time, self.embed.bias)
         for block in self.blocks:
             h = h + block(h)
         out: Tensor = self.head(nn.functional.silu(h))
