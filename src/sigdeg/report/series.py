@@ -113,7 +113,7 @@ def marginals_plot(samples: Mapping[str, Array], times: Array, path: Path) -> No
             axes.set_yticks([])
             axes.spines["left"].set_visible(False)
         handles, labels = grid.flat[0].get_legend_handles_labels()
-        figure.legend(handles, labels, loc="outside upper center", ncols=len(labels))
+        figure.legend(handles, labels, loc="outside upper center", ncols=min(len(labels), 4))
         save(figure, path)
 
 
