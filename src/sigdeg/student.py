@@ -37,6 +37,7 @@ from sigdeg.steps import Time, exponential_coefficients, response, weigh
 __all__ = ["ResidualNoise", "SignatureStudent"]
 
 ResidualNoise = Literal["gaussian", "energy"]
+COVARIANCE = ("directions", "stds")  # saved beside the network's weights
 CACHED = 64  # steps whose response is kept
 STEP_FEATURES = 16  # sinusoidal features of s, as constant maps beside the coefficients
 
@@ -308,7 +309,9 @@ class SignatureStudent(nn.Module):
             "schedule": self.schedule.config(),
             "network": network_config(self.network),
         }
-        save_tensors(folder / "model.safetensors", self.state_dict())
+        # The network's own names, so that its weights can be read without the student.
+        own = {n: b for n, b in self.named_buffers(recurse=False) if n in COVARIANCE}
+        save_tensors(folder / "model.safetensors", self.network.state_dict() | own)
         save_json(folder / "config.json", config)
 
     @classmethod
@@ -347,7 +350,11 @@ class SignatureStudent(nn.Module):
             raise
         except (AttributeError, KeyError, TypeError, ValueError) as error:
             raise SigdegError(f"{folder / 'config.json'} does not fit a student: {error}") from None
-        load_weights(student, folder / "model.safetensors")
+        load_weights(
+            student,
+            folder / "model.safetensors",
+            lambda name: name if name in COVARIANCE else f"network.{name}",
+        )
         return student.eval()
 
 

@@ -293,7 +293,7 @@ def test_elastic_learns_from_one_set_of_paths(tmp_path: Path) -> None:
         (
             {},
             {"teacher": Exponential(GaussianDenoiser(torch.zeros(3), 1.0, SCHEDULE))},
-            r"no samples of the student's shape \(1,\): \(2, 3\)",
+            r"no samples of the student's shape \(1,\): it gives \(3,\)",
         ),
         ({}, {"states": "noise"}, "unknown states 'noise'"),
         ({}, {"iterations": 0}, "iterations must be at least 1, got 0"),

@@ -232,16 +232,19 @@ def check_fit(
 
 @torch.no_grad()
 def check_teacher(teacher: Step, row: Tensor, student: SignatureStudent, device: Any) -> None:
-    """Try the teacher's first step on two samples: it may be made for data of another shape."""
-    x = torch.zeros(2, *student.sample_shape, device=device)
-    order = max(teacher.order, student.order)
-    fine = PartialSignature(row[0] - row[1], x[:, None].repeat_interleave(order, dim=1))
-    found: tuple[int, ...] | str
-    try:
-        found = tuple(teacher(x, row[0], row[1], fine).shape)
-    except RuntimeError as error:
-        found = str(error).splitlines()[0]
-    if found != tuple(x.shape):
+    """Try the teacher's first step: it may be made for data of another shape."""
+    order, found = max(teacher.order, student.order), ""
+    for n in (0, 2):  # no samples cost no calls, but some networks cannot take an empty batch
+        x = torch.zeros(n, *student.sample_shape, device=device)
+        fine = PartialSignature(row[0] - row[1], x[:, None].repeat_interleave(order, dim=1))
+        try:
+            shape = tuple(teacher(x, row[0], row[1], fine).shape)
+        except RuntimeError as error:
+            found = str(error).splitlines()[0]
+        else:
+            found = "" if shape == tuple(x.shape) else f"it gives {shape[1:]}"
+            break
+    if found:
         raise SigdegError(
             f"the teacher takes no samples of the student's shape {student.sample_shape}: {found}"
         )
