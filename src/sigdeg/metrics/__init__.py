@@ -1,5 +1,26 @@
 """Distances between what a sampler draws and what it should draw."""
 
+from sigdeg.metrics.extractors import (
+    Activations,
+    ClassifierExtractor,
+    Extractor,
+    InceptionExtractor,
+)
+from sigdeg.metrics.features import (
+    Statistics,
+    diversity,
+    frechet_distance,
+    kernel_inception_distance,
+    nearest_neighbours,
+    precision_recall,
+)
+from sigdeg.metrics.images import (
+    Reference,
+    class_histogram,
+    image_metrics,
+    inception_score,
+    total_variation,
+)
 from sigdeg.metrics.moments import Summary, over_draws, variance_score
 from sigdeg.metrics.options import atm_skew, implied_volatility, skew_error, smile
 from sigdeg.metrics.paths import median_path_error, path_error, sliced_w1
@@ -15,23 +36,38 @@ from sigdeg.metrics.series import (
 from sigdeg.metrics.wasserstein import Law, w1_exact, w1_samples
 
 __all__ = [
+    "Activations",
+    "ClassifierExtractor",
+    "Extractor",
+    "InceptionExtractor",
     "Law",
+    "Reference",
+    "Statistics",
     "Summary",
     "atm_skew",
     "autocorrelation_discrepancy",
     "average_w1",
+    "class_histogram",
     "correlation_discrepancy",
+    "diversity",
     "energy_distance",
+    "frechet_distance",
+    "image_metrics",
     "implied_volatility",
+    "inception_score",
     "increment_w1",
+    "kernel_inception_distance",
     "marginal_loss",
     "median_path_error",
+    "nearest_neighbours",
     "over_draws",
     "path_error",
+    "precision_recall",
     "skew_error",
     "sliced_w1",
     "smile",
     "tail_error",
+    "total_variation",
     "variance_score",
     "w1_exact",
     "w1_samples",
