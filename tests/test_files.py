@@ -17,6 +17,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
 
+from sigdeg import files
 from sigdeg.errors import SigdegError
 from sigdeg.files import (
     atomic_write,
@@ -210,8 +211,26 @@ class TestWeights:
 
 @pytest.mark.parametrize("name", ["nowhere", "./a/b", "/no/such", "a/b/c", "user/", "~/x"])
 def test_no_folder_and_no_hub_id(name: str) -> None:
-    with pytest.raises(SigdegError, match="neither a folder nor a hub id"):
+    with pytest.raises(SigdegError, match=r"neither a folder.* nor a hub id such as user/name$"):
         find_folder(name)
+
+
+def test_models_that_come_with_the_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Found by their names, told in the refusal; and a folder of one's own goes first."""
+    shipped = tmp_path / "pretrained"
+    monkeypatch.setattr(files, "SHIPPED", shipped)
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SigdegError, match=r"^mnist is neither a folder nor a hub id such as"):
+        find_folder("mnist")  # the package comes without any
+    (shipped / "mnist").mkdir(parents=True)
+    (shipped / "digits").mkdir()
+    (shipped / "LICENSE").write_text("no model")
+    assert find_folder("mnist") == shipped / "mnist"
+    for name in ("LICENSE", "other", "../mnist"):
+        with pytest.raises(SigdegError, match=r"folder, nor one of digits, mnist, nor a hub id"):
+            find_folder(name)
+    (tmp_path / "mnist").mkdir()
+    assert find_folder("mnist") == Path("mnist")
 
 
 def test_folder_and_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -320,6 +320,20 @@ class TestHead:
 class TestGrid:
     """A student of one grid serves that one, an elastic one all up to its largest."""
 
+    def test_times_of_its_own(self, tmp_path: Path) -> None:
+        """The finest grid as given; fewer steps take every so many of its times, or about."""
+        times = (1.0, 0.6, 0.3, 0.1, 0.0)
+        own = student(steps=(4, 2), times=times)
+        assert own.grid().tolist() == list(times)
+        assert own.grid(2).tolist() == [1.0, 0.3, 0.0]
+        assert own.grid(3).tolist() == [1.0, 0.6, 0.1, 0.0]
+        own.save_pretrained(tmp_path)
+        assert "times" in json.loads((tmp_path / "config.json").read_text())
+        again = SignatureStudent.from_pretrained(tmp_path)
+        assert again.times == times
+        with pytest.raises(SigdegError, match="a grid of 4 steps has 5 times, got 3"):
+            student(steps=(4,), times=(1.0, 0.5, 0.0))
+
     def test_fixed(self) -> None:
         step = student(steps=(5,), spacing="uniform")
         assert not step.elastic

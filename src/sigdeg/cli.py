@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import tyro
 
@@ -64,6 +64,8 @@ def distill(
     refinement: int = 12,
     q: int = 1,
     residual_noise: Literal["gaussian", "energy"] | None = None,
+    guidance: float | None = None,
+    times: tuple[float, ...] | None = None,
     samples: int = 256,
     mixed_precision: Literal["no", "bf16"] = "no",
     tracker: str = "tensorboard",
@@ -74,7 +76,8 @@ def distill(
     """Distil a saved diffusers pipeline into a few-step student; the same command resumes it.
 
     Args:
-        teacher: Folder or hub id of a DDPMPipeline or DDIMPipeline.
+        teacher: Folder or hub id of a DDPMPipeline, DDIMPipeline or LDMPipeline, or mnist-teacher,
+            which comes with the package.
         steps: Step counts of the student; several, each dividing the largest, make it elastic.
         order: Signature coefficients a dimension: more for fewer steps.
         out: Run folder.
@@ -86,6 +89,9 @@ def distill(
         q: Consecutive coarse steps in a loss term; 0 for all of them.
         residual_noise: What to do about what the coefficients leave open: learn its mean (None),
             its variance (gaussian) or its law (energy).
+        guidance: Scale of classifier-free guidance for a conditional teacher; 1 is none.
+        times: The largest step count's times, from 1 down to 0 (default: power spacing); fewer
+            steps take every so many of them.
         samples: Samples behind the metrics of the report.
         mixed_precision: Precision of the training.
         tracker: tensorboard, wandb ... or none.
@@ -121,6 +127,8 @@ def distill(
             device=device,
             progress=progress,
             residual_noise=residual_noise,
+            guidance=guidance,
+            times=times,
         )
     )
 
@@ -130,6 +138,7 @@ def sample(
     n: Annotated[int, tyro.conf.arg(aliases=["-n"])] = 16,
     steps: int | None = None,
     seed: int = 0,
+    label: int | None = None,
     out: Path = Path("samples"),
     batch_size: int = 64,
     device: str | None = None,
@@ -137,17 +146,24 @@ def sample(
 ) -> None:
     """Draw samples from a student: samples.safetensors, and a picture of them.
 
+    Latents are decoded by the decoder in the student's folder.
+
     Args:
-        student: Folder or hub id of a student.
+        student: Folder or hub id of a student, or mnist, which comes with the package.
         n: The number of samples.
         steps: Network calls a sample (default: the most it is trained for).
         seed: Seed of the first sample; sample i has seed + i.
+        label: Class of the samples of a conditional student (default: all in turn).
         out: Folder for the samples.
         batch_size: Samples at a time.
         device: cpu or cuda (default: what is found).
         progress: Show a progress bar.
     """
+    import torch
+
     from sigdeg.experiments.output import write_samples
+    from sigdeg.files import find_folder
+    from sigdeg.integrations import find_decoder
     from sigdeg.sampling import sample as draw
     from sigdeg.student import SignatureStudent
     from sigdeg.training import resolve_device
@@ -156,6 +172,17 @@ def sample(
         raise SigdegError(f"n must be at least 1, got {n}")
     device = resolve_device(device)
     model = SignatureStudent.from_pretrained(student).to(device)
+    decoder = find_decoder(find_folder(student))
+    condition: dict[str, Any] = {}
+    if model.classes is not None:
+        labels = torch.arange(n) % model.classes if label is None else torch.full((n,), label)
+        condition["class_labels"] = labels.to(device)
+    if label is not None and not 0 <= label < (model.classes or 0):
+        raise SigdegError(
+            f"label must be one of the {model.classes} classes, got {label}"
+            if model.classes
+            else "this student knows no classes: leave --label out"
+        )
     samples = draw(
         model,
         model.grid(steps),
@@ -164,7 +191,10 @@ def sample(
         batch_size=batch_size,
         device=device,
         progress=progress,
+        **condition,
     )
+    if decoder is not None:
+        samples = decoder.to(device)(samples)
     for path in write_samples(samples.cpu(), out):
         print(path)
 
@@ -174,6 +204,7 @@ def evaluate(
     teacher: Name,
     samples: int = 256,
     refinement: int = 12,
+    guidance: float | None = None,
     out: Path = Path("runs/evaluation"),
     seed: int = 1,
     device: str | None = None,
@@ -186,6 +217,7 @@ def evaluate(
         teacher: Folder or hub id of the pipeline it was distilled from.
         samples: Samples behind the metrics.
         refinement: Fine teacher steps a coarse step.
+        guidance: Scale of classifier-free guidance that the student was distilled with.
         out: Run folder.
         seed: Seed of the noise.
         device: cpu or cuda (default: what is found).
@@ -207,11 +239,20 @@ def evaluate(
             f"{original.sample_shape}: it is not its teacher"
         )
     identity = {"experiment": "evaluate", "student": student, "teacher": teacher, "seed": seed}
+    if guidance is not None:
+        identity["guidance"] = guidance
     config = DistillConfig(refinement=refinement, seed=seed)
     refine(model.schedule, model.grid(), refinement)  # refuses what cannot be, before any writing
+    original.step(guidance)
     claim_folder(out, "config.json", {**identity, "samples": samples, "refinement": refinement})
     rows, floor, pictures = images.evaluate(
-        model, original, config, samples, device=resolve_device(device), progress=progress
+        model,
+        original,
+        config,
+        samples,
+        guidance=guidance,
+        device=resolve_device(device),
+        progress=progress,
     )
     results = {**identity, "title": f"{original.name}: student and teacher", "preset": None}
     print(images.save_comparison(out, results, rows, floor, pictures, seed, False, device))

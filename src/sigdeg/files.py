@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from sigdeg.errors import SigdegError
 
 __all__ = [
+    "SHIPPED",
     "atomic_write",
     "find_folder",
     "load_weights",
@@ -23,6 +24,8 @@ __all__ = [
     "save_json",
     "save_tensors",
 ]
+
+SHIPPED = Path(__file__).parent / "pretrained"  # models that come with the package
 
 
 def atomic_write(path: Path, write: Callable[[Path], object]) -> None:
@@ -82,16 +85,20 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def find_folder(path: str | Path) -> Path:
-    """A local folder, or the local copy of a hub repository's configuration and safetensors.
+    """A local folder, a model that comes with the package, or the local copy of a hub repository.
 
     Raises:
-        SigdegError: If it is neither a folder nor a hub id, or cannot be fetched.
+        SigdegError: If it is none of them, or cannot be fetched.
     """
     if Path(path).is_dir():
         return Path(path)
     name = str(path)
+    shipped = sorted(folder.name for folder in SHIPPED.glob("*") if folder.is_dir())
+    if name in shipped:
+        return SHIPPED / name
     if name.count("/") != 1 or name.startswith((".", "/", "~")) or name.endswith("/"):
-        raise SigdegError(f"{name} is neither a folder nor a hub id such as user/name")
+        ours = f", nor one of {', '.join(shipped)}," if shipped else ""
+        raise SigdegError(f"{name} is neither a folder{ours} nor a hub id such as user/name")
     from huggingface_hub import snapshot_download
 
     try:

@@ -19,6 +19,7 @@ Both are conditioned on t and s: one student can serve any grid.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -28,8 +29,8 @@ from torch import Tensor, nn
 from sigdeg.denoiser import NetworkDenoiser, Prediction, posterior_mean, scale_input, unwrap, wide
 from sigdeg.errors import SigdegError
 from sigdeg.files import find_folder, load_weights, read_json, save_json, save_tensors
-from sigdeg.grids import Spacing, coarse_grid
-from sigdeg.networks import build_network, network_config, sinusoidal, widen
+from sigdeg.grids import Spacing, check_grid, coarse_grid
+from sigdeg.networks import build_network, count_classes, network_config, sinusoidal, widen
 from sigdeg.schedule import Schedule, expand, schedule_from_config
 from sigdeg.signature import PartialSignature
 from sigdeg.steps import Time, exponential_coefficients, response, weigh
@@ -67,6 +68,8 @@ class SignatureStudent(nn.Module):
         steps: Step counts it is trained for, e.g. (10,); several make it elastic.
         spacing: Spacing of its grids, see `coarse_grid`.
         power: Exponent of `power` spacing.
+        times: The times of its finest grid, decreasing to 0, in place of a spacing; a grid of fewer
+            steps takes every so many of them.
         sample_shape: Shape of one sample, for sampling from a saved student.
     """
 
@@ -89,6 +92,7 @@ class SignatureStudent(nn.Module):
         steps: tuple[int, ...] = (10,),
         spacing: Spacing = "power",
         power: float = 1.5,
+        times: Sequence[float] | None = None,
         sample_shape: tuple[int, ...] | None = None,
     ) -> None:
         super().__init__()
@@ -124,6 +128,12 @@ class SignatureStudent(nn.Module):
         self.steps = tuple(steps)
         self.spacing: Spacing = spacing
         self.power = power
+        self.times = None if times is None else tuple(map(float, times))
+        if self.times is not None and len(self.times) != max(self.steps) + 1:
+            raise SigdegError(
+                f"a grid of {max(self.steps)} steps has {max(self.steps) + 1} times, "
+                f"got {len(self.times)}"
+            )
         self.sample_shape = tuple(sample_shape) if sample_shape is not None else (channels,)
         self._weights: dict[tuple[Any, ...], Tensor] = {}
         self.register_buffer("directions", None)  # U and the square root of Lambda, in float64
@@ -188,6 +198,11 @@ class SignatureStudent(nn.Module):
         return self.seen + (self.residual_noise is not None)
 
     @property
+    def classes(self) -> int | None:
+        """The number of classes of a conditional student, to be sampled with `class_labels`."""
+        return count_classes(self.network)
+
+    @property
     def elastic(self) -> bool:
         """Whether it serves several step counts."""
         return len(self.steps) > 1
@@ -202,7 +217,10 @@ class SignatureStudent(nn.Module):
         if steps not in self.steps and (not self.elastic or steps > max(self.steps)):
             known = ", ".join(map(str, self.steps))
             raise SigdegError(f"this student was distilled for {known} steps, got {steps}")
-        return coarse_grid(self.schedule, steps, self.spacing, self.power)
+        if self.times is None:
+            return coarse_grid(self.schedule, steps, self.spacing, self.power)
+        at = torch.linspace(0, len(self.times) - 1, steps + 1, dtype=torch.float64).round().int()
+        return check_grid([self.times[i] for i in at.tolist()])
 
     def forward(
         self, x: Tensor, t: Time, s: Time, signature: PartialSignature, **condition: Any
@@ -305,6 +323,7 @@ class SignatureStudent(nn.Module):
             "steps": list(self.steps),
             "spacing": self.spacing,
             "power": self.power,
+            **({} if self.times is None else {"times": list(self.times)}),
             "sample_shape": list(self.sample_shape),
             "schedule": self.schedule.config(),
             "network": network_config(self.network),

@@ -331,7 +331,7 @@ class TestCache:
                 assert torch.equal(getattr(whole, name)[16 * i : 16 * i + 16], value)
         rows = torch.randperm(50, generator=seeded())  # and any order across shards
         mixed = cache._gather(rows)
-        for name, value in vars(whole).items():
+        for name, value in whole.tensors.items():
             assert torch.equal(getattr(mixed, name), value[rows])
         assert len(whole.states[:, 0].unique()) == 50  # no shard repeats another
 
@@ -339,7 +339,7 @@ class TestCache:
         cache = self.cache(tmp_path, shard_size=64)
         drawn = load_file(tmp_path / "paths-00000.safetensors")
         rows = torch.tensor([49, 0, 7, 7])
-        for name, value in vars(cache._gather(rows)).items():
+        for name, value in cache._gather(rows).tensors.items():
             assert torch.equal(value, drawn[name][rows])
 
     def test_interrupted_goes_on(self, tmp_path: Path) -> None:

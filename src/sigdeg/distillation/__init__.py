@@ -2,7 +2,14 @@
 
 from sigdeg.distillation.distill import DistillConfig, Distilled, distill
 from sigdeg.distillation.objective import Objective
-from sigdeg.distillation.paths import Batch, CachedPaths, FreshPaths, TeacherPaths, simulate
+from sigdeg.distillation.paths import (
+    Batch,
+    CachedPaths,
+    FreshPaths,
+    SharedPaths,
+    TeacherPaths,
+    simulate,
+)
 
 __all__ = [
     "Batch",
@@ -11,6 +18,7 @@ __all__ = [
     "Distilled",
     "FreshPaths",
     "Objective",
+    "SharedPaths",
     "TeacherPaths",
     "distill",
     "simulate",

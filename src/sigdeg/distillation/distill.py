@@ -14,7 +14,7 @@ import torch
 from torch import Generator, Tensor, nn
 
 from sigdeg.distillation.objective import Objective
-from sigdeg.distillation.paths import Batch, CachedPaths, FreshPaths, TeacherPaths
+from sigdeg.distillation.paths import Batch, CachedPaths, FreshPaths, SharedPaths, TeacherPaths
 from sigdeg.errors import SigdegError
 from sigdeg.grids import check_grid, refine
 from sigdeg.signature import PartialSignature
@@ -92,7 +92,9 @@ def distill(
     config: DistillConfig | None = None,
     *,
     data: Tensor | None = None,
+    labels: Tensor | None = None,
     fine: Tensor | None = None,
+    cache: CachedPaths | None = None,
     resume: bool = True,
     device: str | None = None,
     progress: bool = True,
@@ -112,7 +114,12 @@ def distill(
         out_dir: Folder for `student/`, `checkpoints/`, `paths/` and `events/`.
         config: How to distil; single fields can be given as keywords instead.
         data: Clean data (n, \*), for `states="data"`.
+        labels: For a conditional teacher, classes (n,) to draw from: those of the data, or any
+            with the shares wanted. Teacher and student are called with `class_labels`.
         fine: The teacher's grid, containing every coarse time (default: a refined coarse grid).
+        cache: Whole paths of this teacher, simulated already: on a grid that contains the
+            student's times, with at least its order. One simulation then serves many students, and
+            `fine`, `labels` and what `config` says of paths are not used.
         resume: Go on with what the folder holds of this very run.
         device: Where to compute (default: what accelerate finds).
         progress: Show progress bars with loss, rate and time left.
@@ -130,36 +137,54 @@ def distill(
     out_dir = Path(out_dir)
     grids, q = nested_grids(student), config.q or max(student.steps)
     check_fit(student, config, q, data)
-    rows = (
-        list(refine(student.schedule, grids[0], config.refinement, config.fine_power))
-        if fine is None
-        else split(check_grid(fine), grids[0])
-    )
+    shared = None
+    if cache is not None:
+        shared = SharedPaths(cache, grids[0], student.order)
+        if fingerprint(teacher) != fingerprint(cache.paths.teacher):
+            raise SigdegError("the cache holds the paths of another teacher")
+        labels = cache.paths.labels
+    if labels is not None and not len(labels):
+        raise SigdegError("there are no labels to draw from")
+    if labels is not None and data is not None and len(labels) != len(data):
+        raise SigdegError(f"{len(data):,} samples need as many labels, got {len(labels):,}")
+    if cache is not None:
+        rows = list(cache.paths.rows)
+    elif fine is None:
+        rows = list(refine(student.schedule, grids[0], config.refinement, config.fine_power))
+    else:
+        rows = split(check_grid(fine), grids[0])
     identity = {
         **dataclasses.asdict(config),
         "teacher": fingerprint(teacher),
         "student": fingerprint(student),
         "data": None if data is None else fingerprint(data),
+        "labels": None if labels is None else fingerprint(labels),
         "grids": [grid.tolist() for grid in grids],
         "fine": [row.tolist() for row in rows],
         "order": student.order,
+        "cache": None
+        if cache is None
+        else [cache.seed, cache.count, cache.train, cache.paths.order],
     }
     accelerator = make_accelerator(config, out_dir, device)
     if isinstance(teacher, nn.Module):
         if any(value.device != accelerator.device for value in teacher.state_dict().values()):
             teacher = copy.deepcopy(teacher).to(accelerator.device)  # the caller's stays put
         teacher.eval()
-    check_teacher(teacher, rows[0], student, accelerator.device)
+    check_teacher(teacher, rows[0], student, accelerator.device, labels)
     if accelerator.is_main_process:
         claim_folder(out_dir, "config.json", identity, resume)
     accelerator.wait_for_everyone()
     progress = progress and accelerator.is_main_process
     shape, order = student.sample_shape, student.order
-    paths = TeacherPaths(teacher, rows, shape, order, data, q, accelerator.device)
+    paths = TeacherPaths(teacher, rows, shape, order, data, q, accelerator.device, labels)
     began = time.perf_counter()
-    with accelerator.main_process_first():
-        source = (
-            CachedPaths(
+    source: CachedPaths | FreshPaths | SharedPaths
+    if shared is not None:
+        source, paths = shared, shared.cache.paths
+    elif config.paths:
+        with accelerator.main_process_first():
+            source = CachedPaths(
                 paths,
                 out_dir / "paths",
                 config.paths,
@@ -168,9 +193,8 @@ def distill(
                 config.shard_size,
                 progress,
             )
-            if config.paths
-            else FreshPaths(paths)
-        )
+    else:
+        source = FreshPaths(paths)
 
     def levels(batch: Batch, generator: Generator) -> list[Batch]:
         """A share of the batch for each grid, seen at its times, cut to windows of q steps."""
@@ -201,7 +225,7 @@ def distill(
     if accelerator.is_main_process:
         fitted.objective.student.save_pretrained(out_dir / "student")
     fresh = (len(whole.start) + config.iterations * config.batch_size) * accelerator.num_processes
-    segments = config.paths or fresh
+    segments = shared.cache.count if shared is not None else config.paths or fresh
     nfe = segments * paths.teacher_nfe
     return Distilled(fitted.objective.student, fitted.history, fitted.seconds, nfe)
 
@@ -231,15 +255,18 @@ def check_fit(
 
 
 @torch.no_grad()
-def check_teacher(teacher: Step, row: Tensor, student: SignatureStudent, device: Any) -> None:
+def check_teacher(
+    teacher: Step, row: Tensor, student: SignatureStudent, device: Any, labels: Tensor | None
+) -> None:
     """Try the teacher's first step: it may be made for data of another shape."""
     order, found = max(teacher.order, student.order), ""
     for n in (0, 2):  # no samples cost no calls, but some networks cannot take an empty batch
         x = torch.zeros(n, *student.sample_shape, device=device)
         fine = PartialSignature(row[0] - row[1], x[:, None].repeat_interleave(order, dim=1))
+        given = {} if labels is None else {"class_labels": labels[:1].expand(n).to(device)}
         try:
-            shape = tuple(teacher(x, row[0], row[1], fine).shape)
-        except RuntimeError as error:
+            shape = tuple(teacher(x, row[0], row[1], fine, **given).shape)
+        except (RuntimeError, ValueError, TypeError) as error:
             found = str(error).splitlines()[0]
         else:
             found = "" if shape == tuple(x.shape) else f"it gives {shape[1:]}"

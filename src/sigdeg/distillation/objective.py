@@ -82,7 +82,7 @@ class Objective(nn.Module):
             t, s = grid[k], grid[k + 1]
             t, s = (t[0], s[0]) if bool((k == k[0]).all()) else (t.to(x.device), s.to(x.device))
             signature = PartialSignature((t - s).to(x), batch.coefficients[:, j])
-            x, std = self.student.predict(x, t, s, signature)
+            x, std = self.student.predict(x, t, s, signature, **batch.condition)
             means.append(x)
             if std is not None:
                 stds.append(std)
@@ -106,6 +106,7 @@ class Objective(nn.Module):
                     coarse.start + first,
                     coarse.states[:, window],
                     coarse.coefficients[:, first : first + 1],
+                    coarse.labels,
                 )
                 error = self.regression(one, level)[:, 0].float().cpu()
                 sums.index_add_(0, one.start, error)

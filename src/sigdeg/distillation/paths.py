@@ -11,8 +11,9 @@ from __future__ import annotations
 import json
 import mmap
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -28,7 +29,7 @@ from sigdeg.signature import PartialSignature, restriction
 from sigdeg.steps import Step
 from sigdeg.training import derive_generator, fingerprint
 
-__all__ = ["Batch", "CachedPaths", "FreshPaths", "TeacherPaths", "simulate"]
+__all__ = ["Batch", "CachedPaths", "FreshPaths", "SharedPaths", "TeacherPaths", "simulate"]
 
 
 @dataclass(frozen=True)
@@ -39,25 +40,38 @@ class Batch:
         start: Index of the coarse step each begins with, shape (batch,).
         states: States at the coarse times, shape (batch, q + 1, \*).
         coefficients: Signatures of the coarse steps, shape (batch, q, order, \*).
+        labels: Class of each sample, shape (batch,), for a conditional model.
     """
 
     start: Tensor
     states: Tensor
     coefficients: Tensor
+    labels: Tensor | None = None
+
+    @property
+    def condition(self) -> dict[str, Any]:
+        """What a step is called with beside the signature."""
+        return {} if self.labels is None else {"class_labels": self.labels}
+
+    @property
+    def tensors(self) -> dict[str, Tensor]:
+        """The tensors there are, by name."""
+        return {name: value for name, value in vars(self).items() if value is not None}
 
     def to(self, device: torch.device | str) -> Batch:
-        """The same segments on a device."""
-        return Batch(self.start, self.states.to(device), self.coefficients.to(device))
+        """The same segments on a device; their starts stay where they are."""
+        moved = {name: value.to(device) for name, value in self.tensors.items()}
+        return Batch(**moved | {"start": self.start})
 
     def take(self, rows: slice | Tensor) -> Batch:
         """Some of the segments."""
-        return Batch(self.start[rows], self.states[rows], self.coefficients[rows])
+        return Batch(**{name: value[rows] for name, value in self.tensors.items()})
 
     def with_noise_of(self, shift: int) -> Batch:
         """The same segments, their last coefficient that of others: noise independent of them."""
         seen, last = self.coefficients[:, :, :-1], self.coefficients[:, :, -1:]
         coefficients = torch.cat([seen, last.roll(shift, dims=0)], dim=2)
-        return Batch(self.start, self.states, coefficients)
+        return replace(self, coefficients=coefficients)
 
     def window(self, q: int, generator: Generator) -> Batch:
         """A random run of q consecutive steps out of each segment."""
@@ -71,6 +85,7 @@ class Batch:
             self.start + offset,
             self.states[rows, steps],
             self.coefficients[rows, steps[:, :-1]],
+            self.labels,
         )
 
     def coarsen(self, grid: Tensor, stride: int) -> Batch:
@@ -85,13 +100,14 @@ class Batch:
         matrices = matrices.reshape(steps // stride, stride, order, order)
         joined = torch.einsum("gjkl,ngjlf->ngkf", matrices, parts)
         shape = (n, steps // stride, *self.coefficients.shape[2:])
-        return Batch(self.start // stride, self.states[:, ::stride], joined.reshape(shape))
+        states = self.states[:, ::stride]
+        return Batch(self.start // stride, states, joined.reshape(shape), self.labels)
 
     def replay(self, step: Step, grid: Tensor) -> Tensor:
         """Where another step ends that starts where whole paths do and is driven by their noise."""
         lengths = (-grid.diff()).to(self.states)
         signatures = map(PartialSignature, lengths, self.coefficients.unbind(1))
-        return march(step, self.states[:, 0], grid, signatures)
+        return march(step, self.states[:, 0], grid, signatures, **self.condition)
 
 
 @torch.no_grad()
@@ -156,6 +172,7 @@ class TeacherPaths:
         data: Clean data (n, \*) to start segments from; None starts whole paths from pure noise.
         steps: Length q of the segments that start from data.
         device: Where the teacher lives.
+        labels: Classes to draw from for a conditional teacher, or those of the data, shape (n,).
     """
 
     teacher: Step
@@ -165,6 +182,7 @@ class TeacherPaths:
     data: Tensor | None = None
     steps: int = 1
     device: torch.device | str = "cpu"
+    labels: Tensor | None = None
 
     @property
     def teacher_nfe(self) -> float:
@@ -183,26 +201,42 @@ class TeacherPaths:
         if self.data is None:
             std = self.teacher.schedule.prior_std
             x = std * torch.randn(n, *self.shape, generator=generator).to(self.device)
-            states, coefficients = simulate(self.teacher, self.rows, x, self.order, generator)
-            return Batch(torch.zeros(n, dtype=torch.long), states, coefficients)
+            chosen = None
+            if self.labels is not None:
+                chosen = torch.randint(len(self.labels), (n,), generator=generator)
+            return self.march(0, self.rows, x, chosen, generator)
         # One group of samples a starting step: times stay scalars, rows may differ in length.
         starts = torch.randint(len(self.rows) - self.steps + 1, (n,), generator=generator).sort()[0]
         parts = []
         for k, count in zip(*(v.tolist() for v in starts.unique(return_counts=True)), strict=True):
-            clean = self.data[torch.randint(len(self.data), (count,), generator=generator)]
-            clean = clean.to(self.device)
+            chosen = torch.randint(len(self.data), (count,), generator=generator)
+            clean = self.data[chosen].to(self.device)
             noise = torch.randn(count, *self.shape, generator=generator).to(self.device)
             alpha, sigma = (
                 expand(f(self.rows[k][0]), clean)
                 for f in (self.teacher.schedule.alpha, self.teacher.schedule.sigma)
             )
             rows = self.rows[k : k + self.steps]
-            parts.append(
-                simulate(self.teacher, rows, alpha * clean + sigma * noise, self.order, generator)
-            )
-        states, coefficients = (torch.cat(v) for v in zip(*parts, strict=True))
+            parts.append(self.march(k, rows, alpha * clean + sigma * noise, chosen, generator))
         # Out of order again: the held-out segments, the last ones, have to cover every step.
-        return Batch(starts, states, coefficients).take(torch.randperm(n, generator=generator))
+        tensors = {name: torch.cat([vars(p)[name] for p in parts]) for name in parts[0].tensors}
+        return Batch(**tensors).take(torch.randperm(n, generator=generator))
+
+    def march(
+        self,
+        start: int,
+        rows: Sequence[Tensor],
+        x: Tensor,
+        chosen: Tensor | None,
+        generator: Generator,
+    ) -> Batch:
+        """Simulate segments that begin with one coarse step."""
+        labels = None
+        if self.labels is not None and chosen is not None:
+            labels = self.labels[chosen].to(self.device)
+        condition = {} if labels is None else {"class_labels": labels}
+        found = simulate(self.teacher, rows, x, self.order, generator, **condition)
+        return Batch(torch.full((len(x),), start), *found, labels)
 
 
 class FreshPaths:
@@ -255,6 +289,7 @@ class CachedPaths:
     ) -> None:
         if not 0 <= held_out < count:
             raise SigdegError(f"held_out must lie between 0 and the {count} paths, got {held_out}")
+        self.paths, self.seed = paths, seed
         self.train, self.count, self.shard_size = count - held_out, count, shard_size
         identity = json.dumps(
             {
@@ -262,7 +297,10 @@ class CachedPaths:
                 "count": count,
                 "shard_size": shard_size,
                 "teacher": fingerprint(paths.teacher),
-                "data": None if paths.data is None else fingerprint(paths.data),
+                **{
+                    name: None if value is None else fingerprint(value)
+                    for name, value in (("data", paths.data), ("labels", paths.labels))
+                },
                 "order": paths.order,
                 "rows": [row.tolist() for row in paths.rows],
                 "shape": paths.shape,
@@ -276,7 +314,7 @@ class CachedPaths:
                 file = folder / f"paths-{index:05d}.safetensors"
                 if not file.exists():
                     batch = paths.draw(size, derive_generator(seed, 2, index))
-                    save_tensors(file, vars(batch), {"identity": identity})
+                    save_tensors(file, batch.tensors, {"identity": identity})
                 self.shards.append(map_safetensors(file, identity))
                 bar.update(size)
 
@@ -303,6 +341,50 @@ class CachedPaths:
         return self._gather(torch.arange(self.train, min(self.count, self.train + n)))
 
 
+class SharedPaths:
+    """Cached whole paths as a student of fewer steps or a lower order sees them.
+
+    Arguments:
+        cache: The paths.
+        grid: The student's grid, every so many times of theirs.
+        order: The order of its steps, at most theirs.
+
+    Raises:
+        SigdegError: If the paths do not tell what the student needs.
+    """
+
+    def __init__(self, cache: CachedPaths, grid: Tensor, order: int) -> None:
+        rows, known = cache.paths.rows, cache.paths.order
+        self.cache, self.order = cache, order
+        self.grid = torch.stack([*(row[0] for row in rows), rows[-1][-1]])
+        self.stride, rest = divmod(len(rows), len(grid) - 1)
+        if rest or not torch.allclose(self.grid[:: self.stride], grid, atol=1e-9):
+            raise SigdegError(
+                f"the cached paths of {len(rows)} steps do not pass through the times of "
+                f"{len(grid) - 1}: simulate them on a multiple of the student's steps"
+            )
+        if known < order or cache.paths.data is not None:
+            kind = "whole paths" if cache.paths.data is None else "segments that start from data"
+            raise SigdegError(
+                f"the cache must hold whole paths of order {order} or more, it holds {kind} of "
+                f"order {known}"
+            )
+
+    def see(self, batch: Batch) -> Batch:
+        """Paths at the student's times, with as many coefficients as it takes."""
+        seen = batch.coarsen(self.grid, self.stride)
+        # No lower coefficient of a joint step needs a higher one of its parts.
+        return replace(seen, coefficients=seen.coefficients[:, :, : self.order])
+
+    def batch(self, n: int, generator: Generator) -> Batch:
+        """Draw n training paths, with replacement."""
+        return self.see(self.cache.batch(n, generator))
+
+    def held_out(self, n: int) -> Batch:
+        """The first n of the paths that training never sees."""
+        return self.see(self.cache.held_out(n))
+
+
 def map_safetensors(file: Path, identity: str) -> dict[str, Tensor]:
     """Tensors of a file, memory-mapped copy-on-write: only the rows that are read take memory."""
     try:
@@ -316,7 +398,7 @@ def map_safetensors(file: Path, identity: str) -> dict[str, Tensor]:
         buffer = mmap.mmap(raw.fileno(), 0, access=mmap.ACCESS_COPY)
     size = int.from_bytes(buffer[:8], "little")
     header = json.loads(buffer[8 : 8 + size])
-    dtypes = {"F32": torch.float32, "F64": torch.float64, "I64": torch.int64}
+    dtypes = {"F32": torch.float32, "F64": torch.float64, "I32": torch.int32, "I64": torch.int64}
     return {
         name: torch.frombuffer(
             buffer,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -13,13 +14,19 @@ from tqdm.auto import tqdm
 
 from sigdeg.distillation import DistillConfig, TeacherPaths, distill
 from sigdeg.errors import SigdegError
-from sigdeg.experiments.results import make_row, paired_seconds, save_results
+from sigdeg.experiments.results import (
+    count_calls,
+    make_row,
+    paired_seconds,
+    save_results,
+    single,
+)
 from sigdeg.grids import refine
-from sigdeg.integrations import Teacher
+from sigdeg.integrations import Teacher, save_decoder
 from sigdeg.metrics import Summary, path_error, sliced_w1
 from sigdeg.report import image_grid, write_report
 from sigdeg.sampling import sample
-from sigdeg.steps import EulerMaruyama, Exponential, Step
+from sigdeg.steps import Exponential, Step
 from sigdeg.student import ResidualNoise, SignatureStudent
 from sigdeg.training import derive_generator, resolve_device
 
@@ -42,6 +49,8 @@ def distil_images(
     training: dict[str, Any] | None = None,
     folder: Path | None = None,
     residual_noise: ResidualNoise | None = None,
+    guidance: float | None = None,
+    times: Sequence[float] | None = None,
     **texts: Any,
 ) -> Path:
     """Distil a teacher into a run folder, with results and a report.
@@ -59,6 +68,8 @@ def distil_images(
         training: Further training curves for the report.
         folder: Where the distillation itself goes (default: the run folder).
         residual_noise: What the student does about what the coefficients leave open.
+        guidance: Scale of classifier-free guidance, for a conditional teacher.
+        times: The student's finest grid (default: power spacing).
         texts: Further keys of the results (experiment, title, ...).
 
     Returns:
@@ -72,22 +83,27 @@ def distil_images(
         steps=steps,
         sample_shape=teacher.sample_shape,
         residual_noise=residual_noise,
+        times=times,
     )
     if evaluation_n < 2:
         raise SigdegError(f"samples must be at least 2, got {evaluation_n}")
-    step = EulerMaruyama(teacher.denoiser)
+    step = teacher.step(guidance)
+    labels = None if teacher.classes is None else torch.arange(teacher.classes)
     folder = out if folder is None else folder
-    result = distill(student, step, folder, config, device=device, progress=progress)
+    result = distill(student, step, folder, config, labels=labels, device=device, progress=progress)
     if not PartialState().is_main_process:
         return out / "report.html"
     if folder != out:
         result.student.save_pretrained(out / "student")
+    if teacher.decoder is not None:
+        save_decoder(teacher.decoder, out / "student" / "decoder")
     rows, floor, pictures = evaluate(
         result.student,
         teacher,
         config,
         evaluation_n,
         data,
+        guidance=guidance,
         device=resolve_device(device),
         progress=progress,
     )
@@ -153,11 +169,12 @@ def evaluate(
     config: DistillConfig,
     n: int = 256,
     data: Tensor | None = None,
+    guidance: float | None = None,
     batch_size: int = 64,
     device: torch.device | str = "cpu",
     progress: bool = True,
 ) -> tuple[list[dict[str, Any]], dict[str, Summary], dict[str, Tensor]]:
-    """Teacher, student and untrained step on the same Brownian paths.
+    """Teacher, student and untrained step on the same Brownian paths; latents are decoded.
 
     Arguments:
         student: The student; each of its step counts gives two rows.
@@ -165,6 +182,7 @@ def evaluate(
         config: How it was distilled: the teacher's refinement and the seed.
         n: Samples behind the metrics.
         data: Real samples to compare with, at least 2n (default: other samples of the teacher).
+        guidance: Scale of the guidance that the student was distilled with.
         batch_size: Samples at a time.
         device: Where to compute.
         progress: Show a progress bar.
@@ -172,27 +190,30 @@ def evaluate(
     Returns:
         Rows of results, the floor, and 32 samples of each method by name.
     """
-    fine = EulerMaruyama(teacher.denoiser.to(device))
-    student = student.to(device)
+    teacher = teacher.to(device)
+    fine, student = teacher.step(guidance), student.to(device)
+    labels = None if teacher.classes is None else torch.arange(teacher.classes)
     finest = student.grid(max(student.steps))
     rows = list(refine(student.schedule, finest, config.refinement, config.fine_power))
     calls = sum(len(row) - 1 for row in rows)
-    paths = TeacherPaths(fine, rows, teacher.sample_shape, student.order, device=device)
+    paths = TeacherPaths(
+        fine, rows, teacher.sample_shape, student.order, device=device, labels=labels
+    )
     wanted = n if data is not None else 3 * n
     drawn = [
         paths.draw(min(batch_size, wanted - first), derive_generator(config.seed, 21, first))
         for first in tqdm(range(0, wanted, batch_size), desc="evaluate", disable=not progress)
     ]
-    ends = torch.cat([batch.states[:, -1] for batch in drawn])
+    ends = teacher.decode(torch.cat([batch.states[:, -1] for batch in drawn]))
     real = ends[n:] if data is None else data
-    floor: dict[str, Summary] = {"sliced_w1": one(sliced_w1(real[n : 2 * n], real[:n]), n)}
+    floor: dict[str, Summary] = {"sliced_w1": single(sliced_w1(real[n : 2 * n], real[:n]), n)}
 
     def row(
         method: str, model: nn.Module, samples: Tensor, nfe: int, **more: Any
     ) -> dict[str, Any]:
         metrics = {
-            "sliced_w1": one(sliced_w1(samples, real[:n]), n),
-            "path": one(path_error(samples, ends[:n]), n),
+            "sliced_w1": single(sliced_w1(samples, real[:n]), n),
+            "path": single(path_error(samples, ends[:n]), n),
         }
         return make_row(method, model, nfe, metrics, seeds=1, **more)
 
@@ -203,23 +224,28 @@ def evaluate(
     for count in sorted(student.steps, reverse=True):
         stride, grid = (len(finest) - 1) // count, student.grid(count)
 
-        untrained = Exponential(teacher.denoiser, student.seen)
+        untrained = Exponential(fine.denoiser, student.seen)
         methods: dict[str, Any] = {"sig-deg": student, "untrained": untrained}
         for method, step in methods.items():
-            samples = torch.cat(
-                [batch.coarsen(finest, stride).replay(step, grid) for batch in drawn]
+            samples = teacher.decode(
+                torch.cat([batch.coarsen(finest, stride).replay(step, grid) for batch in drawn])
             )[:n]
             more: dict[str, Any] = {"order": student.seen, "grid": student.spacing}
             if method == "sig-deg":
                 more |= {"elastic": student.elastic, "head": student.residual_noise, "q": config.q}
-                name = "1 call" if count == 1 else f"{count} calls"
+                name = count_calls(count)
                 pictures[f"student, {name}"] = samples[:PICTURES]
             table.append(row(method, step, samples, count, **more))
         timed[count] = (student, grid)
 
+    condition: dict[str, Any] = {}
+    if labels is not None:
+        condition["class_labels"] = (torch.arange(TIMED) % len(labels)).to(device)
+
     def draw(step: Step, grid: Tensor) -> Tensor:
         shape = (TIMED, *teacher.sample_shape)
-        return sample(step, grid, shape, seeds=range(TIMED), device=device)
+        drawn = sample(step, grid, shape, seeds=range(TIMED), device=device, **condition)
+        return teacher.decode(drawn)
 
     seconds = paired_seconds({key: partial(draw, *value) for key, value in timed.items()})
     for entry in table:
@@ -227,8 +253,3 @@ def evaluate(
             own = seconds[entry["nfe"]]
             entry |= {"seconds": own * n / TIMED, "speedup": seconds[calls] / own}
     return table, floor, pictures
-
-
-def one(value: float, n: int) -> Summary:
-    """A metric of a single set of n samples."""
-    return {"mean": value, "std": 0.0, "n": n}

@@ -23,6 +23,7 @@ from sigdeg.denoiser import NetworkDenoiser
 from sigdeg.distillation import Distilled, TeacherPaths, distill
 from sigdeg.experiments.rbergomi_presets import DEFAULT, PRESETS, Settings, Spec
 from sigdeg.experiments.results import (
+    count_calls,
     grid_name,
     make_row,
     merge,
@@ -137,7 +138,7 @@ def run(
     add_equal_quality(rows)
 
     shown = {
-        count(steps): results[0].student
+        count_calls(steps): results[0].student
         for spec, results in distilled.items()
         if not spec.study and len(spec.steps) == 1 and spec.q == 1
         for steps in spec.steps
@@ -161,7 +162,9 @@ def run(
             "training": {
                 "teacher": bench.curve.tolist(),
                 **{
-                    f"student, {count(spec.steps[0])}, q = {spec.q}": results[0].history.tolist()
+                    f"student, {count_calls(spec.steps[0])}, q = {spec.q}": results[
+                        0
+                    ].history.tolist()
                     for spec, results in distilled.items()
                     if not spec.study
                 },
@@ -174,11 +177,6 @@ def run(
         device,
     )
     return write_report(out)
-
-
-def count(steps: int) -> str:
-    """A number of calls in words."""
-    return "1 call" if steps == 1 else f"{steps:,} calls"
 
 
 class Bench:
@@ -372,7 +370,7 @@ class Bench:
         steps, power, _ = self.settings.teachers[-1]
         fine = fine_grid(SCHEDULE, steps, "power", power)
         methods: dict[str, tuple[Step, Tensor]] = {
-            f"teacher, {count(len(fine) - 1)}": (self.teacher, fine)
+            f"teacher, {count_calls(len(fine) - 1)}": (self.teacher, fine)
         }
         methods |= {f"student, {calls}": (s, s.grid()) for calls, s in students.items()}
         series, marches = {"data": self.split.test}, {}

@@ -19,6 +19,7 @@ from sigdeg.metrics import Summary, over_draws
 from sigdeg.networks import count_parameters
 
 __all__ = [
+    "count_calls",
     "grid_name",
     "hardware",
     "make_row",
@@ -27,6 +28,7 @@ __all__ = [
     "pool",
     "remember",
     "save_results",
+    "single",
     "summarise",
     "versions",
 ]
@@ -127,6 +129,16 @@ def versions() -> dict[str, str]:
 def grid_name(power: float) -> str:
     """A grid of power spacing as the results name it."""
     return "uniform" if power == 1 else f"power {power:g}"
+
+
+def single(value: float, n: int) -> Summary:
+    """A metric of a single set of n samples."""
+    return {"mean": value, "std": 0.0, "n": n}
+
+
+def count_calls(calls: int) -> str:
+    """A number of network calls in words."""
+    return "1 call" if calls == 1 else f"{calls:,} calls"
 
 
 def remember(file: Path, compute: Callable[[], dict[str, Any]]) -> dict[str, Any]:

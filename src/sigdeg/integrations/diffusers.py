@@ -7,17 +7,20 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
-from sigdeg.denoiser import NetworkDenoiser
+from sigdeg.denoiser import ClassifierFreeGuidance, NetworkDenoiser
 from sigdeg.errors import SigdegError
-from sigdeg.files import find_folder, load_weights, read_json
-from sigdeg.networks import build_network, network_config
+from sigdeg.files import find_folder, load_weights, read_json, save_json
+from sigdeg.integrations.decoders import Decoder, load_decoder, save_decoder
+from sigdeg.networks import build_network, count_classes, network_config
 from sigdeg.schedule import DiscreteVP, from_scheduler
+from sigdeg.steps import Exponential
 
-__all__ = ["Teacher", "load_teacher"]
+__all__ = ["Teacher", "load_teacher", "save_latent_pipeline"]
 
-PIPELINES = ("DDPMPipeline", "DDIMPipeline")
+PIPELINES = ("DDPMPipeline", "DDIMPipeline", "LDMPipeline")
 PREDICTIONS = ("epsilon", "v_prediction", "sample")
 # Attention layers as the first versions of diffusers named them: many teachers on the hub still do.
 OLD_NAMES = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
@@ -31,19 +34,50 @@ class Teacher:
         denoiser: Its posterior mean, with its schedule, in evaluation mode.
         sample_shape: Shape of one sample, (channels, height, width).
         name: Name of the folder, or the hub id.
+        decoder: What turns latents into images; None for a model of pixels.
+        classes: The number of classes of a conditional model; None for another.
     """
 
     denoiser: NetworkDenoiser
     sample_shape: tuple[int, ...]
     name: str
+    decoder: Decoder | None = None
+    classes: int | None = None
+
+    def to(self, device: torch.device | str) -> Teacher:
+        """The same teacher, its networks moved to a device."""
+        self.denoiser.to(device)
+        if self.decoder is not None:
+            self.decoder.to(device)
+        return self
+
+    def step(self, guidance: float | None = None) -> Exponential:
+        """Its fine step; with guidance, that of `ClassifierFreeGuidance` at this scale.
+
+        The exponential step: on images 60 of them are as good as 120 of Euler and Maruyama.
+
+        Raises:
+            SigdegError: If guidance is asked of a model without classes.
+        """
+        if guidance is None:
+            return Exponential(self.denoiser)
+        if self.classes is None:
+            raise SigdegError(f"{self.name} knows no classes: guidance needs a conditional teacher")
+        none = {"class_labels": torch.tensor([self.classes])}
+        return Exponential(ClassifierFreeGuidance(self.denoiser, guidance, none))
+
+    def decode(self, samples: Tensor) -> Tensor:
+        """Images of samples: of latents what their decoder makes, of pixels the pixels."""
+        return samples if self.decoder is None else self.decoder(samples)
 
 
 def load_teacher(path: str | Path) -> Teacher:
-    """Load a teacher from a saved `DDPMPipeline` or `DDIMPipeline`.
+    """Load a teacher from a saved `DDPMPipeline`, `DDIMPipeline` or `LDMPipeline`.
 
     Any prediction type will do, and any scheduler with `alphas_cumprod`; its `clip_sample` becomes
     the denoiser's `clip`. A learned variance is dropped. Weights are read from safetensors, into
-    single precision.
+    single precision. An `LDMPipeline` diffuses latents; its autoencoder decodes them. A U-Net with
+    `num_class_embeds` is conditional: the last of them stands for no class.
 
     Arguments:
         path: Folder written by the pipeline's `save_pretrained`, or a hub id.
@@ -56,14 +90,15 @@ def load_teacher(path: str | Path) -> Teacher:
     pipeline = read_json(folder / "model_index.json").get("_class_name")
     if pipeline not in PIPELINES:
         raise SigdegError(
-            f"{folder} holds a {pipeline}: only unconditional image pipelines "
-            f"({', '.join(PIPELINES)}) can be teachers so far, conditional ones come later"
+            f"{folder} holds a {pipeline}: only image pipelines without text "
+            f"({', '.join(PIPELINES)}) can be teachers so far"
         )
     schedule, prediction_type, clip = load_schedule(folder)
     network, shape = load_unet(folder)
+    decoder = load_decoder(folder / "vqvae") if pipeline == "LDMPipeline" else None
     denoiser = NetworkDenoiser(network, schedule, prediction_type, clip)
     name = folder.resolve().name if folder == Path(path) else str(path)
-    return Teacher(denoiser.eval(), shape, name)
+    return Teacher(denoiser.eval(), shape, name, decoder, count_classes(network))
 
 
 def part(folder: Path, name: str, file: str) -> Path:
@@ -115,8 +150,11 @@ def load_unet(folder: Path) -> tuple[nn.Module, tuple[int, int, int]]:
     network = build_network({"class": "UNet2DModel", "config": saved})
     load_weights(network, place / "diffusion_pytorch_model.safetensors", modern)
     config = network_config(network)["config"]
-    if config["class_embed_type"] is not None or config["num_class_embeds"] is not None:
-        raise SigdegError(f"{place}: the U-Net takes class labels, conditional teachers come later")
+    if config["class_embed_type"] is not None:
+        kind = config["class_embed_type"]
+        raise SigdegError(
+            f"{place}: class_embed_type {kind!r} is not supported, num_class_embeds is"
+        )
     if config["time_embedding_type"] != "positional":
         kind = config["time_embedding_type"]
         raise SigdegError(f"{place}: time_embedding_type must be positional, got {kind!r}")
@@ -133,3 +171,19 @@ def load_unet(folder: Path) -> tuple[nn.Module, tuple[int, int, int]]:
 def modern(name: str) -> str:
     """The present name of a weight."""
     return re.sub(rf"(?<=\.)({'|'.join(OLD_NAMES)})(?=\.)", lambda m: OLD_NAMES[m[0]], name)
+
+
+def save_latent_pipeline(network: Any, scheduler: Any, decoder: Decoder, folder: Path) -> None:
+    """Write a U-Net of latents, its scheduler and its decoder as `load_teacher` reads them.
+
+    The folder is that of diffusers' `LDMPipeline`; where the autoencoder is one of diffusers its
+    `from_pretrained` reads it too.
+    """
+    network.save_pretrained(folder / "unet")
+    scheduler.save_pretrained(folder / "scheduler")
+    save_decoder(decoder, folder / "vqvae")
+    kinds = {"vqvae": decoder.autoencoder, "unet": network, "scheduler": scheduler}
+    index = {
+        key: [type(v).__module__.partition(".")[0], type(v).__name__] for key, v in kinds.items()
+    }
+    save_json(folder / "model_index.json", {"_class_name": "LDMPipeline", **index})

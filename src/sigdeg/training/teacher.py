@@ -18,28 +18,30 @@ from sigdeg.training.loop import TrainConfig, derive_generator, fit, make_accele
 __all__ = ["check_data", "train_teacher"]
 
 HELD_OUT = 1024
+Drawn = tuple[Tensor, Tensor, Tensor, dict[str, Tensor]]  # as DenoisingObjective takes it
 
 
 class DenoisingObjective(nn.Module):
     r"""Mean square error of the network's output at times spread evenly over the batch.
 
-    Stratified times, $t_i = t_{min} + (t_{max} - t_{min}) (i + U_i) / n$, take most of the variance
-    out of the loss.
+    Stratified times, $t_i = t_{min} + (t_{max} - t_{min}) ((i + U_i) / n)^p$, take most of the
+    variance out of the loss.
     """
 
-    def __init__(self, denoiser: NetworkDenoiser) -> None:
+    def __init__(self, denoiser: NetworkDenoiser, time_power: float) -> None:
         super().__init__()
         self.denoiser = denoiser
+        self.time_power = time_power
 
-    def forward(self, batch: tuple[Tensor, Tensor, Tensor]) -> Tensor:
-        """Loss for clean data, noise (batch, *) and positions in [0, 1] (batch,)."""
-        clean, noise, position = batch
+    def forward(self, batch: Drawn) -> Tensor:
+        """Loss for clean data, noise (batch, *), positions in [0, 1] (batch,) and conditions."""
+        clean, noise, position, condition = batch
         schedule = self.denoiser.schedule
-        t = schedule.t_min + (schedule.t_max - schedule.t_min) * position
+        t = schedule.t_min + (schedule.t_max - schedule.t_min) * position**self.time_power
         alpha, sigma = expand(schedule.alpha(t), clean), expand(schedule.sigma(t), clean)
         kind, std = self.denoiser.prediction_type, self.denoiser.data_std
         target = network_target(clean, noise, alpha, sigma, kind, std)
-        output = self.denoiser.output(alpha * clean + sigma * noise, t)
+        output = self.denoiser.output(alpha * clean + sigma * noise, t, **condition)
         return nn.functional.mse_loss(output, target)
 
 
@@ -60,17 +62,25 @@ def train_teacher(
     out_dir: str | Path,
     config: TrainConfig | None = None,
     *,
+    labels: Tensor | None = None,
+    unlabelled: float = 0.1,
+    time_power: float = 1.0,
     device: str | None = None,
     progress: bool = True,
     **options: Any,
 ) -> tuple[NetworkDenoiser, Tensor]:
-    r"""Train an unconditional denoiser on clean data; the same call resumes an interrupted one.
+    r"""Train a denoiser on clean data; the same call resumes an interrupted one.
 
     Arguments:
         denoiser: The denoiser to train; it is left untouched.
         data: Clean data, shape (n, \*); the last twentieth is held out.
         out_dir: Folder for checkpoints.
         config: How to train; single fields can be given as keywords instead.
+        labels: Class of each sample, shape (n,), for a network that takes `class_labels`.
+        unlabelled: Share of samples whose class is withheld, which classifier-free guidance needs:
+            their label is one more than the largest.
+        time_power: Exponent p of the times, see `DenoisingObjective`: 1 is uniform, 2 dwells near
+            the data, where small networks have most to learn.
         device: Where to compute (default: what accelerate finds).
         progress: Show a progress bar.
         options: Fields of `TrainConfig`.
@@ -82,30 +92,39 @@ def train_teacher(
     if len(data) < 20:
         raise SigdegError(f"a teacher needs at least 20 samples to train on, got {len(data)}")
     check_data(data)
+    if labels is not None and labels.shape != (len(data),):
+        raise SigdegError(f"{len(data):,} samples need as many labels, got {tuple(labels.shape)}")
     out_dir = Path(out_dir)
     identity = {
         **dataclasses.asdict(config),
+        "time_power": time_power,
         "network": fingerprint(denoiser),
         "data": fingerprint(data),
     }
+    if labels is not None:
+        identity |= {"labels": fingerprint(labels), "unlabelled": unlabelled}
     accelerator = make_accelerator(config, out_dir, device)
     if accelerator.is_main_process:
         claim_folder(out_dir, "teacher.json", identity)
     accelerator.wait_for_everyone()
     kept = len(data) - len(data) // 20
 
-    def draw(rows: Tensor, generator: Generator) -> tuple[Tensor, Tensor, Tensor]:
+    def draw(rows: Tensor, generator: Generator) -> Drawn:
         clean, n = data[rows], len(rows)
         noise = torch.randn(clean.shape, generator=generator)
         position = (torch.arange(n) + torch.rand(n, generator=generator, dtype=torch.float64)) / n
-        device = accelerator.device
-        return clean.to(device), noise.to(device), position.to(device)
+        device, condition = accelerator.device, {}
+        if labels is not None:
+            withheld = torch.rand(n, generator=generator) < unlabelled
+            own = torch.where(withheld, labels.max() + 1, labels[rows])
+            condition["class_labels"] = own.to(device)
+        return clean.to(device), noise.to(device), position.to(device), condition
 
-    def batch(generator: Generator) -> tuple[Tensor, Tensor, Tensor]:
+    def batch(generator: Generator) -> Drawn:
         return draw(torch.randint(kept, (config.batch_size,), generator=generator), generator)
 
     unseen = draw(torch.arange(kept, len(data))[:HELD_OUT], derive_generator(config.seed, 4))
-    objective = DenoisingObjective(denoiser)
+    objective = DenoisingObjective(denoiser, time_power)
     fitted = fit(
         objective, batch, unseen, config, accelerator, out_dir, progress=progress, label="teacher"
     )

@@ -1,0 +1,163 @@
+"""Decoders: latents become the images that diffusers makes of them, or one line says why not."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from diffusers import AutoencoderKL, AutoencoderTiny, VQModel
+from torch import Tensor, nn
+
+from sigdeg.errors import SigdegError
+from sigdeg.integrations import Decoder, find_decoder, load_decoder, save_decoder
+from sigdeg.networks import Autoencoder
+
+BLOCKS = {
+    "in_channels": 1,
+    "out_channels": 1,
+    "block_out_channels": (4, 8),
+    "down_block_types": ("DownEncoderBlock2D", "DownEncoderBlock2D"),
+    "up_block_types": ("UpDecoderBlock2D", "UpDecoderBlock2D"),
+    "latent_channels": 2,
+    "norm_num_groups": 2,
+    "sample_size": 16,
+}
+MAKERS: dict[str, Callable[[], nn.Module]] = {
+    "Autoencoder": lambda: Autoencoder(latent_channels=2, width=8, size=16),
+    "AutoencoderKL": lambda: AutoencoderKL(**BLOCKS, scaling_factor=0.3),
+    "VQModel": lambda: VQModel(**BLOCKS, num_vq_embeddings=16, scaling_factor=2.0),
+    "AutoencoderTiny": lambda: AutoencoderTiny(
+        in_channels=1,
+        out_channels=1,
+        encoder_block_out_channels=(8, 8),
+        decoder_block_out_channels=(8, 8),
+        num_encoder_blocks=(1, 1),
+        num_decoder_blocks=(1, 1),
+        latent_channels=2,
+    ),
+}
+SCALES = {"AutoencoderKL": 0.3, "VQModel": 2.0, "AutoencoderTiny": 1.0}
+
+
+def make(kind: str) -> nn.Module:
+    torch.manual_seed(0)
+    return MAKERS[kind]().eval()
+
+
+def close(first: Tensor, second: Tensor) -> None:
+    """Equal up to the rounding of kernels, which depends on where weights lie in memory."""
+    torch.testing.assert_close(first, second, rtol=1e-5, atol=1e-5)
+
+
+def latents(n: int = 5, side: int = 8) -> Tensor:
+    return torch.randn(n, 2, side, side, generator=torch.Generator().manual_seed(1))
+
+
+@pytest.mark.parametrize("kind", SCALES)
+def test_diffusers_models_are_given_what_their_pipelines_give_them(kind: str) -> None:
+    model, z = make(kind), latents()
+    images = Decoder(model)(z)
+    assert images.shape == (5, 1, 16, 16)
+    assert not images.requires_grad
+    assert images.std() > 1e-3
+    expected = model.decode(z / SCALES[kind]).sample
+    close(images, expected)
+
+
+def test_our_own_takes_standardised_latents() -> None:
+    model = make("Autoencoder")
+    model.mean.fill_(5.0)  # of the encoder alone
+    images = Decoder(model)(latents(side=4))
+    assert images.shape == (5, 1, 16, 16)
+    close(images, model.decode(latents(side=4)))
+
+
+def test_many_latents_go_in_batches() -> None:
+    model, sizes = make("Autoencoder"), []
+    model.decoder.register_forward_hook(lambda _, inputs, __: sizes.append(len(inputs[0])))
+    z = latents(7, 4)
+    images = Decoder(model)(z, batch_size=3)
+    assert sizes == [3, 3, 1]
+    torch.testing.assert_close(images, model.decode(z))
+
+
+@pytest.mark.parametrize("kind", MAKERS)
+def test_round_trip(kind: str, tmp_path: Path) -> None:
+    decoder, z = Decoder(make(kind)), latents(side=4)
+    save_decoder(decoder, tmp_path)
+    again = load_decoder(tmp_path)
+    assert not again.training
+    assert not any(p.requires_grad for p in again.parameters())
+    close(again(z), decoder(z))
+    weights = again.state_dict()
+    assert all(torch.equal(weights[name], v) for name, v in decoder.state_dict().items())
+    assert sorted(p.name for p in tmp_path.iterdir()) == [
+        "config.json",
+        "diffusion_pytorch_model.safetensors",
+    ]
+    if kind != "Autoencoder":  # and diffusers reads it too
+        theirs = type(decoder.autoencoder).from_pretrained(tmp_path)
+        close(theirs.decode(z).sample, decoder.autoencoder.decode(z).sample)
+
+
+@pytest.mark.parametrize("kind", SCALES)
+def test_what_diffusers_wrote_is_read(kind: str, tmp_path: Path) -> None:
+    model = make(kind)
+    model.save_pretrained(tmp_path)
+    close(load_decoder(tmp_path)(latents()), Decoder(model)(latents()))
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("UNet2DModel", r"holds a UNet2DModel, a decoder is one of Autoencoder, AutoencoderKL, "),
+        ("ResidualMLP", r"holds a ResidualMLP, a decoder is one of "),
+        (None, r"holds a None, a decoder is one of "),
+        ("AutoencoderKL", r"AutoencoderKL cannot be built|weight .* is"),
+    ],
+)
+def test_another_class_is_refused(name: str | None, message: str, tmp_path: Path) -> None:
+    save_decoder(Decoder(make("Autoencoder")), tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps({**config, "_class_name": name}))
+    with pytest.raises(SigdegError, match=message) as caught:
+        load_decoder(tmp_path)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("file", "message"),
+    [
+        ("config.json", "no readable config.json"),
+        ("diffusion_pytorch_model.safetensors", "is a pickle and is never opened"),
+    ],
+)
+def test_missing_files_are_refused(file: str, message: str, tmp_path: Path) -> None:
+    save_decoder(Decoder(make("Autoencoder")), tmp_path)
+    (tmp_path / file).unlink()
+    (tmp_path / "diffusion_pytorch_model.bin").write_bytes(b"\x80\x04.")
+    with pytest.raises(SigdegError, match=message):
+        load_decoder(tmp_path)
+
+
+def test_a_decoder_lies_in_the_students_folder_or_beside_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    student = tmp_path / "digits"
+    student.mkdir()
+    assert find_decoder(student) is None
+    shared, own = Decoder(make("AutoencoderKL")), Decoder(make("Autoencoder"))
+    save_decoder(shared, tmp_path / "digits-teacher" / "vqvae")
+    found = find_decoder(student)
+    assert found is not None
+    assert isinstance(found.autoencoder, AutoencoderKL)
+    monkeypatch.chdir(student)  # where the folder is named by a dot
+    assert isinstance(find_decoder(Path()), Decoder)
+    save_decoder(own, student / "decoder")
+    for folder in (student, Path()):
+        found = find_decoder(folder)
+        assert found is not None
+        assert isinstance(found.autoencoder, Autoencoder)

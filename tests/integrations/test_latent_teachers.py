@@ -1,0 +1,186 @@
+"""Teachers of latents and teachers with classes, against diffusers' own pipeline and network."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from diffusers import AutoencoderKL, DDIMScheduler, LDMPipeline, UNet2DModel, VQModel
+from torch import Tensor, nn
+
+from sigdeg.errors import SigdegError
+from sigdeg.integrations import Decoder, Teacher, load_teacher, save_latent_pipeline
+from sigdeg.networks import Autoencoder
+from sigdeg.sampling import march
+from sigdeg.signature import PartialSignature
+from sigdeg.steps import Exponential
+
+BLOCKS = {
+    "in_channels": 3,
+    "out_channels": 3,
+    "block_out_channels": (4, 8),
+    "down_block_types": ("DownEncoderBlock2D", "DownEncoderBlock2D"),
+    "up_block_types": ("UpDecoderBlock2D", "UpDecoderBlock2D"),
+    "latent_channels": 2,
+    "norm_num_groups": 2,
+    "sample_size": 16,
+}
+MakeUnet = Callable[..., UNet2DModel]
+MakePipeline = Callable[..., Any]
+
+
+def autoencoder(kind: str) -> Any:
+    torch.manual_seed(1)
+    if kind == "KL":
+        return AutoencoderKL(**BLOCKS, scaling_factor=0.7).eval()
+    return VQModel(**BLOCKS, num_vq_embeddings=32, scaling_factor=0.4).eval()
+
+
+def close(first: Tensor, second: Tensor) -> None:
+    """Equal up to the rounding of kernels, which depends on where weights lie in memory."""
+    torch.testing.assert_close(first, second, rtol=1e-4, atol=1e-5)
+
+
+def scheduler() -> DDIMScheduler:
+    return DDIMScheduler(num_train_timesteps=12, beta_end=0.4, clip_sample=False)
+
+
+def ancestral(teacher: Teacher, n: int) -> Tensor:
+    """March the teacher's step over its own timesteps, on the noise torch hands out."""
+    N = len(teacher.denoiser.schedule.log_snrs)
+    grid = torch.arange(N, -1, -1, dtype=torch.float64) / N
+    x = torch.randn(n, *teacher.sample_shape)
+    noise = (PartialSignature(torch.tensor(1 / N), torch.randn(x.shape)[:, None]) for _ in range(N))
+    with torch.no_grad():
+        return march(teacher.step(), x, grid, noise)
+
+
+class TestLatents:
+    """An `LDMPipeline`, with an autoencoder of diffusers or of this package."""
+
+    @pytest.mark.parametrize("kind", ["KL", "VQ"])
+    def test_samples_equal_those_of_the_pipeline(
+        self, kind: str, unet: MakeUnet, tmp_path: Path
+    ) -> None:
+        """DDIM at eta = 1 and its decoder, on the same numbers."""
+        pipeline = LDMPipeline(autoencoder(kind), unet(2), scheduler())
+        pipeline.set_progress_bar_config(disable=True)
+        pipeline.save_pretrained(tmp_path / "latent")
+        teacher = load_teacher(tmp_path / "latent")
+        assert teacher.sample_shape == (2, 8, 8)
+        assert teacher.classes is None
+        assert isinstance(teacher.step(), Exponential)
+        torch.manual_seed(3)
+        images = pipeline(3, eta=1.0, num_inference_steps=12, output_type="np").images
+        torch.manual_seed(3)
+        ours = teacher.decode(ancestral(teacher, 3))
+        assert ours.shape == (3, 3, 16, 16)
+        shown = (ours / 2 + 0.5).clamp(0, 1).permute(0, 2, 3, 1)
+        torch.testing.assert_close(shown, torch.from_numpy(images), rtol=0, atol=1e-4)
+        assert shown.std() > 1e-2
+
+    @pytest.mark.parametrize("kind", ["KL", "VQ"])
+    def test_what_we_write_diffusers_reads(self, kind: str, unet: MakeUnet, tmp_path: Path) -> None:
+        network, decoder = unet(2), Decoder(autoencoder(kind))
+        save_latent_pipeline(network, scheduler(), decoder, tmp_path)
+        pipeline = LDMPipeline.from_pretrained(tmp_path)
+        x, scale = torch.randn(2, 2, 8, 8), decoder.autoencoder.config.scaling_factor
+        close(pipeline.unet(x, 3).sample, network(x, 3).sample)
+        theirs = pipeline.vqvae.decode(x / scale).sample
+        close(load_teacher(tmp_path).decode(x), theirs)
+        assert pipeline.scheduler.config.num_train_timesteps == 12
+
+    def test_with_our_own_autoencoder(self, unet: MakeUnet, tmp_path: Path) -> None:
+        torch.manual_seed(0)
+        own = Autoencoder(latent_channels=2, width=8, size=28).eval()
+        own.mean.fill_(0.3)
+        network = unet(2)
+        save_latent_pipeline(network, scheduler(), Decoder(own), tmp_path / "own")
+        teacher = load_teacher(tmp_path / "own")
+        assert teacher.name == "own"
+        assert teacher.sample_shape == own.latent_shape == (2, 8, 8)
+        assert teacher.decoder is not None
+        z = torch.randn(3, 2, 8, 8)
+        close(teacher.decode(z), own.decode(z))
+        loaded: Any = teacher.decoder.autoencoder
+        image = torch.rand(1, 1, 28, 28)
+        close(loaded.encode(image), own.encode(image))
+        close(teacher.denoiser.network(z, 4).sample, network(z, 4).sample)
+
+    def test_a_model_of_pixels_decodes_to_itself(self, teacher_folder: Path) -> None:
+        teacher, x = load_teacher(teacher_folder), torch.randn(2, 1, 8, 8)
+        assert teacher.decoder is None
+        assert teacher.decode(x) is x
+
+    def test_it_moves_as_a_whole(self, unet: MakeUnet, tmp_path: Path) -> None:
+        save_latent_pipeline(unet(2), scheduler(), Decoder(autoencoder("KL")), tmp_path)
+        teacher = load_teacher(tmp_path)
+        assert teacher.to("meta") is teacher
+        assert teacher.decoder is not None
+        for module in (teacher.denoiser, teacher.decoder):
+            assert {p.device.type for p in module.parameters()} == {"meta"}
+
+    def test_another_decoder_is_refused(self, unet: MakeUnet, tmp_path: Path) -> None:
+        save_latent_pipeline(unet(2), scheduler(), Decoder(autoencoder("KL")), tmp_path)
+        config = tmp_path / "vqvae" / "config.json"
+        saved = json.loads(config.read_text())
+        config.write_text(json.dumps({**saved, "_class_name": "AutoencoderDC"}))
+        with pytest.raises(SigdegError, match=r"vqvae holds a AutoencoderDC, a decoder is one of"):
+            load_teacher(tmp_path)
+        config.unlink()
+        with pytest.raises(SigdegError, match=r"vqvae holds no readable config\.json"):
+            load_teacher(tmp_path)
+
+
+class TestClasses:
+    """A U-Net with `num_class_embeds`: the last embedding stands for no class."""
+
+    @pytest.fixture
+    def teacher(self, unet: MakeUnet, pipeline: MakePipeline, tmp_path: Path) -> Teacher:
+        pipeline(unet=unet(num_class_embeds=4)).save_pretrained(tmp_path / "classes")
+        teacher = load_teacher(tmp_path / "classes")
+        # As it starts the network hardly listens to its embeddings.
+        network: Any = teacher.denoiser.network
+        nn.init.normal_(network.class_embedding.weight, std=20.0)
+        return teacher
+
+    @pytest.fixture
+    def moved(self) -> Callable[..., Tensor]:
+        def step(step: Exponential, labels: list[int]) -> Tensor:
+            generator = torch.Generator().manual_seed(0)
+            x = torch.randn(3, 1, 8, 8, generator=generator)
+            noise = PartialSignature.sample(0.1, x.shape, 1, generator)
+            with torch.no_grad():
+                return step(x, 0.6, 0.5, noise, class_labels=torch.tensor(labels))
+
+        return step
+
+    def test_guidance_lies_between_and_beyond(
+        self, teacher: Teacher, moved: Callable[..., Tensor]
+    ) -> None:
+        assert teacher.classes == 3
+        conditional = moved(teacher.step(), [0, 1, 2])
+        unconditional = moved(teacher.step(), [3, 3, 3])
+        assert (conditional - unconditional).abs().amax((1, 2, 3)).min() > 1e-2
+        close(moved(teacher.step(1.0), [0, 1, 2]), conditional)
+        close(moved(teacher.step(0.0), [0, 1, 2]), unconditional)
+
+    def test_its_formula(self, teacher: Teacher) -> None:
+        r"""$D_\emptyset + w (D_c - D_\emptyset)$, the clip inside."""
+        x, t, labels = torch.randn(3, 1, 8, 8), torch.tensor(0.4), torch.tensor([2, 0, 1])
+        with torch.no_grad():
+            conditional = teacher.denoiser(x, t, class_labels=labels)
+            none = teacher.denoiser(x, t, class_labels=torch.full((3,), 3))
+            guided = teacher.step(2.5).denoiser(x, t, class_labels=labels)
+        torch.testing.assert_close(guided, none + 2.5 * (conditional - none), rtol=1e-4, atol=1e-4)
+
+    def test_guidance_of_a_model_without_classes_is_refused(self, teacher_folder: Path) -> None:
+        teacher = load_teacher(teacher_folder)
+        assert teacher.classes is None
+        with pytest.raises(SigdegError, match="tiny knows no classes: guidance needs") as caught:
+            teacher.step(1.0)
+        assert "\n" not in str(caught.value)
