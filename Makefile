@@ -10,9 +10,11 @@ PYTEST := OMP_NUM_THREADS=1 MPLBACKEND=Agg $(BIN)/python -m pytest -n 2 \
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
-demo: $(READY) ## Distil a small teacher and write an HTML report, in a few minutes
-	rm -rf runs/demo
+demo: $(READY) ## Draw digits, distil a small teacher and write an HTML report, in a few minutes
+	rm -rf runs/demo runs/demo-digits
+	$(BIN)/sigdeg sample mnist -n 64 --steps 5 --out runs/demo-digits
 	$(BIN)/sigdeg run mixture1d --preset quick --out runs/demo
+	@echo "Look at $(CURDIR)/runs/demo-digits/samples.png: 64 digits, 5 network calls each"
 	@echo "Open $(CURDIR)/runs/demo/report.html"
 
 test: lint ## Lint, then run the tests that take seconds

@@ -6,7 +6,6 @@ import sys
 from pathlib import Path
 
 import diffusers
-import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -14,9 +13,17 @@ from safetensors.torch import load_file
 from sigdeg import ResidualMLP, SignatureStudent, VPLinear
 from sigdeg.cli import main
 from sigdeg.distillation import DistillConfig
-from sigdeg.experiments import mixture1d, mnist
+from sigdeg.experiments import images, mixture1d
+from sigdeg.integrations import (
+    Decoder,
+    find_decoder,
+    load_teacher,
+    save_decoder,
+    save_latent_pipeline,
+)
+from sigdeg.networks import Autoencoder
 from sigdeg.report import write_report
-from sigdeg.training import TrainConfig
+from sigdeg.sampling import sample
 
 
 def student(shape: tuple[int, ...] = (1,), **options) -> SignatureStudent:
@@ -97,8 +104,8 @@ def test_sample_writes_what_the_seeds_say(saved: Path, tmp_path: Path) -> None:
     [
         (("run", "nothing"), "unknown experiment 'nothing': choose from mixture1d"),
         (("run", "mixture1d", "--preset", "huge"), "unknown preset 'huge': choose from quick"),
-        (("sample", "nowhere"), "neither a folder nor a hub id"),
-        (("distill", "nowhere"), "neither a folder nor a hub id"),
+        (("sample", "nowhere"), "nor a hub id such as user/name"),
+        (("distill", "nowhere"), "nor a hub id such as user/name"),
         (("report", "nowhere"), "results.json"),
     ],
 )
@@ -214,6 +221,128 @@ def test_distil_resume_evaluate_report(teacher: Path, tmp_path: Path, capsys) ->
         assert (folder / "report.html").read_bytes() == page
 
 
+def save_teacher(folder: Path, latent: bool, classes: int | None) -> None:
+    """A tiny pipeline of 8 x 8 images, of pixels or of latents of 32 x 32 images."""
+    torch.manual_seed(0)
+    channels = 2 if latent else 1
+    network = diffusers.UNet2DModel(
+        sample_size=8,
+        in_channels=channels,
+        out_channels=channels,
+        layers_per_block=1,
+        block_out_channels=(8, 16),
+        down_block_types=("DownBlock2D", "DownBlock2D"),
+        up_block_types=("UpBlock2D", "UpBlock2D"),
+        norm_num_groups=4,
+        num_class_embeds=None if classes is None else classes + 1,
+    )
+    scheduler = diffusers.DDPMScheduler(prediction_type="v_prediction")
+    if latent:
+        decoder = Decoder(Autoencoder(latent_channels=2, width=8, size=32))
+        save_latent_pipeline(network, scheduler, decoder, folder)
+    else:
+        diffusers.DDPMPipeline(network, scheduler).save_pretrained(folder)
+
+
+@pytest.fixture(params=[False, True], ids=["pixels", "latents"])
+def conditional(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
+    """An untrained student of a conditional teacher that knows three classes."""
+    save_teacher(tmp_path / "t", request.param, 3)
+    teacher = load_teacher(tmp_path / "t")
+    torch.nn.init.normal_(teacher.denoiser.network.class_embedding.weight, std=20.0)
+    shape = teacher.sample_shape
+    student = SignatureStudent.from_denoiser(
+        teacher.denoiser, shape[0], 1, steps=(2,), sample_shape=shape
+    )
+    student.save_pretrained(tmp_path / "student")
+    if teacher.decoder is not None:
+        save_decoder(teacher.decoder, tmp_path / "student" / "decoder")
+    return tmp_path / "student"
+
+
+def test_samples_of_a_class_and_their_images(conditional: Path, tmp_path: Path) -> None:
+    """All classes in turn or one of them; latents come out as the images they stand for."""
+    student = SignatureStudent.from_pretrained(conditional)
+    decoder = find_decoder(conditional)
+    drawn = {}
+    for name, options, labels in [
+        ("all", ["--batch-size", "3"], [0, 1, 2, 0, 1]),
+        ("one", ["--label", "2"], [2, 2, 2, 2, 2]),
+    ]:
+        out = tmp_path / name
+        command = ["sample", str(conditional), "-n", "5", "--seed", "4", "--no-progress"]
+        assert main([*command, *options, "--device", "cpu", "--out", str(out)]) == 0
+        drawn[name] = load_file(out / "samples.safetensors")["samples"]
+        assert (out / "samples.png").read_bytes().startswith(b"\x89PNG")
+        told = torch.tensor(labels)
+        shape = (5, *student.sample_shape)
+        expected = sample(student, student.grid(), shape, seeds=range(4, 9), class_labels=told)
+        if decoder is not None:
+            expected = decoder(expected)
+            assert expected.shape == (5, 1, 32, 32)
+        torch.testing.assert_close(drawn[name], expected, rtol=1e-4, atol=1e-4)
+    different = (drawn["all"] - drawn["one"]).abs().amax((1, 2, 3)) > 1e-2
+    assert different.tolist() == [True, True, False, True, True]
+
+
+@pytest.mark.parametrize("conditional", [False], indirect=True)
+def test_labels_that_are_none(conditional: Path, tmp_path: Path, capsys) -> None:
+    out = ("--out", tmp_path / "out")
+    for label in (-1, 3):
+        line = refused(capsys, "sample", conditional, "--label", label, *out)
+        assert f"label must be one of the 3 classes, got {label}" in line
+    student().save_pretrained(tmp_path / "plain")
+    line = refused(capsys, "sample", tmp_path / "plain", "--label", 0, *out)
+    assert "this student knows no classes: leave --label out" in line
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_student_is_sampled_from_within_its_folder(saved: Path, monkeypatch) -> None:
+    monkeypatch.chdir(saved)
+    assert main(["sample", ".", "-n", "2", "--no-progress"]) == 0
+    assert load_file(saved / "samples" / "samples.safetensors")["samples"].shape == (2, 1)
+
+
+def test_guided_latents_from_end_to_end(tmp_path: Path, monkeypatch, capsys) -> None:
+    """Distilled with guidance from a conditional `LDMPipeline`: sampled, compared, decoded."""
+    monkeypatch.setattr(  # each once: their times matter elsewhere
+        images,
+        "paired_seconds",
+        lambda functions: {k: 1.0 + len(f()) for k, f in functions.items()},
+    )
+    teacher, out, compared = (tmp_path / name for name in ("teacher", "out", "compared"))
+    save_teacher(teacher, True, 2)
+    options = ["--refinement", "2", "--samples", "4", "--device", "cpu", "--no-progress"]
+    command = ["distill", str(teacher), "--steps", "2", "--order", "1", "--iterations", "2"]
+    command += ["--batch-size", "4", "--paths", "8", "--tracker", "none", *options]
+    command += ["--guidance", "2.0", "--out", str(out)]
+    assert main(command) == 0
+    weights = out / "paths" / "paths-00000.safetensors"
+    assert set(load_file(weights)["labels"].tolist()) <= {0, 1}
+    assert (out / "student" / "decoder" / "config.json").exists()
+    assert SignatureStudent.from_pretrained(out / "student").classes == 2
+    other = [*command[:-4], "--guidance", "1.0", "--out", str(out)]
+    assert "holds another run (it differs in teacher)" in refused(capsys, *other)
+    pair = ["evaluate", str(out / "student"), str(teacher), *options, "--out", str(compared)]
+    assert main([*pair, "--guidance", "2.0"]) == 0
+    assert "holds another run (it differs in guidance)" in refused(capsys, *pair)
+    results = json.loads((compared / "results.json").read_text())
+    assert results["guidance"] == 2.0
+    assert results["rows"][0]["metrics"]["path"]["mean"] == 0
+    assert main(["sample", str(out / "student"), "-n", "3", "--out", str(tmp_path / "s")]) == 0
+    decoded = load_file(tmp_path / "s" / "samples.safetensors")["samples"]
+    assert decoded.shape == (3, 1, 32, 32)
+
+
+def test_guidance_needs_classes(teacher: Path, tmp_path: Path, capsys) -> None:
+    out = tmp_path / "out"
+    student((1, 8, 8)).save_pretrained(tmp_path / "image")
+    for command in (("distill", teacher), ("evaluate", tmp_path / "image", teacher)):
+        line = refused(capsys, *command, "--guidance", "1.5", "--out", out)
+        assert "knows no classes: guidance needs a conditional teacher" in line
+        assert not out.exists()
+
+
 def test_mixture1d_runs_from_end_to_end(tmp_path: Path, monkeypatch, capsys) -> None:
     """The whole benchmark at toy size: every row, finite metrics, figures, and the student."""
     quick = mixture1d.PRESETS["quick"]
@@ -236,35 +365,6 @@ def test_mixture1d_runs_from_end_to_end(tmp_path: Path, monkeypatch, capsys) -> 
     assert SignatureStudent.from_pretrained(out / "student").steps == (5,)
     assert write_report(out) == out / "report.html"
     assert "holds another run" in refused(capsys, *arguments, "--seed", 1)
-
-
-def test_mnist_runs_from_end_to_end(tmp_path: Path, monkeypatch, capsys) -> None:
-    """The image benchmark at toy size: teacher saved as a pipeline, distilled, compared, shown."""
-    rng = np.random.default_rng(0)
-    digits = rng.integers(0, 256, (40, 28, 28), dtype=np.uint8), np.zeros(40, np.uint8)
-    monkeypatch.setattr(mnist, "load_mnist", lambda split, data_dir: digits)
-    options = {"iterations": 3, "batch_size": 8, "tracker": "none"}
-    tiny = mnist.Settings(
-        widths=(8, 8),
-        teacher=TrainConfig(**options),
-        student=DistillConfig(**options, paths=12, held_out=4, refinement=2),
-        steps=(3,),
-        order=2,
-        evaluation_n=4,
-    )
-    monkeypatch.setitem(mnist.PRESETS, "quick", tiny)
-    out = tmp_path / "run"
-    arguments = ["run", "mnist", "--preset", "quick", "--no-progress", "--device", "cpu"]
-    assert main([*arguments, "--out", str(out)]) == 0
-    diffusers.DDPMPipeline.from_pretrained(out / "teacher")
-    results = json.loads((out / "results.json").read_text())
-    assert results["experiment"] == "mnist"
-    assert [row["nfe"] for row in results["rows"]] == [6, 3, 3]
-    assert results["rows"][0]["metrics"]["path"]["mean"] == 0
-    assert (out / "figures" / "samples.png").exists()
-    assert SignatureStudent.from_pretrained(out / "student").sample_shape == (1, 28, 28)
-    assert main([*arguments, "--out", str(out)]) == 0  # finished: found finished
-    assert "unknown preset" in refused(capsys, "run", "mnist", "--preset", "paper", "--out", out)
 
 
 def test_data_that_is_not_there(tmp_path: Path, capsys) -> None:

@@ -465,7 +465,7 @@ def test_weights_of_another_shape(tmp_path: Path) -> None:
         SignatureStudent.from_pretrained(tmp_path / "a")
     with pytest.raises(SigdegError, match="is missing"):
         SignatureStudent.from_pretrained(tmp_path / "b")
-    with pytest.raises(SigdegError, match="neither a folder nor a hub id"):
+    with pytest.raises(SigdegError, match="neither a folder, nor one of mnist"):
         SignatureStudent.from_pretrained(tmp_path / "c")
 
 

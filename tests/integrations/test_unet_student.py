@@ -244,7 +244,7 @@ def test_a_broken_student_is_refused_in_one_line(case, student, tmp_path):
 
 
 def test_a_student_that_is_not_there_is_refused(tmp_path):
-    with pytest.raises(SigdegError, match="neither a folder nor a hub id"):
+    with pytest.raises(SigdegError, match="neither a folder, nor one of mnist"):
         SignatureStudent.from_pretrained(tmp_path / "nowhere")
 
 

@@ -1,65 +1,107 @@
-"""MNIST, first cut: a small pixel-space U-Net trained on real digits, then distilled.
+"""MNIST, the paper's images (4.1.2, C.3): diffusion of latents, distilled to a few calls.
 
-The teacher is saved as a diffusers pipeline and takes the path of any user's own.
+An autoencoder takes digits to latents of 4 x 8 x 8, a U-Net diffuses those, students are distilled
+from it by the path that any latent pipeline takes (`load_teacher`, `distill`), and all are judged
+by samples decoded to images, against the test images. What the presets train stands in
+`mnist_presets.py`.
 """
 
 from __future__ import annotations
 
 import dataclasses
-from dataclasses import dataclass
+import re
+import shutil
+import warnings
+from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from safetensors.torch import load_file
+from torch import Generator, Tensor
 
 from sigdeg.datasets import load_mnist
 from sigdeg.denoiser import NetworkDenoiser
-from sigdeg.distillation import DistillConfig
-from sigdeg.experiments.images import distil_images
-from sigdeg.integrations import load_teacher
+from sigdeg.distillation import CachedPaths, Distilled, SharedPaths, TeacherPaths, distill
+from sigdeg.experiments.mnist_networks import (
+    BATCH,
+    CLASSES,
+    in_batches,
+    load_classifier,
+    train_autoencoder,
+    train_classifier,
+    unet,
+)
+from sigdeg.experiments.mnist_presets import DEFAULT, PRESETS, Settings, Spec
+from sigdeg.experiments.mnist_variants import guided_rows, size_rows
+from sigdeg.experiments.results import (
+    count_calls,
+    grid_name,
+    make_row,
+    paired_seconds,
+    remember,
+    save_results,
+    single,
+    summarise,
+)
+from sigdeg.files import save_json, save_tensors
+from sigdeg.grids import coarse_grid, fine_grid, refine
+from sigdeg.integrations import (
+    SOLVERS,
+    Decoder,
+    Teacher,
+    load_teacher,
+    save_decoder,
+    save_latent_pipeline,
+    solver_grids,
+    solver_sample,
+)
+from sigdeg.metrics import (
+    ClassifierExtractor,
+    Reference,
+    Summary,
+    class_histogram,
+    image_metrics,
+    nearest_neighbours,
+    path_error,
+    total_variation,
+)
+from sigdeg.networks import network_config
+from sigdeg.report import image_grid, write_report
+from sigdeg.sampling import sample
 from sigdeg.schedule import from_scheduler
-from sigdeg.training import TrainConfig, claim_folder, seeded, train_teacher
+from sigdeg.steps import Exponential, Step
+from sigdeg.student import SignatureStudent
+from sigdeg.training import (
+    claim_folder,
+    derive_generator,
+    resolve_device,
+    seeded,
+    train_teacher,
+)
 
-__all__ = ["DEFAULT", "PRESETS", "Settings", "run"]
+__all__ = ["DEFAULT", "PRESETS", "Settings", "images", "run"]
 
+# The paper's FIDs (Table 2) are of Inception features of a teacher whose own value is not at hand:
+# only their ratios to the teacher's, and the speed-ups (Table 7), are quoted.
+PAPER = [
+    {"method": "teacher", "steps": 1000, "metrics": {"fid_ratio": 1.0}, "speedup": 1},
+    {"method": "sig-deg", "steps": 10, "metrics": {"fid_ratio": 0.88}, "speedup": 39},
+    {"method": "sig-deg", "steps": 5, "metrics": {"fid_ratio": 0.91}, "speedup": 51},
+    {"method": "sig-deg", "steps": 1, "metrics": {"fid_ratio": 1.48}},
+]
+POWERS = (1.0, 1.5, 2.0, 3.0)  # grids of the ancestral sampler
+SHOWN = 32  # samples in a figure
+NEAREST = 1000  # samples whose nearest training image is looked for
 
-@dataclass(frozen=True)
-class Settings:
-    """A preset: widths of the U-Net, training of the teacher and of the student."""
-
-    widths: tuple[int, ...]
-    teacher: TrainConfig
-    student: DistillConfig
-    steps: tuple[int, ...] = (10,)
-    order: int = 4
-    evaluation_n: int = 256
-
-
-PRESETS = {
-    "quick": Settings(
-        widths=(16, 32, 64),
-        teacher=TrainConfig(iterations=2000, batch_size=64, learning_rate=1e-3),
-        student=DistillConfig(
-            iterations=800,
-            batch_size=64,
-            learning_rate=5e-4,
-            paths=1200,
-            held_out=100,
-            refinement=6,
-            shard_size=200,
-        ),
-    ),
-}
+Draw = Callable[[int, Generator], Tensor]
 
 
-def images(split: Any, data_dir: Path | None) -> Tensor:
-    """MNIST as (n, 1, 28, 28) in [-1, 1]."""
-    pixels, _ = load_mnist(split, data_dir)
-    return torch.from_numpy(pixels)[:, None].float() / 127.5 - 1
-
-
-DEFAULT = "quick"
+def images(split: Any, data_dir: Path | None) -> tuple[Tensor, Tensor]:
+    """MNIST as images (n, 1, 28, 28) in [-1, 1] and labels (n,)."""
+    pixels, labels = load_mnist(split, data_dir)
+    return torch.from_numpy(pixels)[:, None].float() / 127.5 - 1, torch.from_numpy(labels).long()
 
 
 def run(
@@ -70,56 +112,400 @@ def run(
     data_dir: Path | None = None,
     progress: bool = True,
 ) -> Path:
-    """Train a teacher, save it as a diffusers pipeline, distil that; the same call resumes.
+    """Run the benchmark and write `results.json`, figures and the report into a folder.
+
+    The same call resumes an interrupted run.
 
     Raises:
-        SigdegError: If the data is not found or the folder holds another run.
+        SigdegError: If the data are not found or damaged, or the folder holds another run.
     """
-    import diffusers
-
     settings = PRESETS[preset]
     train, test = images("train", data_dir), images("test", data_dir)
-    identity: dict[str, Any] = {"experiment": "mnist", "preset": preset, "seed": seed}
+    identity = {"experiment": "mnist", "preset": preset, "seed": seed}
     claim_folder(out, "config.json", {**identity, **dataclasses.asdict(settings)})
-    depth = len(settings.widths) - 1
-    network = seeded(
-        seed,
-        lambda: diffusers.UNet2DModel(
-            sample_size=28,
-            in_channels=1,
-            out_channels=1,
-            layers_per_block=1,
-            block_out_channels=settings.widths,
-            down_block_types=("DownBlock2D",) * depth + ("AttnDownBlock2D",),
-            up_block_types=("AttnUpBlock2D",) + ("UpBlock2D",) * depth,
-            norm_num_groups=8,
-        ),
-    )
-    scheduler = diffusers.DDPMScheduler(prediction_type="v_prediction", clip_sample=False)
-    denoiser = NetworkDenoiser(network, from_scheduler(scheduler), "v_prediction")
-    trained, history = train_teacher(
-        denoiser,
-        train,
-        out / "teacher-training",
-        settings.teacher,
-        seed=seed,
-        device=device,
-        progress=progress,
-    )
-    pipeline = diffusers.DDPMPipeline(trained.network, scheduler)
-    pipeline.save_pretrained(out / "teacher")
-    return distil_images(
-        load_teacher(out / "teacher"),
+    bench = Bench(settings, train, test, out, seed, resolve_device(device), progress)
+    distilled = {spec: bench.distil(spec) for spec in settings.specs}
+
+    rows: list[dict[str, Any]] = guided_rows(bench)
+    timed: dict[int, Callable[[], Tensor]] = {}  # by the index of the row
+
+    def add(draw: Draw, row: dict[str, Any]) -> None:
+        if not row.get("study"):
+            n, own = settings.timing_n, derive_generator(seed, 54)
+            timed[len(rows)] = lambda: bench.teacher.decode(draw(n, own))
+        rows.append(row)
+
+    rows += size_rows(bench)
+    first = len(rows)
+    add(*bench.reference_row())
+    add(*bench.teacher_row())
+    for spec, result in distilled.items():
+        for steps in (*spec.steps, *(settings.also if not spec.study else ())):
+            add(*bench.student_row(spec, steps, result))
+    for steps in settings.peers:
+        add(*bench.ancestral_row(steps))
+        for method in SOLVERS:
+            add(*bench.peer_row(method, steps))
+    seconds = paired_seconds(timed)
+    for i, own in seconds.items():
+        rows[i] |= {"seconds": own, "speedup": seconds[first] / own}
+    add_equal_quality(rows)
+
+    main = next(result.student for spec, result in distilled.items() if not spec.study)
+    main.save_pretrained(out / "student")
+    save_decoder(bench.decoder, out / "student" / "decoder")
+    bench.ship(main)
+    save_results(
         out,
-        settings.steps,
-        settings.order,
-        dataclasses.replace(settings.student, seed=seed),
-        data=test,
-        evaluation_n=settings.evaluation_n,
-        device=device,
-        progress=progress,
-        training={"teacher": history.tolist()},
-        folder=out / "students" / "10-steps",
-        title="MNIST, distilled to ten network calls",
-        **identity,
+        {
+            **identity,
+            "title": "MNIST: latents of handwritten digits",
+            "summary": f"{settings.n:,} samples against as many test images.",
+            "quality": {
+                "metric": "fid",
+                "label": "Fréchet distance, features of an MNIST classifier",
+                "lower_is_better": True,
+            },
+            "rows": rows,
+            "paper": PAPER,
+            "floor": bench.floor(),
+            "reconstruction": bench.reconstruction(),
+            "extractor": bench.reference.describe(),
+            "training": bench.curves
+            | {
+                f"student, {'/'.join(map(str, spec.steps))} steps": result.history.tolist()
+                for spec, result in distilled.items()
+                if not spec.study
+            },
+            "nearest": bench.nearest(main),
+            "figures": bench.figures(main),
+            "student": "student",
+            "example": {"steps": 5},
+            "timing_n": settings.timing_n,
+        },
+        device,
     )
+    return write_report(out)
+
+
+class Bench:
+    """Networks, teacher paths and folder of a run: what every row needs."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        train: tuple[Tensor, Tensor],
+        test: tuple[Tensor, Tensor],
+        out: Path,
+        seed: int,
+        device: str,
+        progress: bool,
+    ) -> None:
+        self.settings, self.train, self.test = settings, train, test
+        self.out, self.seed, self.device = out, seed, device
+        self.options: dict[str, Any] = {"device": device, "progress": progress}
+        self.curves: dict[str, Any] = {}
+        if settings.classifier is None:
+            classifier = load_classifier()
+        else:
+            config = dataclasses.replace(settings.classifier, seed=seed)
+            classifier, history = train_classifier(
+                *train, out / "classifier-training", config, **self.options
+            )
+            self.curves["classifier"] = history.tolist()
+            classifier = classifier.half().float()  # as it is shipped: its digest must be the same
+        self.extractor = ClassifierExtractor(classifier)
+        self.reference = Reference.from_images(test[0], self.extractor)
+        config = dataclasses.replace(settings.autoencoder, seed=seed)
+        autoencoder, history = train_autoencoder(
+            train[0], out / "autoencoder-training", config, **self.options
+        )
+        self.curves["autoencoder"] = history.tolist()
+        self.decoder = Decoder(autoencoder)
+        self.shares = class_histogram(train[1], CLASSES)
+        self.latents = in_batches(autoencoder, "encode", train[0])
+        self.shape = tuple(self.latents.shape[1:])
+        self.train_teacher()
+        self.teacher = load_teacher(out / "teacher").to(device)
+        self.step = self.teacher.step()
+        finest = torch.tensor(settings.times, dtype=torch.float64)
+        config = settings.config
+        rows = refine(self.step.schedule, finest, config.refinement, config.fine_power)
+        self.calls = sum(len(row) - 1 for row in rows)
+        # One more coefficient than the students see: the energy score needs noise.
+        order = 1 + max(spec.order for spec in settings.specs)
+        self.cache = CachedPaths(
+            TeacherPaths(self.step, list(rows), self.shape, order, device=device),
+            out / "paths",
+            config.paths,
+            seed,
+            config.held_out,
+            config.shard_size,
+            progress,
+        )
+
+    def train_teacher(self) -> None:
+        """Train the teacher and save it as a pipeline, as a user's own would be."""
+        import diffusers
+
+        s = self.settings
+        self.scheduler = diffusers.DDPMScheduler(
+            num_train_timesteps=s.train_steps, prediction_type="v_prediction", clip_sample=False
+        )
+        network = seeded(self.seed, lambda: unet(s.widths, s.blocks))
+        trained, history = train_teacher(
+            NetworkDenoiser(network, from_scheduler(self.scheduler), "v_prediction"),
+            self.latents,
+            self.out / "teacher-training",
+            s.teacher,
+            seed=self.seed,
+            time_power=2.0,
+            **self.options,
+        )
+        self.curves["teacher"] = history.tolist()
+        save_latent_pipeline(trained.network, self.scheduler, self.decoder, self.out / "teacher")
+
+    def student(self, spec: Spec, teacher: Teacher) -> SignatureStudent:
+        """An untrained student."""
+        return SignatureStudent.from_denoiser(
+            teacher.denoiser,
+            self.shape[0],
+            spec.order,
+            steps=spec.steps,
+            times=self.settings.times[:: (len(self.settings.times) - 1) // max(spec.steps)],
+            sample_shape=self.shape,
+            covariance=torch.cov(self.latents.flatten(1).double().T) if spec.covariance else None,
+            residual_noise=spec.residual_noise,
+        )
+
+    def distil(self, spec: Spec) -> Distilled:
+        """Distil one student from the shared paths."""
+        return distill(
+            self.student(spec, self.teacher),
+            self.step,
+            self.out / "students" / spec.slug,
+            self.settings.config,
+            cache=self.cache,
+            q=spec.q,
+            iterations=spec.iterations or self.settings.config.iterations,
+            seed=self.seed,
+            **self.options,
+        )
+
+    def march(self, step: Step, grid: Tensor) -> Draw:
+        """How a step marched over a grid draws n latents."""
+
+        def draw(n: int, generator: Generator) -> Tensor:
+            return sample(step, grid, (n, *self.shape), generator=generator, batch_size=BATCH)
+
+        return draw
+
+    def decode(self, latents: Tensor) -> Tensor:
+        """Images in [-1, 1], on the CPU."""
+        return self.teacher.decode(latents.to(self.device)).clamp(-1, 1).cpu()
+
+    def measure(self, pictures: Tensor) -> dict[str, Any]:
+        """Every metric of a set of images, and the share of each class."""
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", UserWarning)  # the count stands in the results
+            metrics = image_metrics(pictures, self.reference, self.extractor)
+        classes = self.extractor.probabilities(pictures).argmax(1)
+        return {"metrics": metrics, "classes": class_histogram(classes, CLASSES).tolist()}
+
+    def judge(
+        self, name: str, draw: Draw, draws: int | None = None, n: int | None = None
+    ) -> tuple[dict[str, Summary], Tensor]:
+        """Metrics and class shares over several draws."""
+        n, draws = n or self.settings.n, draws or self.settings.draws
+        slug = re.sub("[^a-z0-9]+", "-", f"{name} {draws} of {n}")
+
+        def compute() -> dict[str, Any]:
+            generators = [derive_generator(self.seed, 51, i) for i in range(draws)]
+            return {"draws": [self.measure(self.decode(draw(n, g))) for g in generators]}
+
+        found = remember(self.out / "judged" / f"{slug}.json", compute)["draws"]
+        shares = torch.tensor([f["classes"] for f in found], dtype=torch.float64).mean(0)
+        return summarise([f["metrics"] for f in found]), shares
+
+    def floor(self) -> dict[str, Summary]:
+        """The metrics of training images, disjoint sets as large as a draw."""
+        order = torch.randperm(len(self.train[0]), generator=derive_generator(self.seed, 52))
+        parts = order.split(self.settings.n)[: self.settings.draws]
+        return summarise([self.measure(self.train[0][rows])["metrics"] for rows in parts])
+
+    def reconstruction(self) -> dict[str, Summary]:
+        """The metrics of decoded latents of training images."""
+        latents = self.latents[: self.settings.n]
+        return summarise([self.measure(self.decode(latents))["metrics"]])
+
+    def reference_row(self) -> tuple[Draw, dict[str, Any]]:
+        """The paper's teacher, all uniform steps of its scheduler: what speed is compared with."""
+        steps = self.settings.train_steps
+        draw = self.march(self.step, fine_grid(self.step.schedule, steps))
+        more = {"steps": steps, "grid": "uniform", "order": 1, "seeds": 1}
+        return draw, make_row("teacher", self.teacher.denoiser, steps + 1, {}, **more)
+
+    def teacher_row(self) -> tuple[Draw, dict[str, Any]]:
+        """The teacher as students see it; its samples are the ends of the cached paths."""
+        ends = torch.cat([shard["states"][:, -1] for shard in self.cache.shards])
+        draws = min(self.settings.draws, len(ends) // self.settings.n)
+        drawn = iter(ends.split(self.settings.n))
+        metrics, self.classes = self.judge("teacher", lambda n, _: next(drawn), draws)
+        metrics["tv"] = single(total_variation(self.classes, self.shares), len(ends))
+        rows = self.cache.paths.rows
+        grid = torch.cat([rows[0], *(row[1:] for row in rows[1:])])
+        more = {"grid": "chosen", "order": 1, "seeds": 1}
+        return self.march(self.step, grid), make_row(
+            "teacher", self.teacher.denoiser, self.calls, metrics, **more
+        )
+
+    def student_row(self, spec: Spec, steps: int, result: Distilled) -> tuple[Draw, dict[str, Any]]:
+        """A student at one of its step counts."""
+        student, grid = result.student.to(self.device), result.student.grid(steps)
+        draw = self.march(student, grid)
+        metrics, classes = self.judge(f"{spec.slug} at {steps}", draw)
+        metrics["tv"] = single(total_variation(classes, self.shares), self.settings.n)
+        metrics["tv_teacher"] = single(total_variation(classes, self.classes), self.settings.n)
+        if steps in student.steps:  # only those grids are every so many of the cached times
+            shared = SharedPaths(self.cache, grid, student.order)
+            batch = shared.held_out(self.settings.config.held_out).to(self.device)
+            with torch.no_grad():
+                replayed = batch.replay(student, grid)
+            metrics["path"] = single(path_error(replayed, batch.states[:, -1]), len(replayed))
+        return draw, make_row(
+            "sig-deg",
+            student,
+            steps,
+            metrics,
+            order=spec.order,
+            head=spec.residual_noise,
+            elastic=student.elastic,
+            q=spec.q,
+            grid="chosen",
+            seeds=1,
+            train_seconds=result.seconds,
+            teacher_nfe=result.teacher_nfe,
+            study=spec.study or None,
+            variant=spec.variant or None,
+        )
+
+    def best_row(
+        self, method: str, steps: int, draws: Mapping[str, Draw]
+    ) -> tuple[Draw, dict[str, Any]]:
+        """A training-free sampler on the grid that a first, smaller draw finds best."""
+        tried = {
+            grid: self.judge(f"{method} {steps} {grid}", draw, 1, self.settings.tried)[0]
+            for grid, draw in draws.items()
+        }
+        best = min(tried, key=lambda grid: tried[grid]["fid"]["mean"])
+        metrics, _ = self.judge(f"{method} {steps} {best}", draws[best], 1)
+        return draws[best], make_row(
+            method, self.teacher.denoiser, steps, metrics, grid=f"best of {len(tried)}", seeds=1
+        )
+
+    def ancestral_row(self, steps: int) -> tuple[Draw, dict[str, Any]]:
+        """The untrained student, which is the ancestral sampler."""
+        step = Exponential(self.teacher.denoiser)
+        grids = {grid_name(p): coarse_grid(step.schedule, steps, power=p) for p in POWERS}
+        draws = {name: self.march(step, grid) for name, grid in grids.items()}
+        return self.best_row("untrained", steps, draws)
+
+    def peer_row(self, method: str, steps: int) -> tuple[Draw, dict[str, Any]]:
+        """A training-free solver."""
+        draws: dict[str, Draw] = {
+            grid: partial(self.solve, method, grid, steps) for grid in solver_grids(method, steps)
+        }
+        return self.best_row(method, steps, draws)
+
+    def solve(self, method: str, grid: str, steps: int, n: int, generator: Generator) -> Tensor:
+        """Draw with a training-free solver."""
+        denoiser, shape = self.teacher.denoiser, (n, *self.shape)
+        return solver_sample(denoiser, method, grid, steps, shape, generator, batch_size=BATCH)
+
+    def ship(self, student: SignatureStudent) -> None:
+        """The models in half precision, in a folder, as the package ships them."""
+        folder = self.out / "pretrained"
+        student.save_pretrained(folder / "mnist")
+        shutil.copytree(self.out / "teacher", folder / "mnist-teacher", dirs_exist_ok=True)
+        classifier = folder / "mnist-classifier"
+        save_json(classifier / "config.json", network_config(self.extractor.network))
+        save_tensors(classifier / "model.safetensors", self.extractor.network.state_dict())
+        for file in folder.rglob("*.safetensors"):
+            tensors = load_file(file)
+            save_tensors(
+                file, {k: v.half() if v.is_floating_point() else v for k, v in tensors.items()}
+            )
+
+    def nearest(self, student: SignatureStudent) -> dict[str, float]:
+        """Mean distance, in pixels, from images to their nearest training image.
+
+        Samples much nearer than test images are would be training images learnt by heart.
+        """
+
+        def compute() -> dict[str, Any]:
+            ends = torch.cat([shard["states"][:, -1] for shard in self.cache.shards[:4]])
+            sets = {"test": self.test[0], f"teacher, {count_calls(self.calls)}": self.decode(ends)}
+            for steps in student.steps:
+                draw = self.march(student, student.grid(steps))
+                own = draw(NEAREST, derive_generator(self.seed, 55))
+                sets[f"student, {count_calls(steps)}"] = self.decode(own)
+            return {
+                name: float(nearest_neighbours(pictures[:NEAREST], self.train[0]).mean())
+                for name, pictures in sets.items()
+            }
+
+        return remember(self.out / "judged" / "nearest.json", compute)
+
+    def figures(self, student: SignatureStudent) -> list[dict[str, str]]:
+        """Figure 4 of the paper, the same seeds side by side; and reconstructions."""
+        folder = self.out / "figures"
+        shown = {}
+        for steps in sorted(student.steps, reverse=True):
+            grid = student.grid(steps)
+            batch = SharedPaths(self.cache, grid, student.order).held_out(SHOWN).to(self.device)
+            shown[f"teacher, {count_calls(self.calls)}"] = batch.states[:, -1]
+            with torch.no_grad():
+                shown[f"student, {count_calls(steps)}"] = batch.replay(student, grid)
+        digits = [(self.decode(latents) + 1) / 2 for latents in shown.values()]
+        image_grid(digits, folder / "digits.png", 4, list(shown))
+        originals = self.test[0][:SHOWN]
+        with torch.no_grad():
+            again = self.decoder.autoencoder(originals)
+        pairs = [(part + 1) / 2 for part in (originals, again)]
+        image_grid(pairs, folder / "reconstructions.png", 8, ["data", "reconstructed"])
+        guided = {
+            "file": "figures/guided.png",
+            "caption": "Four digits of each class asked for, from the guided student.",
+        }
+        return [
+            *([guided] if self.settings.guided else []),
+            {
+                "file": "figures/digits.png",
+                "caption": "The same seeds: digit i of every set is driven by the same Brownian "
+                "path (the paper's Figure 4).",
+            },
+            {
+                "file": "figures/reconstructions.png",
+                "caption": "Test images, and what the autoencoder makes of them.",
+            },
+        ]
+
+
+def add_equal_quality(rows: list[dict[str, Any]]) -> None:
+    """Beside the speed-up over the reference, that over the cheapest training-free equal.
+
+    Equal is a setting of the teacher, or a solver, whose FID is at most 5% above the student's.
+    """
+    main = [row for row in rows if not row.get("study") and "fid" in row["metrics"]]
+    free = [row for row in main if row["method"] != "sig-deg"]
+    for row in main:
+        if row["method"] != "sig-deg":
+            continue
+        bound = 1.05 * row["metrics"]["fid"]["mean"]
+        equals = [other for other in free if other["metrics"]["fid"]["mean"] <= bound]
+        if equals:
+            cheapest = min(equals, key=lambda other: other["seconds"])
+            row["equal_quality"] = {
+                **{key: cheapest[key] for key in ("method", "nfe", "grid")},
+                "speedup": cheapest["seconds"] / row["seconds"],
+            }

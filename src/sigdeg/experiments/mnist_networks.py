@@ -1,0 +1,193 @@
+"""The two networks around the diffusion of MNIST: its autoencoder and the metrics' classifier."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+from torch import Generator, Tensor, nn
+
+from sigdeg.errors import SigdegError
+from sigdeg.files import find_folder, load_weights, read_json
+from sigdeg.networks import Autoencoder, Classifier, build_network
+from sigdeg.training import TrainConfig, claim_folder, derive_generator, fit, seeded
+from sigdeg.training.folder import fingerprint
+from sigdeg.training.loop import make_accelerator
+
+__all__ = [
+    "BATCH",
+    "CLASSES",
+    "in_batches",
+    "load_classifier",
+    "train_autoencoder",
+    "train_classifier",
+    "unet",
+]
+
+BATCH = 250  # latents at a time: what stays in the cache
+CLASSES = 10
+HELD_OUT = 1000  # images behind the second loss curve, the last of the training split
+NOISE = (
+    0.2  # of the latents while the autoencoder trains: what a diffusion gets wrong must not show
+)
+SHIFT = 2  # pixels a digit moves by at most while the classifier trains
+
+M = TypeVar("M", bound=nn.Module)
+
+
+class Reconstruction(nn.Module):
+    r"""Square error of $D(z + 0.2 \varepsilon)$, with $z$ standardised over the batch."""
+
+    def __init__(self, network: Autoencoder) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, batch: tuple[Tensor, Tensor]) -> Tensor:
+        """Loss for images and the noise of their latents."""
+        images, noise = batch
+        raw = self.network.raw(images)
+        std, mean = torch.std_mean(raw, dim=(0, 2, 3), keepdim=True)
+        decoded = self.network.decode((raw - mean) / std + NOISE * noise)
+        return nn.functional.mse_loss(decoded, images)
+
+
+class Classification(nn.Module):
+    """Cross entropy."""
+
+    def __init__(self, network: Classifier) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, batch: tuple[Tensor, Tensor]) -> Tensor:
+        """Loss for images and their classes."""
+        images, labels = batch
+        return nn.functional.cross_entropy(self.network(images), labels)
+
+
+def unet(widths: tuple[int, ...], blocks: int, classes: int | None = None) -> torch.nn.Module:
+    """The U-Net of the latents, attention at the middle resolution; a class more for none."""
+    import diffusers
+
+    network: torch.nn.Module = diffusers.UNet2DModel(
+        sample_size=8,
+        in_channels=4,
+        out_channels=4,
+        layers_per_block=blocks,
+        block_out_channels=widths,
+        down_block_types=("DownBlock2D", "AttnDownBlock2D", "DownBlock2D"),
+        up_block_types=("UpBlock2D", "AttnUpBlock2D", "UpBlock2D"),
+        norm_num_groups=16,
+        num_class_embeds=None if classes is None else classes + 1,
+    )
+    return network
+
+
+def in_batches(network: nn.Module, method: str, images: Tensor, size: int = 500) -> Tensor:
+    """A method of a network on many images, without gradients."""
+    with torch.no_grad():
+        return torch.cat([getattr(network, method)(part) for part in images.split(size)])
+
+
+def train_autoencoder(
+    images: Tensor,
+    out_dir: Path,
+    config: TrainConfig,
+    device: str | None = None,
+    progress: bool = True,
+) -> tuple[Autoencoder, Tensor]:
+    """Train the autoencoder on images (n, 1, 28, 28) in [-1, 1]; returns it and its history."""
+    network = seeded(config.seed, Autoencoder)
+
+    def batch(rows: Tensor, generator: Generator) -> tuple[Tensor, Tensor]:
+        shape = (len(rows), *network.latent_shape)
+        return images[rows], torch.randn(shape, generator=generator)
+
+    options = {"device": device, "progress": progress}
+    objective, history = train(
+        Reconstruction(network), batch, (images,), out_dir, config, options, "autoencoder"
+    )
+    network = objective.network
+    raw = in_batches(network, "raw", images[:-HELD_OUT])
+    std, mean = torch.std_mean(raw, dim=(0, 2, 3))
+    network.mean.copy_(mean[:, None, None])
+    network.std.copy_(std[:, None, None])
+    return network, history
+
+
+def train_classifier(
+    images: Tensor,
+    labels: Tensor,
+    out_dir: Path,
+    config: TrainConfig,
+    device: str | None = None,
+    progress: bool = True,
+) -> tuple[Classifier, Tensor]:
+    """Train the classifier on images and their labels (n,); returns it and its history."""
+    network = seeded(config.seed, Classifier)
+
+    def batch(rows: Tensor, generator: Generator) -> tuple[Tensor, Tensor]:
+        moves = torch.randint(-SHIFT, SHIFT + 1, (8, 2), generator=generator).tolist()
+        parts = zip(images[rows].tensor_split(len(moves)), moves, strict=True)
+        return torch.cat([x.roll(move, dims=(2, 3)) for x, move in parts]), labels[rows]
+
+    options = {"device": device, "progress": progress}
+    objective, history = train(
+        Classification(network), batch, (images, labels), out_dir, config, options, "classifier"
+    )
+    network = objective.network
+    features = in_batches(network, "features", images[:-HELD_OUT])
+    network.scale.copy_(features.var(dim=0).mean().sqrt())
+    return network, history
+
+
+def load_classifier(path: str | Path = "mnist-classifier") -> Classifier:
+    """The classifier that comes with the package, or one from a folder of its form."""
+    folder = find_folder(path)
+    network = build_network(read_json(folder / "config.json"))
+    if not isinstance(network, Classifier):
+        raise SigdegError(f"{folder} holds a {type(network).__name__}, not a Classifier")
+    load_weights(network, folder / "model.safetensors")
+    return network.eval()
+
+
+def train(
+    objective: M,
+    batch: Callable[[Tensor, Generator], tuple[Tensor, Tensor]],
+    data: tuple[Tensor, ...],
+    out_dir: Path,
+    config: TrainConfig,
+    options: dict[str, Any],
+    label: str,
+) -> tuple[M, Tensor]:
+    """Fit an objective on batches that are made from rows of the data."""
+    identity = {
+        **dataclasses.asdict(config),
+        "network": fingerprint(objective),
+        "data": [fingerprint(tensor) for tensor in data],
+    }
+    accelerator = make_accelerator(config, out_dir, options["device"])
+    claim_folder(out_dir, "config.json", identity)
+    kept = len(data[0]) - HELD_OUT
+
+    def move(values: tuple[Tensor, Tensor]) -> tuple[Tensor, ...]:
+        return tuple(value.to(accelerator.device) for value in values)
+
+    def draw(generator: Generator) -> tuple[Tensor, ...]:
+        rows = torch.randint(kept, (config.batch_size,), generator=generator)
+        return move(batch(rows, generator))
+
+    unseen = move(batch(torch.arange(kept, len(data[0])), derive_generator(config.seed, 4)))
+    fitted = fit(
+        objective,
+        draw,
+        unseen,
+        config,
+        accelerator,
+        out_dir,
+        progress=options["progress"],
+        label=label,
+    )
+    return fitted.objective, fitted.history

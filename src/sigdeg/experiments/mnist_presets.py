@@ -1,0 +1,201 @@
+"""What the MNIST benchmark trains: the presets and their students."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+
+from sigdeg.distillation import DistillConfig
+from sigdeg.student import ResidualNoise
+from sigdeg.training import TrainConfig
+
+__all__ = ["DEFAULT", "PRESETS", "WIDTHS", "Settings", "Spec"]
+
+# The paper's five sizes of the U-Net (C.3.3), of which full and quarter are given in so many words.
+WIDTHS = {
+    "full": (128, 256, 256),
+    "three quarters": (96, 192, 192),
+    "half": (64, 128, 128),
+    "three eighths": (48, 96, 96),
+    "quarter": (32, 64, 64),
+}
+# Above t = 0.7 the noise hides everything, below 0.1 the decoder forgives what is left of it: the
+# steps belong between. The ancestral sampler's FID falls by a third against the power grid.
+TIMES = (1.0, 0.70, 0.64, 0.57, 0.51, 0.44, 0.37, 0.29, 0.21, 0.12, 0.0)
+
+
+@dataclass(frozen=True)
+class Spec:
+    """A student to distil.
+
+    Arguments:
+        steps: Its step counts; several make it elastic.
+        order: Signature coefficients an element of the latent that it listens to.
+        residual_noise: What it does about what they leave open.
+        covariance: Whether its linear response knows the latents' covariance.
+        q: Consecutive coarse steps in a loss term.
+        iterations: Optimiser steps (default: the preset's).
+        study: The side table it stands in; the main one if empty.
+        variant: What sets it apart there.
+    """
+
+    steps: tuple[int, ...]
+    order: int = 8
+    residual_noise: ResidualNoise | None = "energy"
+    covariance: bool = True
+    q: int = 1
+    iterations: int | None = None
+    study: str = ""
+    variant: str = ""
+
+    @property
+    def slug(self) -> str:
+        """A name for its folder that tells what is trained, not where it is shown."""
+        steps = "-".join(map(str, self.steps))
+        parts = [
+            f"{steps}-order-{self.order}",
+            *([self.residual_noise] if self.residual_noise else []),
+            *([] if self.covariance else ["scalar"]),
+            *([f"q-{self.q}"] if self.q != 1 else []),
+            *([f"iterations-{self.iterations}"] if self.iterations else []),
+        ]
+        return "-".join(parts)
+
+
+@dataclass(frozen=True)
+class Guided:
+    """The class-conditional variant: its teacher goes on from the unconditional one.
+
+    Arguments:
+        teacher: How the conditional teacher is trained.
+        scale: Of the guidance, see `ClassifierFreeGuidance`.
+        spec: The student.
+        config: How it is distilled, from guided paths of two network calls a step.
+    """
+
+    teacher: TrainConfig
+    scale: float
+    spec: Spec
+    config: DistillConfig
+
+
+@dataclass(frozen=True)
+class Settings:
+    """A preset: the networks, the students, and how much work.
+
+    Arguments:
+        widths: Channels of the U-Net at its three resolutions.
+        blocks: Residual blocks a resolution.
+        autoencoder: How the autoencoder is trained.
+        classifier: How the metrics' classifier is trained; None takes the one that is shipped.
+        teacher: How the teacher is trained.
+        train_steps: Noise levels of the teacher's scheduler.
+        specs: The students.
+        config: How they are distilled, and how many teacher paths they share.
+        times: The finest grid of the students; one of fewer steps takes every so many of them.
+        also: Step counts that the main student is judged at though it was not trained for them.
+        peers: Calls of the training-free solvers.
+        sized: Whether to time networks of the paper's other sizes.
+        guided: The class-conditional variant.
+        draws: Sampling seeds.
+        n: Samples of a draw, against as many test images.
+        tried: Samples behind the choice of a solver's grid.
+        timing_n: Samples behind the seconds.
+    """
+
+    widths: tuple[int, ...]
+    autoencoder: TrainConfig
+    teacher: TrainConfig
+    specs: tuple[Spec, ...]
+    config: DistillConfig
+    blocks: int = 1
+    classifier: TrainConfig | None = None
+    train_steps: int = 1000
+    times: tuple[float, ...] = TIMES
+    also: tuple[int, ...] = ()
+    peers: tuple[int, ...] = ()
+    sized: bool = False
+    guided: Guided | None = None
+    draws: int = 1
+    n: int = 10_000
+    tried: int = 2048
+    timing_n: int = 64
+
+
+DEFAULT = "default"
+ELASTIC = Spec((10, 5, 2, 1))
+
+
+def studies() -> Iterator[Spec]:
+    """Tables beside the main one: orders, lengths of the loss, noise."""
+    five = Spec((5,), order=4)
+    for order in (2, 4, 8):
+        yield replace(five, order=order, study="Orders: 5 steps", variant=f"order {order}")
+    for q in (2, 4):
+        yield replace(five, q=q, study="Steps in a loss term: 5 steps", variant=f"q = {q}")
+    title = "What the coefficients leave open: 5 steps"
+    yield replace(five, residual_noise=None, study=title, variant="its mean (regression)")
+
+
+# Times near the data decide the shape of a digit: power 2 dwells there.
+TRAINED = TrainConfig(iterations=24_000, batch_size=64, learning_rate=1e-3, warmup=200, ema=0.9995)
+STUDENT = DistillConfig(
+    iterations=4000,
+    batch_size=64,
+    learning_rate=6e-4,
+    paths=20_256,
+    held_out=256,
+    refinement=12,
+    shard_size=250,
+)
+QUARTER = Settings(
+    widths=WIDTHS["quarter"],
+    autoencoder=TrainConfig(iterations=4000, batch_size=64, learning_rate=3e-3, ema=0.998),
+    classifier=TrainConfig(iterations=3500, batch_size=128, learning_rate=1e-3, ema=0.995),
+    teacher=TRAINED,
+    specs=(ELASTIC,),
+    config=STUDENT,
+    also=(4,),
+    peers=(1, 2, 5, 10),
+    sized=True,
+    guided=Guided(
+        teacher=replace(TRAINED, iterations=1500, learning_rate=5e-4, ema=0.998),
+        scale=2.0,
+        spec=Spec((5,), order=4),
+        config=replace(STUDENT, iterations=800, paths=2512, refinement=6, ema=0.995),
+    ),
+    draws=3,
+)
+PRESETS = {
+    "quick": Settings(
+        widths=WIDTHS["quarter"],
+        autoencoder=TrainConfig(iterations=600, batch_size=64, learning_rate=3e-3, ema=0.99),
+        teacher=replace(TRAINED, iterations=1200, ema=0.99),
+        specs=(Spec((10, 5), order=4, residual_noise=None),),
+        config=replace(STUDENT, iterations=400, paths=2100, held_out=52, refinement=4),
+        n=2048,
+        tried=2048,
+    ),
+    "default": QUARTER,
+    # The side tables, every student alike and short.
+    "studies": replace(
+        QUARTER,
+        specs=(ELASTIC, *studies()),
+        config=replace(STUDENT, iterations=800),
+        peers=(),
+        guided=None,
+        sized=False,
+        draws=1,
+    ),
+    "half": replace(QUARTER, widths=WIDTHS["half"], classifier=None),
+    # For an accelerator: full width, the scheduler of 1,500 steps.
+    "paper": replace(
+        QUARTER,
+        widths=WIDTHS["full"],
+        classifier=None,
+        teacher=replace(TRAINED, iterations=100_000, batch_size=256, learning_rate=3e-4),
+        train_steps=1500,
+        specs=(ELASTIC, *studies()),
+        config=replace(STUDENT, iterations=20_000, batch_size=256, paths=60_512),
+    ),
+}

@@ -1,0 +1,164 @@
+"""Beside the main table of MNIST: the class-conditional variant, and networks of other sizes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from sigdeg.denoiser import NetworkDenoiser
+from sigdeg.distillation import CachedPaths, TeacherPaths, distill
+from sigdeg.experiments.mnist_networks import BATCH, CLASSES, unet
+from sigdeg.experiments.mnist_presets import WIDTHS
+from sigdeg.experiments.results import count_calls, make_row, paired_seconds, single, summarise
+from sigdeg.grids import refine
+from sigdeg.integrations import load_teacher, save_latent_pipeline
+from sigdeg.report import image_grid
+from sigdeg.sampling import sample
+from sigdeg.training import derive_generator, seeded, train_teacher
+
+if TYPE_CHECKING:
+    from sigdeg.experiments.mnist import Bench
+
+__all__ = ["guided_rows", "size_rows"]
+
+
+def guided_rows(bench: Bench) -> list[dict[str, Any]]:
+    """The class-conditional variant: a guided teacher of two calls a step, its student of one.
+
+    The teacher goes on from the unconditional one, whose network gets an embedding of classes.
+    """
+    guided = bench.settings.guided
+    if guided is None:
+        return []
+    out, config = bench.out / "guided", guided.config
+    network = seeded(
+        bench.seed, lambda: unet(bench.settings.widths, bench.settings.blocks, CLASSES)
+    )
+    network.load_state_dict(bench.teacher.denoiser.network.state_dict(), strict=False)
+    torch.nn.init.zeros_(network.get_parameter("class_embedding.weight"))
+    trained, history = train_teacher(
+        NetworkDenoiser(network, bench.step.schedule, "v_prediction"),
+        bench.latents,
+        out / "teacher-training",
+        guided.teacher,
+        labels=bench.train[1],
+        seed=bench.seed,
+        time_power=2.0,
+        **bench.options,
+    )
+    bench.curves["conditional teacher"] = history.tolist()
+    save_latent_pipeline(trained.network, bench.scheduler, bench.decoder, out / "teacher")
+    teacher = load_teacher(out / "teacher").to(bench.device)
+    step, classes = teacher.step(guided.scale), torch.arange(CLASSES)
+    student = bench.student(guided.spec, teacher)
+    grid = student.grid()
+    cache = CachedPaths(
+        TeacherPaths(
+            step,
+            list(refine(step.schedule, grid, config.refinement, config.fine_power)),
+            bench.shape,
+            student.order,
+            device=bench.device,
+            labels=classes,
+        ),
+        out / "paths",
+        config.paths,
+        bench.seed,
+        config.held_out,
+        config.shard_size,
+        bench.options["progress"],
+    )
+    result = distill(
+        student,
+        step,
+        out / "student",
+        config,
+        cache=cache,
+        labels=classes,
+        seed=bench.seed,
+        **bench.options,
+    )
+    distilled = result.student.to(bench.device)
+    ends = torch.cat([shard["states"][:, -1] for shard in cache.shards])
+    wanted = torch.cat([shard["labels"] for shard in cache.shards])
+    with torch.no_grad():
+        drawn = sample(
+            distilled,
+            grid,
+            tuple(ends.shape),
+            generator=derive_generator(bench.seed, 53),
+            batch_size=BATCH,
+            class_labels=wanted.to(bench.device),
+        )
+    rows = []
+    calls = 2 * sum(len(row) - 1 for row in cache.paths.rows)
+    for method, model, nfe, latents in (
+        ("teacher", teacher.denoiser, calls, ends),
+        ("sig-deg", distilled, len(grid) - 1, drawn),
+    ):
+        found = bench.decode(latents)
+        metrics = summarise([bench.measure(found)["metrics"]])
+        own = bench.extractor.probabilities(found).argmax(1)
+        metrics["accuracy"] = single(float((own == wanted).double().mean()), len(own))
+        rows.append(
+            make_row(
+                method,
+                model,
+                nfe,
+                metrics,
+                order=guided.spec.order if method == "sig-deg" else 1,
+                seeds=1,
+                study=f"A digit of each class, guidance {guided.scale:g}",
+                variant=count_calls(nfe),
+                teacher_nfe=result.teacher_nfe * 2 if method == "sig-deg" else None,
+            )
+        )
+    picked = torch.arange(CLASSES).repeat_interleave(4)
+    with torch.no_grad():
+        shown = sample(
+            distilled,
+            grid,
+            (len(picked), *bench.shape),
+            seeds=range(len(picked)),
+            class_labels=picked.to(bench.device),
+        )
+    sets = [(bench.decode(shown) + 1) / 2]
+    image_grid(
+        sets, bench.out / "figures" / "guided.png", 8, [f"student, {count_calls(len(grid) - 1)}"]
+    )
+    return rows
+
+
+def size_rows(bench: Bench) -> list[dict[str, Any]]:
+    """What networks of other sizes cost, untrained: time does not depend on the weights."""
+    if not bench.settings.sized:
+        return []
+    sizes = [(f"{name} width", w, bench.settings.blocks) for name, w in WIDTHS.items()]
+    sizes += [(f"quarter width, {n} blocks", WIDTHS["quarter"], n) for n in (2, 3)]
+    latents = torch.randn(bench.settings.timing_n, *bench.shape, device=bench.device)
+    networks = {name: unet(w, n).to(bench.device) for name, w, n in sizes}
+
+    @torch.no_grad()
+    def call(network: torch.nn.Module) -> Any:
+        return network(latents, 500)
+
+    calls: dict[str, Callable[[], object]] = {
+        name: partial(call, network) for name, network in networks.items()
+    }
+    seconds = paired_seconds(calls | {"decoder": partial(bench.decode, latents)})
+    decoding = seconds.pop("decoder")
+    rows = []
+    for name, own in seconds.items():
+        metrics = {"ms_a_call": single(1000 * own / len(latents), len(latents))}
+        for steps in (10, 5, 1):
+            gain = (1001 * own + decoding) / (steps * own + decoding)
+            metrics[f"speedup_{steps}"] = single(gain, len(latents))
+        more = {
+            "study": "Sizes: what a call costs, and 1,001 calls over so many",
+            "variant": name,
+        }
+        rows.append(make_row("teacher", networks[name], 1, metrics, **more))
+    return rows

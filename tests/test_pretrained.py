@@ -1,0 +1,76 @@
+"""The models that come with the package: small, whole, and good for what they are for."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from sigdeg import SignatureStudent, sample
+from sigdeg.cli import main
+from sigdeg.errors import SigdegError
+from sigdeg.experiments.mnist_networks import load_classifier
+from sigdeg.files import SHIPPED, find_folder
+from sigdeg.integrations import find_decoder, load_teacher
+from sigdeg.metrics import ClassifierExtractor, class_histogram
+from sigdeg.student import SignatureStudent as Student
+
+ROOT = Path(__file__).parents[1]
+
+
+def digits(steps: int, n: int) -> torch.Tensor:
+    """Digits of the shipped student."""
+    folder = find_folder("mnist")
+    student = SignatureStudent.from_pretrained("mnist")
+    latents = sample(
+        student, student.grid(steps), (n, *student.sample_shape), seeds=range(n), batch_size=100
+    )
+    return find_decoder(folder)(latents).clamp(-1, 1)
+
+
+def test_they_are_small():
+    sizes = [file.stat().st_size for file in SHIPPED.rglob("*.safetensors")]
+    assert len(sizes) == 4
+    assert sum(sizes) < 6e6
+
+
+@pytest.mark.parametrize("steps", [10, 5])
+def test_the_student_draws_every_digit_and_clear_ones(steps):
+    """The classifier is sure of most of 300 digits, and sees each class."""
+    p = ClassifierExtractor(load_classifier()).probabilities(digits(steps, 300))
+    assert float((p.amax(1) > 0.9).double().mean()) > 0.6
+    shares = class_histogram(p.argmax(1), 10)
+    assert float(shares.min()) > 0.03
+    assert float(shares.max()) < 0.25
+
+
+def test_the_results_name_the_shipped_classifier():
+    results = json.loads((ROOT / "results" / "mnist.json").read_text())
+    assert results["extractor"] == {
+        "n": 10_000,
+        "extractor": "mnist",
+        "digest": ClassifierExtractor(load_classifier()).digest,
+    }
+
+
+def test_teacher_and_student_fit():
+    teacher, student = load_teacher("mnist-teacher"), Student.from_pretrained("mnist")
+    assert teacher.sample_shape == student.sample_shape == (4, 8, 8)
+    assert teacher.decode(torch.zeros(1, 4, 8, 8)).shape == (1, 1, 28, 28)
+    assert student.steps == (10, 5, 2, 1)
+
+
+def test_by_name_from_the_command_line(tmp_path, capsys):
+    assert main(["sample", "mnist", "-n", "3", "--steps", "1", "--out", str(tmp_path / "s")]) == 0
+    assert (tmp_path / "s" / "samples.png").exists()
+    capsys.readouterr()
+    assert main(["sample", "mnist", "--steps", "11", "--out", str(tmp_path / "t")]) == 2
+    assert "distilled for 10, 5, 2, 1 steps, got 11" in capsys.readouterr().err
+    assert not (tmp_path / "t").exists()
+
+
+def test_images_of_another_size_are_refused():
+    with pytest.raises(
+        SigdegError, match=r"takes images of shape \(1, 28, 28\), got \(1, 32, 32\)"
+    ):
+        load_classifier().features(torch.zeros(2, 1, 32, 32))
