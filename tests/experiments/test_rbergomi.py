@@ -15,7 +15,7 @@ from sigdeg.cli import main
 from sigdeg.distillation import DistillConfig
 from sigdeg.experiments import rbergomi
 from sigdeg.experiments.rbergomi_presets import PLAIN, PRESETS, Spec, ladder
-from sigdeg.experiments.results import remember, summarise
+from sigdeg.experiments.results import add_equal_quality, remember, summarise
 from sigdeg.training import TrainConfig
 
 KEYS = {*rbergomi.METRICS}
@@ -137,7 +137,7 @@ def test_equal_quality_is_the_cheapest_that_is_no_worse() -> None:
         row("sig-deg", 0.005, 0.02, 2.0),
         row("sig-deg", 0.02, 0.02, 2.0, study="factors"),
     ]
-    rbergomi.add_equal_quality(rows)
+    add_equal_quality(rows, ("w1", "iw1"))
     assert rows[3]["equal_quality"] == {"method": "unipc", "nfe": 20, "grid": None, "speedup": 4.0}
     assert ["equal_quality" in r for r in rows] == [False, False, False, True, False, False]
 

@@ -36,6 +36,7 @@ from sigdeg.experiments.mnist_networks import (
 from sigdeg.experiments.mnist_presets import DEFAULT, PRESETS, Settings, Spec
 from sigdeg.experiments.mnist_variants import guided_rows, size_rows
 from sigdeg.experiments.results import (
+    add_equal_quality,
     count_calls,
     grid_name,
     make_row,
@@ -149,7 +150,7 @@ def run(
     seconds = paired_seconds(timed)
     for i, own in seconds.items():
         rows[i] |= {"seconds": own, "speedup": seconds[first] / own}
-    add_equal_quality(rows)
+    add_equal_quality(rows, ("fid",))
 
     main = next(result.student for spec, result in distilled.items() if not spec.study)
     main.save_pretrained(out / "student")
@@ -489,23 +490,3 @@ class Bench:
                 "caption": "Test images, and what the autoencoder makes of them.",
             },
         ]
-
-
-def add_equal_quality(rows: list[dict[str, Any]]) -> None:
-    """Beside the speed-up over the reference, that over the cheapest training-free equal.
-
-    Equal is a setting of the teacher, or a solver, whose FID is at most 5% above the student's.
-    """
-    main = [row for row in rows if not row.get("study") and "fid" in row["metrics"]]
-    free = [row for row in main if row["method"] != "sig-deg"]
-    for row in main:
-        if row["method"] != "sig-deg":
-            continue
-        bound = 1.05 * row["metrics"]["fid"]["mean"]
-        equals = [other for other in free if other["metrics"]["fid"]["mean"] <= bound]
-        if equals:
-            cheapest = min(equals, key=lambda other: other["seconds"])
-            row["equal_quality"] = {
-                **{key: cheapest[key] for key in ("method", "nfe", "grid")},
-                "speedup": cheapest["seconds"] / row["seconds"],
-            }

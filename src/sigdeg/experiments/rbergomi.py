@@ -23,6 +23,7 @@ from sigdeg.denoiser import NetworkDenoiser
 from sigdeg.distillation import Distilled, TeacherPaths, distill
 from sigdeg.experiments.rbergomi_presets import DEFAULT, PRESETS, Settings, Spec
 from sigdeg.experiments.results import (
+    add_equal_quality,
     count_calls,
     grid_name,
     make_row,
@@ -135,7 +136,7 @@ def run(
     seconds = paired_seconds(timed)
     for i, own in seconds.items():
         rows[i] |= {"seconds": own, "speedup": seconds[0] / own}
-    add_equal_quality(rows)
+    add_equal_quality(rows, ("w1", "iw1"))
 
     shown = {
         count_calls(steps): results[0].student
@@ -408,27 +409,3 @@ class Bench:
                 ),
             )
         ]
-
-
-def add_equal_quality(rows: list[dict[str, Any]]) -> None:
-    """Beside the speed-up over the reference, that over the cheapest training-free equal.
-
-    Equal are a setting of the teacher, or a solver, whose W1 and W1 of increments are both at most
-    5% above the student's.
-    """
-    free = [row for row in rows if row["method"] != "sig-deg"]
-    for row in rows:
-        if row["method"] != "sig-deg" or row["study"]:
-            continue
-        bounds = {key: 1.05 * row["metrics"][key]["mean"] for key in ("w1", "iw1")}
-        equals = [
-            other
-            for other in free
-            if all(other["metrics"][key]["mean"] <= bound for key, bound in bounds.items())
-        ]
-        if equals:
-            cheapest = min(equals, key=lambda other: other["seconds"])
-            row["equal_quality"] = {
-                **{key: cheapest[key] for key in ("method", "nfe", "grid")},
-                "speedup": cheapest["seconds"] / row["seconds"],
-            }

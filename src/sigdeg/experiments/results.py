@@ -19,6 +19,7 @@ from sigdeg.metrics import Summary, over_draws
 from sigdeg.networks import count_parameters
 
 __all__ = [
+    "add_equal_quality",
     "count_calls",
     "grid_name",
     "hardware",
@@ -104,6 +105,31 @@ def make_row(
         "teacher_nfe": None,
         **more,
     }
+
+
+def add_equal_quality(rows: Sequence[dict[str, Any]], keys: Sequence[str]) -> None:
+    """Beside the speed-up over the reference, that over the cheapest training-free equal.
+
+    Equal is a setting of the teacher, or a solver, that is at most 5% above the student in each of
+    the metrics named. Side tables stay out of it, and so do rows without these metrics.
+    """
+    main = [row for row in rows if not row.get("study") and set(keys) <= row["metrics"].keys()]
+    free = [row for row in main if row["method"] != "sig-deg"]
+    for row in main:
+        if row["method"] != "sig-deg":
+            continue
+        bounds = {key: 1.05 * row["metrics"][key]["mean"] for key in keys}
+        equals = [
+            other
+            for other in free
+            if all(other["metrics"][key]["mean"] <= bound for key, bound in bounds.items())
+        ]
+        if equals:
+            cheapest = min(equals, key=lambda other: other["seconds"])
+            row["equal_quality"] = {
+                **{key: cheapest[key] for key in ("method", "nfe", "grid")},
+                "speedup": cheapest["seconds"] / row["seconds"],
+            }
 
 
 def hardware(device: torch.device | str = "cpu") -> dict[str, Any]:
