@@ -43,15 +43,18 @@ class Objective(nn.Module):
         super().__init__()
         self.student = student
         self.grids = grids
-        longest = max(len(grid) - 1 for grid in grids)
-        self.register_buffer("scales", torch.ones(len(grids), longest))
+        # Row by row; what lies behind the end of a shorter grid is never looked up.
+        self.times = nn.utils.rnn.pad_sequence(grids, batch_first=True)
+        self.register_buffer("scales", torch.ones(len(grids), self.times.shape[1] - 1))
 
-    def errors(self, batch: Batch, level: int) -> Tensor:
-        """Loss a segment and step, shape (batch, q)."""
+    def errors(self, batch: Batch, level: int | Tensor) -> Tensor:
+        """Loss a segment and step, shape (batch, q); a level for all, or one for each segment."""
+        level = torch.as_tensor(level).expand(len(batch.start))
         if self.student.residual_noise != "energy":
             return self.regression(batch, level)
         target = batch.states[:, 1:]
-        first, second = (self.march(batch.with_noise_of(i), level)[0] for i in (1, 2))
+        both = Batch.join([batch.with_noise_of(1), batch.with_noise_of(2)])
+        first, second = self.march(both, level.repeat(2))[0].chunk(2)
 
         def distance(x: Tensor, y: Tensor) -> Tensor:
             # The smallest normal keeps the gradient finite where two draws coincide.
@@ -60,7 +63,7 @@ class Objective(nn.Module):
         score = distance(first, target) + distance(second, target) - distance(first, second)
         return score / (2 * self.scale(batch, level).sqrt())
 
-    def regression(self, batch: Batch, level: int) -> Tensor:
+    def regression(self, batch: Batch, level: Tensor) -> Tensor:
         """Square error, or Gaussian likelihood, a segment and step."""
         mean, std = self.march(batch, level)
         square = (mean - batch.states[:, 1:]) ** 2
@@ -68,19 +71,19 @@ class Objective(nn.Module):
             return square.flatten(2).mean(2) / self.scale(batch, level)
         return (square / (2 * std**2) + std.log()).flatten(2).mean(2)
 
-    def scale(self, batch: Batch, level: int) -> Tensor:
+    def scale(self, batch: Batch, level: Tensor) -> Tensor:
         r"""$\rho$ a segment and step, shape (batch, q)."""
         steps = batch.start[:, None] + torch.arange(batch.coefficients.shape[1])
-        return self.scales[level, steps.to(self.scales.device)]
+        return self.scales[level[:, None].to(self.scales.device), steps.to(self.scales.device)]
 
-    def march(self, batch: Batch, level: int) -> tuple[Tensor, Tensor | None]:
+    def march(self, batch: Batch, level: Tensor) -> tuple[Tensor, Tensor | None]:
         """Means and standard deviations of the unrolled student, each (batch, q, *)."""
-        grid = self.grids[level]
         x, means, stds = batch.states[:, 0], [], []
         for j in range(batch.coefficients.shape[1]):
             k = batch.start + j
-            t, s = grid[k], grid[k + 1]
-            t, s = (t[0], s[0]) if bool((k == k[0]).all()) else (t.to(x.device), s.to(x.device))
+            t, s = self.times[level, k], self.times[level, k + 1]
+            alike = bool((t == t[0]).all() and (s == s[0]).all())
+            t, s = (t[0], s[0]) if alike else (t.to(x.device), s.to(x.device))
             signature = PartialSignature((t - s).to(x), batch.coefficients[:, j])
             x, std = self.student.predict(x, t, s, signature, **batch.condition)
             means.append(x)
@@ -90,8 +93,11 @@ class Objective(nn.Module):
         return torch.stack(means, dim=1), torch.stack(stds, dim=1) if stds else None
 
     def forward(self, batches: list[Batch]) -> Tensor:
-        """Mean loss over the batches, one a level."""
-        return torch.stack([self.errors(b, i).mean() for i, b in enumerate(batches)]).mean()
+        """Mean over the batches, one a level, of their mean loss; the network sees all at once."""
+        sizes = [len(batch.start) for batch in batches]
+        level = torch.arange(len(batches)).repeat_interleave(torch.tensor(sizes))
+        errors = self.errors(Batch.join(batches), level)
+        return torch.stack([part.mean() for part in errors.split(sizes)]).mean()
 
     @torch.no_grad()
     def normalise(self, batch: Batch) -> None:
@@ -108,7 +114,8 @@ class Objective(nn.Module):
                     coarse.coefficients[:, first : first + 1],
                     coarse.labels,
                 )
-                error = self.regression(one, level)[:, 0].float().cpu()
+                error = self.regression(one, torch.full((len(one.start),), level))
+                error = error[:, 0].float().cpu()
                 sums.index_add_(0, one.start, error)
                 counts.index_add_(0, one.start, torch.ones(len(one.start)))
             mean = sums / counts.clamp(min=1)

@@ -67,6 +67,12 @@ class Batch:
         """Some of the segments."""
         return Batch(**{name: value[rows] for name, value in self.tensors.items()})
 
+    @staticmethod
+    def join(batches: Sequence[Batch]) -> Batch:
+        """All the segments of several batches."""
+        names = batches[0].tensors
+        return Batch(**{name: torch.cat([vars(b)[name] for b in batches]) for name in names})
+
     def with_noise_of(self, shift: int) -> Batch:
         """The same segments, their last coefficient that of others: noise independent of them."""
         seen, last = self.coefficients[:, :, :-1], self.coefficients[:, :, -1:]
@@ -219,8 +225,7 @@ class TeacherPaths:
             rows = self.rows[k : k + self.steps]
             parts.append(self.march(k, rows, alpha * clean + sigma * noise, chosen, generator))
         # Out of order again: the held-out segments, the last ones, have to cover every step.
-        tensors = {name: torch.cat([vars(p)[name] for p in parts]) for name in parts[0].tensors}
-        return Batch(**tensors).take(torch.randperm(n, generator=generator))
+        return Batch.join(parts).take(torch.randperm(n, generator=generator))
 
     def march(
         self,
@@ -317,6 +322,11 @@ class CachedPaths:
                     save_tensors(file, batch.tensors, {"identity": identity})
                 self.shards.append(map_safetensors(file, identity))
                 bar.update(size)
+
+    @property
+    def ends(self) -> Tensor:
+        r"""Where all the segments end, shape (count, \*): samples, where they are whole paths."""
+        return torch.cat([shard["states"][:, -1] for shard in self.shards])
 
     def _gather(self, index: Tensor) -> Batch:
         shard, row = index // self.shard_size, index % self.shard_size
