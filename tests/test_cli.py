@@ -141,6 +141,8 @@ def test_bad_numbers_for_distilling(teacher: Path, tmp_path: Path, capsys) -> No
         ("--seed", -1, "seed must be at least 0"),
         ("--device", "foo", "unknown device 'foo': choose cpu or cuda"),
         ("--tracker", "foo", "tracker 'foo'"),
+        ("--lookahead", 1.5, "lies in [0, 1), got 1.5"),
+        ("--lookahead", "0.5 --paths 0", "cached whole paths of at most 4,096 elements"),
     ]:
         values = str(value).split()
         assert words in refused(capsys, "distill", teacher, option, *values, "--out", out)
@@ -315,6 +317,7 @@ def test_guided_latents_from_end_to_end(tmp_path: Path, monkeypatch, capsys) -> 
     options = ["--refinement", "2", "--samples", "4", "--device", "cpu", "--no-progress"]
     command = ["distill", str(teacher), "--steps", "2", "--order", "1", "--iterations", "2"]
     command += ["--batch-size", "4", "--paths", "8", "--tracker", "none", *options]
+    command += ["--lookahead", "0.5"]
     command += ["--guidance", "2.0", "--out", str(out)]
     assert main(command) == 0
     weights = out / "paths" / "paths-00000.safetensors"

@@ -244,12 +244,9 @@ def test_response_over_the_whole_interval_is_resolved_by_its_nodes() -> None:
         close(w, finer, 1e-8)
 
 
-def test_weigh_sums_over_the_first_coefficients() -> None:
-    c = PartialSignature(scalar(0.1), normals(3, 4, 2, 2))
-    w = normals(3, 2, seed=1)
-    expected = torch.stack(
-        [sum(w[b, k] * c.coefficients[b, k] for k in range(2)) for b in range(3)]
-    )
+def test_weigh_sums_over_the_coefficients() -> None:
+    c, w = normals(3, 2, 2, 2), normals(3, 2, seed=1)
+    expected = torch.stack([sum(w[b, k] * c[b, k] for k in range(2)) for b in range(3)])
     close(weigh(w, c), expected)
     close(weigh(w[0], c)[0], expected[0])
 

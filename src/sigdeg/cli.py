@@ -66,6 +66,7 @@ def distill(
     residual_noise: Literal["gaussian", "energy"] | None = None,
     guidance: float | None = None,
     times: tuple[float, ...] | None = None,
+    lookahead: float = 0.0,
     samples: int = 256,
     mixed_precision: Literal["no", "bf16"] = "no",
     tracker: str = "tensorboard",
@@ -92,6 +93,8 @@ def distill(
         guidance: Scale of classifier-free guidance for a conditional teacher; 1 is none.
         times: The largest step count's times, from 1 down to 0 (default: power spacing); fewer
             steps take every so many of them.
+        lookahead: Fraction of a step after which the student's network looks, 0.5 for few steps:
+            it is called on the state that Gaussian data would have there.
         samples: Samples behind the metrics of the report.
         mixed_precision: Precision of the training.
         tracker: tensorboard, wandb ... or none.
@@ -129,6 +132,7 @@ def distill(
             residual_noise=residual_noise,
             guidance=guidance,
             times=times,
+            lookahead=lookahead,
         )
     )
 

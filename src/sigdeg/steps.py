@@ -279,6 +279,7 @@ def response(
     order: int,
     data_std: float | Tensor = 0.0,
     nodes: int = 64,
+    until: Tensor | None = None,
 ) -> Tensor:
     r"""Linear response of one coarse step to the coefficients of its path.
 
@@ -301,27 +302,36 @@ def response(
         order: The number of coefficients.
         data_std: $\sqrt v$, the data's standard deviation, or those of d directions, shape (d,).
         nodes: Quadrature nodes, clustered at s where the response is steep.
+        until: A time between t and s: the response of the state there, to the same coefficients of
+            the whole step. They tell of the path up to it in part, so these are the projections as
+            they are, not scaled.
 
     Returns:
         The weights $w_k$ in float64, with shape (\*, order) or (\*, d, order).
     """
     variance = torch.as_tensor(data_std, dtype=torch.float64, device=t.device) ** 2
+    end = s if until is None else until
     if variance.ndim:
-        t, s = t[..., None], s[..., None]
+        t, s, end = t[..., None], s[..., None], end[..., None]
 
     def moments(time: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
         alpha = schedule.alpha(time)
         return alpha, alpha**2 * v + schedule.sigma(time) ** 2
 
-    (alpha_t, n2_t), (alpha_s, n2_s) = moments(t, variance), moments(s, variance)
-    total = n2_s - (alpha_t * n2_s / alpha_s) ** 2 / n2_t
+    alpha_end, n2_end = moments(end, variance)
     v, weights = (q.to(t.device) for q in gauss_legendre(nodes))
-    power = 4  # tau = s + h v^4
-    tau = s[..., None] + (t - s)[..., None] * v**power
+    power = 4  # tau = end + (t - end) v^4
+    tau = end[..., None] + (t - end)[..., None] * v**power
     alpha_tau, n2_tau = moments(tau, variance[..., None] if variance.ndim else variance)
-    kappa = schedule.diffusion(tau) * alpha_tau * n2_s[..., None] / (alpha_s[..., None] * n2_tau)
-    basis = legendre_basis(order, 1 - v**power)
-    w: Tensor = torch.einsum("...n,nk->...k", kappa * weights * power * v ** (power - 1), basis)
+    kappa = schedule.diffusion(tau) * alpha_tau * n2_end[..., None]
+    kappa = kappa / (alpha_end[..., None] * n2_tau) * weights * power * v ** (power - 1)
+    if until is not None:
+        basis = legendre_basis(order, (t[..., None] - tau) / (t - s)[..., None])
+        projected: Tensor = torch.einsum("...n,...nk->...k", kappa, basis)
+        return projected * ((t - end) / (t - s).sqrt())[..., None]
+    w: Tensor = torch.einsum("...n,nk->...k", kappa, legendre_basis(order, 1 - v**power))
+    alpha_t, n2_t = moments(t, variance)
+    total = n2_end - (alpha_t * n2_end / alpha_end) ** 2 / n2_t
     scale: Tensor = total.clamp(min=0).sqrt() / w.norm(dim=-1).clamp(min=torch.finfo(w.dtype).tiny)
     return w * scale[..., None]
 
@@ -350,11 +360,14 @@ class Exponential(DenoiserStep):
     ) -> Tensor:
         a, b = (expand(v, x) for v in exponential_coefficients(self.schedule, t, s))
         w = response(self.schedule, t, s, self.order, self.data_std)
-        return a * x + b * self.denoiser(x, t, **condition) + weigh(w, signature)
+        return (
+            a * x
+            + b * self.denoiser(x, t, **condition)
+            + weigh(w, signature.coefficients[:, : self.order])
+        )
 
 
-def weigh(weights: Tensor, signature: PartialSignature) -> Tensor:
-    r"""Weighted sum $\sum_k w_k c_k$ for weights of shape (order,) or (batch, order)."""
-    c = signature.coefficients[:, : weights.shape[-1]]
+def weigh(weights: Tensor, parts: Tensor) -> Tensor:
+    r"""Weighted sum $\sum_k w_k c_k$ of parts (batch, k, \*), weights (k,) or (batch, k)."""
     # A product and a sum, not an einsum: that would be done in half precision under autocast.
-    return (weights.to(c).reshape(weights.shape + (1,) * (c.ndim - 2)) * c).sum(1)
+    return (weights.to(parts).reshape(weights.shape + (1,) * (parts.ndim - 2)) * parts).sum(1)

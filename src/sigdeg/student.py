@@ -13,6 +13,11 @@ the teacher's own, its input widened by the coefficients and by features of $s$ 
 at zero: before any training the student already *is* its teacher's exponential step (with
 `data_std` = 0, in law, an ancestral sampler).
 
+With `lookahead` $f$ the network is called part-way along the step, at $\tau = t + f (s - t)$, on
+the state that Gaussian data would have there, $\Phi x_t + \sum_k w'_k c_k$: a midpoint rule for the
+price of one call. The posterior mean then answers to the noise of the path, and the one call of a
+single long step is made where the network has something to say, not at pure noise.
+
 Both are conditioned on t and s: one student can serve any grid.
 """
 
@@ -59,6 +64,10 @@ class SignatureStudent(nn.Module):
         covariance: The data's covariance over all elements of a sample, shape (d, d), in place of
             `data_std` in the linear response: where elements are strongly correlated, as along a
             time series, it takes most of the work from the network.
+        lookahead: Fraction of a step, from 0 (the default) to below 1, after which a warm network
+            looks. The Gaussian law of `covariance` (or `data_std`; with neither, `distill` takes
+            the covariance of the teacher's samples) says where the path is by then, and the linear
+            response is that at a fixed mean.
         residual_noise: What to do about what m coefficients leave open. Regression learns its mean
             (None, the default). `gaussian` adds a head for its variance, element by element.
             `energy` gives the network noise as a further input and trains it by the energy score,
@@ -87,6 +96,7 @@ class SignatureStudent(nn.Module):
         prediction_type: Prediction = "edm",
         data_std: float = 1.0,
         covariance: Tensor | None = None,
+        lookahead: float = 0.0,
         residual_noise: ResidualNoise | None = None,
         clip: float | None = None,
         steps: tuple[int, ...] = (10,),
@@ -112,6 +122,10 @@ class SignatureStudent(nn.Module):
         ):
             if value not in choices:
                 raise SigdegError(f"unknown {value!r}: choose from {', '.join(choices)}")
+        if not 0 <= lookahead < 1 or (lookahead and kind != "warm"):
+            raise SigdegError(
+                f"lookahead is for a warm student and lies in [0, 1), got {lookahead} and {kind}"
+            )
         if not steps or min(steps) < 1:
             raise SigdegError(
                 f"a student needs at least one step count, each at least 1, got {steps}"
@@ -123,6 +137,7 @@ class SignatureStudent(nn.Module):
         self.kind = kind
         self.prediction_type: Prediction = prediction_type
         self.data_std = data_std
+        self.lookahead = lookahead
         self.residual_noise = residual_noise
         self.clip = clip
         self.steps = tuple(steps)
@@ -139,14 +154,23 @@ class SignatureStudent(nn.Module):
         self.register_buffer("directions", None)  # U and the square root of Lambda, in float64
         self.register_buffer("stds", None)
         if covariance is not None:
-            size = math.prod(self.sample_shape)
-            if kind != "warm" or covariance.shape != (size, size):
-                raise SigdegError(
-                    f"a covariance is for a warm student and has shape ({size}, {size}), "
-                    f"got {tuple(covariance.shape)} and {kind}"
-                )
-            variances, self.directions = torch.linalg.eigh(covariance.double())
-            self.stds = variances.clamp(min=0).sqrt()
+            self.set_covariance(covariance)
+
+    def set_covariance(self, covariance: Tensor) -> None:
+        """Take the data's covariance over all elements of a sample, shape (d, d).
+
+        Raises:
+            SigdegError: If the student is a plain one, or its samples have another size.
+        """
+        size = math.prod(self.sample_shape)
+        if self.kind != "warm" or covariance.shape != (size, size):
+            raise SigdegError(
+                f"a covariance is for a warm student and has shape ({size}, {size}), "
+                f"got {tuple(covariance.shape)} and {self.kind}"
+            )
+        variances, self.directions = torch.linalg.eigh(covariance.double())
+        self.stds = variances.clamp(min=0).sqrt()
+        self._weights.clear()
 
     @staticmethod
     def in_channels(
@@ -239,8 +263,9 @@ class SignatureStudent(nn.Module):
             head. With `energy` the first is a draw: noise is among the inputs.
         """
         t, s = (torch.as_tensor(v, dtype=torch.float64) for v in (t, s))
-        alpha, sigma = expand(self.schedule.alpha(t), x), expand(self.schedule.sigma(t), x)
-        timestep = self.schedule.timestep(t).to(x.device, wide(x)).expand(x.shape[0])
+        at = t + self.lookahead * (s - t)
+        alpha, sigma = expand(self.schedule.alpha(at), x), expand(self.schedule.sigma(at), x)
+        timestep = self.schedule.timestep(at).to(x.device, wide(x)).expand(x.shape[0])
         if self.kind == "plain":
             inputs = [
                 x,
@@ -255,57 +280,82 @@ class SignatureStudent(nn.Module):
             mean = x + change
             scale = torch.ones_like(alpha)
         else:
-            scaled = scale_input(x, alpha, sigma, self.prediction_type, self.data_std)
+            c, looked = signature.coefficients, x
+            if self.lookahead:
+                parts = torch.cat([x[:, None], c[:, : self.seen]], dim=1)
+                looked = self.combine(parts, t, s, ahead=True)
+            scaled = scale_input(looked, alpha, sigma, self.prediction_type, self.data_std)
             features = sinusoidal(s.reshape(-1).to(x.device), STEP_FEATURES).to(x)
             seen = self.order if self.residual_noise == "energy" else self.seen
-            inputs = [scaled, signature.coefficients[:, :seen].flatten(1, 2), maps(features, x)]
+            inputs = [scaled, c[:, :seen].flatten(1, 2), maps(features, x)]
             output = unwrap(self.network(torch.cat(inputs, dim=1), timestep, **condition))
             output, head = output[:, : self.channels], output[:, self.channels :]
-            D = posterior_mean(output, x, alpha, sigma, self.prediction_type, self.data_std)
+            D = posterior_mean(output, looked, alpha, sigma, self.prediction_type, self.data_std)
             if self.clip is not None:
                 D = D.clamp(-self.clip, self.clip)
             a, b = (expand(v, x) for v in exponential_coefficients(self.schedule, t, s))
-            mean = a * x + b * D + self.respond(t, s, signature)
+            mean = a * x + b * D + self.combine(c[:, : self.seen], t, s)
             scale = b
         if self.residual_noise != "gaussian":
             return mean, None
         # Starts at a twentieth of the scale of the mean: small, yet with a gradient to grow by.
         return mean, scale * torch.exp(head.clamp(-7, 5) - 3)
 
-    def respond(self, t: Tensor, s: Tensor, signature: PartialSignature) -> Tensor:
-        """Linear response to the coefficients that are seen, in full precision."""
-        c = signature.coefficients[:, : self.seen]
-        with torch.autocast(c.device.type, enabled=False):
+    def combine(self, parts: Tensor, t: Tensor, s: Tensor, ahead: bool = False) -> Tensor:
+        r"""Linear part of a step, in full precision: $\sum_k w_k c_k$, or the state looked at.
+
+        Arguments:
+            parts: Coefficients; with `ahead` the state before them. Shape (batch, k, \*).
+            t: Start, float64, shape () or (batch,).
+            s: End.
+            ahead: Whether to solve for the state part-way that the network looks at.
+        """
+        with torch.autocast(parts.device.type, enabled=False):
             if not t.ndim:
-                weights = self.weights(t, s, c)
-                if self.directions is None:
-                    return weigh(weights, signature)
-                return (c.flatten(1) @ weights).reshape(c.shape[0], *c.shape[2:])
+                key = float(t), float(s), ahead, parts.dtype, parts.device
+                if key not in self._weights:  # kept for the next batch
+                    if len(self._weights) >= CACHED:
+                        self._weights.clear()
+                    w = self.weights(t.cpu(), s.cpu(), ahead)
+                    if w.ndim == 2 and self.directions is not None:  # one matrix for all parts
+                        U = self.directions.cpu()
+                        w = torch.einsum("id,dk,jd->kij", U, w, U).flatten(0, 1)
+                    self._weights[key] = w.to(parts)
+                w = self._weights[key]
+                if w.ndim == 1:
+                    return weigh(w, parts)
+                return (parts.flatten(1) @ w).reshape(parts.shape[0], *parts.shape[2:])
             # A batch knows few different steps: each costs a quadrature.
             steps, rows = torch.stack([t, s], dim=1).unique(dim=0, return_inverse=True)
             t, s = steps.unbind(1)
-            if self.directions is None or self.stds is None:
-                w = response(self.schedule, t, s, self.seen, self.data_std)
-                return weigh(w[rows], signature)
-            w = response(self.schedule, t, s, self.seen, self.stds).transpose(-1, -2).to(c)
-            U = self.directions.to(c)
-            along = (c.flatten(2) @ U * w[rows]).sum(1)
-            return (along @ U.T).reshape(c.shape[0], *c.shape[2:])
+            w = self.weights(t, s, ahead)[rows].to(parts)
+            if w.ndim == 2 or self.directions is None:
+                return weigh(w, parts)
+            U = self.directions.to(parts)
+            along = (parts.flatten(2) @ U * w.transpose(1, 2)).sum(1)
+            return (along @ U.T).reshape(parts.shape[0], *parts.shape[2:])
 
-    def weights(self, t: Tensor, s: Tensor, like: Tensor) -> Tensor:
-        """Weights of one step, (order,) or as a matrix (order d, d): kept for the next batch."""
-        key = float(t), float(s), like.dtype, like.device
-        if key not in self._weights:
-            if len(self._weights) >= CACHED:
-                self._weights.clear()
-            if self.directions is None or self.stds is None:
-                w = response(self.schedule, t, s, self.seen, self.data_std)
-            else:
-                w = response(self.schedule, t, s, self.seen, self.stds.cpu()).to(self.stds)
-                w = torch.einsum("id,dk,jd->kij", self.directions, w, self.directions)
-                w = w.reshape(-1, len(self.stds))
-            self._weights[key] = w.to(like)
-        return self._weights[key]
+    def weights(self, t: Tensor, s: Tensor, ahead: bool) -> Tensor:
+        r"""Weights of the parts of `combine`: (\*, k), or (\*, d, k) in the data's directions."""
+        stds = torch.tensor(self.data_std, dtype=torch.float64) if self.stds is None else self.stds
+        stds = stds.to(t.device)
+        if ahead and self.stds is None and not self.data_std:
+            raise SigdegError(
+                "a student that looks ahead needs the data's covariance or a data_std: distil it, "
+                "or give one"
+            )
+        if not ahead:
+            still = torch.zeros((), dtype=torch.float64)  # data of one point: a fixed mean
+            return response(self.schedule, t, s, self.seen, still if self.lookahead else stds)
+        at = t + self.lookahead * (s - t)
+        w = response(self.schedule, t, s, self.seen, stds, until=at)
+        if stds.ndim:
+            t, at = t[..., None], at[..., None]
+        alpha, alpha_at = self.schedule.alpha(t), self.schedule.alpha(at)
+        before = alpha**2 * stds**2 + self.schedule.sigma(t) ** 2
+        after = alpha_at**2 * stds**2 + self.schedule.sigma(at) ** 2
+        carried = alpha * after / (alpha_at * before)
+        return torch.cat([carried[..., None], w], dim=-1)
 
     def save_pretrained(self, folder: str | Path) -> None:
         """Write `config.json` and `model.safetensors`, atomically; the folder is made if needed."""
@@ -318,6 +368,7 @@ class SignatureStudent(nn.Module):
             "prediction_type": self.prediction_type,
             "data_std": self.data_std,
             "covariance": self.stds is not None,
+            "lookahead": self.lookahead,
             "residual_noise": self.residual_noise,
             "clip": self.clip,
             "steps": list(self.steps),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 import itertools
+import math
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -33,6 +34,7 @@ from sigdeg.training import (
 __all__ = ["DistillConfig", "Distilled", "distill"]
 
 States = Literal["teacher", "data"]
+LARGEST = 4096  # elements of a sample whose covariance is taken: a matrix of 128 MB
 HELD_OUT = 2048  # segments behind the second loss curve and the normalisation
 
 
@@ -136,7 +138,7 @@ def distill(
     config = dataclasses.replace(config or DistillConfig(), **options)
     out_dir = Path(out_dir)
     grids, q = nested_grids(student), config.q or max(student.steps)
-    check_fit(student, config, q, data)
+    check_fit(student, config, q, data, cache)
     shared = None
     if cache is not None:
         shared = SharedPaths(cache, grids[0], student.order)
@@ -206,6 +208,11 @@ def distill(
             for i, grid in enumerate(grids)
         ]
 
+    if needs_covariance(student):
+        known = source if shared is None else shared.cache
+        assert isinstance(known, CachedPaths)  # see check_fit
+        student = copy.deepcopy(student)
+        student.set_covariance(torch.cov(known.ends.flatten(1).double().T))
     simulated = time.perf_counter() - began
     whole = source.held_out(min(HELD_OUT, max(1, config.held_out)))
     fitted = fit(
@@ -230,8 +237,17 @@ def distill(
     return Distilled(fitted.objective.student, fitted.history, fitted.seconds, nfe)
 
 
+def needs_covariance(student: SignatureStudent) -> bool:
+    """Whether it looks ahead and has yet to be told by what law."""
+    return bool(student.lookahead and student.stds is None and not student.data_std)
+
+
 def check_fit(
-    student: SignatureStudent, config: DistillConfig, q: int, data: Tensor | None
+    student: SignatureStudent,
+    config: DistillConfig,
+    q: int,
+    data: Tensor | None,
+    cache: CachedPaths | None,
 ) -> None:
     """Refuse combinations that cannot be trained, before anything is written."""
     longest = max(student.steps)
@@ -244,6 +260,14 @@ def check_fit(
         raise SigdegError(f"this student needs at least {least} segments in a batch and held out")
     if (config.states == "data") != (data is not None):
         raise SigdegError('states="data" needs data, and states="teacher" takes none')
+    size = math.prod(student.sample_shape)
+    whole_paths = cache is not None or (config.paths and config.states == "teacher")
+    if needs_covariance(student) and (not whole_paths or size > LARGEST):
+        raise SigdegError(
+            "lookahead takes its covariance from cached whole paths of at most "
+            f"{LARGEST:,} elements, got {config.paths} paths of {size:,}: give the student a "
+            "data_std, or lookahead=0"
+        )
     if data is not None and student.elastic:
         raise SigdegError('an elastic student is trained on whole paths: use states="teacher"')
     if data is not None and tuple(data.shape[1:]) != student.sample_shape:

@@ -51,6 +51,7 @@ def distil_images(
     residual_noise: ResidualNoise | None = None,
     guidance: float | None = None,
     times: Sequence[float] | None = None,
+    lookahead: float = 0.0,
     **texts: Any,
 ) -> Path:
     """Distil a teacher into a run folder, with results and a report.
@@ -70,6 +71,7 @@ def distil_images(
         residual_noise: What the student does about what the coefficients leave open.
         guidance: Scale of classifier-free guidance, for a conditional teacher.
         times: The student's finest grid (default: power spacing).
+        lookahead: Fraction of a step after which the student's network looks.
         texts: Further keys of the results (experiment, title, ...).
 
     Returns:
@@ -84,6 +86,7 @@ def distil_images(
         sample_shape=teacher.sample_shape,
         residual_noise=residual_noise,
         times=times,
+        lookahead=lookahead,
     )
     if evaluation_n < 2:
         raise SigdegError(f"samples must be at least 2, got {evaluation_n}")

@@ -275,7 +275,8 @@ class Bench:
             steps=spec.steps,
             times=self.settings.times[:: (len(self.settings.times) - 1) // max(spec.steps)],
             sample_shape=self.shape,
-            covariance=torch.cov(self.latents.flatten(1).double().T) if spec.covariance else None,
+            covariance=torch.cov(self.latents.flatten(1).double().T) if spec.lookahead else None,
+            lookahead=spec.lookahead,
             residual_noise=spec.residual_noise,
         )
 
@@ -348,7 +349,7 @@ class Bench:
 
     def teacher_row(self) -> tuple[Draw, dict[str, Any]]:
         """The teacher as students see it; its samples are the ends of the cached paths."""
-        ends = torch.cat([shard["states"][:, -1] for shard in self.cache.shards])
+        ends = self.cache.ends
         draws = min(self.settings.draws, len(ends) // self.settings.n)
         drawn = iter(ends.split(self.settings.n))
         metrics, self.classes = self.judge("teacher", lambda n, _: next(drawn), draws)
@@ -444,7 +445,7 @@ class Bench:
         """
 
         def compute() -> dict[str, Any]:
-            ends = torch.cat([shard["states"][:, -1] for shard in self.cache.shards[:4]])
+            ends = self.cache.ends[:NEAREST]
             sets = {"test": self.test[0], f"teacher, {count_calls(self.calls)}": self.decode(ends)}
             for steps in student.steps:
                 draw = self.march(student, student.grid(steps))

@@ -32,7 +32,7 @@ class Spec:
         steps: Its step counts; several make it elastic.
         order: Signature coefficients an element of the latent that it listens to.
         residual_noise: What it does about what they leave open.
-        covariance: Whether its linear response knows the latents' covariance.
+        lookahead: Fraction of a step after which its network looks.
         q: Consecutive coarse steps in a loss term.
         iterations: Optimiser steps (default: the preset's).
         study: The side table it stands in; the main one if empty.
@@ -42,7 +42,7 @@ class Spec:
     steps: tuple[int, ...]
     order: int = 8
     residual_noise: ResidualNoise | None = "energy"
-    covariance: bool = True
+    lookahead: float = 0.5
     q: int = 1
     iterations: int | None = None
     study: str = ""
@@ -55,7 +55,7 @@ class Spec:
         parts = [
             f"{steps}-order-{self.order}",
             *([self.residual_noise] if self.residual_noise else []),
-            *([] if self.covariance else ["scalar"]),
+            *([] if self.lookahead == 0.5 else [f"lookahead-{self.lookahead}"]),
             *([f"q-{self.q}"] if self.q != 1 else []),
             *([f"iterations-{self.iterations}"] if self.iterations else []),
         ]
@@ -140,9 +140,9 @@ def studies() -> Iterator[Spec]:
 # Times near the data decide the shape of a digit: power 2 dwells there.
 TRAINED = TrainConfig(iterations=24_000, batch_size=64, learning_rate=1e-3, warmup=200, ema=0.9995)
 STUDENT = DistillConfig(
-    iterations=4000,
+    iterations=15_000,
     batch_size=64,
-    learning_rate=6e-4,
+    learning_rate=1e-3,
     paths=20_256,
     held_out=256,
     refinement=12,

@@ -82,7 +82,7 @@ def guided_rows(bench: Bench) -> list[dict[str, Any]]:
         **bench.options,
     )
     distilled = result.student.to(bench.device)
-    ends = torch.cat([shard["states"][:, -1] for shard in cache.shards])
+    ends = cache.ends
     wanted = torch.cat([shard["labels"] for shard in cache.shards])
     with torch.no_grad():
         drawn = sample(
