@@ -13,7 +13,7 @@ from sigdeg.distillation import DistillConfig, distill
 from sigdeg.errors import SigdegError
 from sigdeg.networks import ResidualMLP
 from sigdeg.sampling import march, sample
-from sigdeg.schedule import VPLinear
+from sigdeg.schedule import EDM, Cosine, RectifiedFlow, Schedule, VPLinear
 from sigdeg.signature import PartialSignature
 from sigdeg.steps import EulerMaruyama, Exponential, response
 from sigdeg.student import SignatureStudent
@@ -60,27 +60,42 @@ def test_it_looks_where_gaussian_data_would_be(fraction: float) -> None:
 
     What is left is the noise that so many coefficients do not tell, of the variance they lack.
     """
-    t, s, r = 0.8, 0.2, 600
-    times = torch.linspace(t, s, r + 1, dtype=torch.float64)
-    dW = normal(1000, r, 3) * ((t - s) / r) ** 0.5
+    start, end = (torch.tensor(v, dtype=torch.float64) for v in (0.8, 0.2))
+    at = student(nn.Identity(), 3, covariance=S, lookahead=fraction).looks_at(start, end)
+    times = torch.cat([torch.linspace(0.8, at, 301), torch.linspace(at, 0.2, 301)[1:]]).double()
+    lengths = -times.diff()
+    dW = normal(1000, 600, 3) * lengths[:, None].sqrt()
     x = y = normal(1000, 3, seed=3)
     teacher = EulerMaruyama(Gaussian(SCHEDULE))
-    for i in range(round(fraction * r)):
-        fine = PartialSignature(times[i] - times[i + 1], dW[:, i : i + 1] * (r / (t - s)) ** 0.5)
+    for i in range(300):
+        fine = PartialSignature(lengths[i], dW[:, i : i + 1] / lengths[i].sqrt())
         y = teacher(y, times[i], times[i + 1], fine)
-    start, end, at = (torch.tensor(v, dtype=torch.float64) for v in (t, s, t + fraction * (s - t)))
     stds = torch.linalg.eigvalsh(S).sqrt()
     carried = SCHEDULE.alpha(start) * noisy(at, stds) / (SCHEDULE.alpha(at) * noisy(start, stds))
     total = noisy(at, stds) - carried**2 * noisy(start, stds)
     for order in (2, 16):
-        path = PartialSignature.from_increments(dW, times[:-1] - times[1:], order)
+        path = PartialSignature.from_increments(dW, lengths, order)
         network = Exact(Gaussian(SCHEDULE), 3)
-        student(network, 3, order, covariance=S, lookahead=fraction)(x, t, s, path)
+        student(network, 3, order, covariance=S, lookahead=fraction)(x, start, end, path)
         ((looked, timestep),) = network.seen
         torch.testing.assert_close(timestep, SCHEDULE.timestep(at).expand(len(x)))
         told = (response(SCHEDULE, start, end, order, stds, until=at) ** 2).sum(-1)
         error = float((looked - y).square().mean())
         assert error == pytest.approx(float((total - told).mean()), rel=0.1, abs=1e-3)
+
+
+@pytest.mark.parametrize("schedule", [SCHEDULE, Cosine(), EDM(), RectifiedFlow()])
+def test_it_looks_where_the_signal_has_made_part_of_its_way(schedule: Schedule) -> None:
+    t = torch.tensor([0.9, 0.9, 0.4], dtype=torch.float64)
+    s = torch.tensor([0.5, 0.0, 0.0], dtype=torch.float64)
+    step = SignatureStudent(nn.Identity(), schedule, 3, lookahead=0.3)
+    at = step.looks_at(t, s)
+    share, first, last = (
+        schedule.alpha(q) / (schedule.alpha(q) ** 2 + schedule.sigma(q) ** 2).sqrt()
+        for q in (at, t, s)
+    )
+    torch.testing.assert_close(share, first + 0.3 * (last - first))
+    assert float(step.looks_at(t[1], s[1])) == float(at[1])
 
 
 @pytest.mark.parametrize("std", [0.0, 0.7])

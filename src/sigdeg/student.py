@@ -13,10 +13,11 @@ the teacher's own, its input widened by the coefficients and by features of $s$ 
 at zero: before any training the student already *is* its teacher's exponential step (with
 `data_std` = 0, in law, an ancestral sampler).
 
-With `lookahead` $f$ the network is called part-way along the step, at $\tau = t + f (s - t)$, on
-the state that Gaussian data would have there, $\Phi x_t + \sum_k w'_k c_k$: a midpoint rule for the
-price of one call. The posterior mean then answers to the noise of the path, and the one call of a
-single long step is made where the network has something to say, not at pure noise.
+With `lookahead` $f$ the network is called part-way along the step, at the time $\tau$ where the
+signal's share $\alpha / \sqrt{\alpha^2 + \sigma^2}$ has made $f$ of its way, on the state that
+Gaussian data would have there, $\Phi x_t + \sum_k w'_k c_k$: a midpoint rule for the price of one
+call. The posterior mean then answers to the noise of the path, and the call of a long step is made
+where the network has something to say, not at pure noise.
 
 Both are conditioned on t and s: one student can serve any grid.
 """
@@ -64,10 +65,10 @@ class SignatureStudent(nn.Module):
         covariance: The data's covariance over all elements of a sample, shape (d, d), in place of
             `data_std` in the linear response: where elements are strongly correlated, as along a
             time series, it takes most of the work from the network.
-        lookahead: Fraction of a step, from 0 (the default) to below 1, after which a warm network
-            looks. The Gaussian law of `covariance` (or `data_std`; with neither, `distill` takes
-            the covariance of the teacher's samples) says where the path is by then, and the linear
-            response is that at a fixed mean.
+        lookahead: Fraction of a step's way, from 0 (the default) to below 1, after which a warm
+            network looks. The Gaussian law of `covariance` (or `data_std`; with neither, `distill`
+            takes the covariance of the teacher's samples) says where the path is by then, and the
+            linear response is that at a fixed mean.
         residual_noise: What to do about what m coefficients leave open. Regression learns its mean
             (None, the default). `gaussian` adds a head for its variance, element by element.
             `energy` gives the network noise as a further input and trains it by the energy score,
@@ -151,6 +152,7 @@ class SignatureStudent(nn.Module):
             )
         self.sample_shape = tuple(sample_shape) if sample_shape is not None else (channels,)
         self._weights: dict[tuple[Any, ...], Tensor] = {}
+        self._times: dict[tuple[float, float] | None, Tensor] = {}
         self.register_buffer("directions", None)  # U and the square root of Lambda, in float64
         self.register_buffer("stds", None)
         if covariance is not None:
@@ -263,7 +265,7 @@ class SignatureStudent(nn.Module):
             head. With `energy` the first is a draw: noise is among the inputs.
         """
         t, s = (torch.as_tensor(v, dtype=torch.float64) for v in (t, s))
-        at = t + self.lookahead * (s - t)
+        at = self.looks_at(t, s)
         alpha, sigma = expand(self.schedule.alpha(at), x), expand(self.schedule.sigma(at), x)
         timestep = self.schedule.timestep(at).to(x.device, wide(x)).expand(x.shape[0])
         if self.kind == "plain":
@@ -300,6 +302,29 @@ class SignatureStudent(nn.Module):
             return mean, None
         # Starts at a twentieth of the scale of the mean: small, yet with a gradient to grow by.
         return mean, scale * torch.exp(head.clamp(-7, 5) - 3)
+
+    def looks_at(self, t: Tensor, s: Tensor) -> Tensor:
+        """The time at which the network is called, float64: found by bisection."""
+        if not self.lookahead:
+            return t
+        key = None if t.ndim else (float(t), float(s))
+        if key not in self._times:
+
+            def share(time: Tensor) -> Tensor:
+                return torch.sigmoid(2 * self.schedule.log_snr(time)).sqrt()
+
+            target = torch.lerp(share(t), share(s), self.lookahead)
+            late, early = t, s
+            for _ in range(40):
+                middle = (late + early) / 2
+                noisier = share(middle) < target
+                late, early = middle.where(noisier, late), early.where(noisier, middle)
+            if key is None:
+                return middle
+            if len(self._times) >= CACHED:
+                self._times.clear()
+            self._times[key] = middle
+        return self._times[key]
 
     def combine(self, parts: Tensor, t: Tensor, s: Tensor, ahead: bool = False) -> Tensor:
         r"""Linear part of a step, in full precision: $\sum_k w_k c_k$, or the state looked at.
@@ -347,7 +372,7 @@ class SignatureStudent(nn.Module):
         if not ahead:
             still = torch.zeros((), dtype=torch.float64)  # data of one point: a fixed mean
             return response(self.schedule, t, s, self.seen, still if self.lookahead else stds)
-        at = t + self.lookahead * (s - t)
+        at = self.looks_at(t, s)
         w = response(self.schedule, t, s, self.seen, stds, until=at)
         if stds.ndim:
             t, at = t[..., None], at[..., None]

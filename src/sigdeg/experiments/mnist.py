@@ -365,7 +365,7 @@ class Bench:
         """A student at one of its step counts."""
         student, grid = result.student.to(self.device), result.student.grid(steps)
         draw = self.march(student, grid)
-        metrics, classes = self.judge(f"{spec.slug} at {steps}", draw)
+        metrics, classes = self.judge(f"{spec.slug} at {steps}", draw, 1 if spec.study else None)
         metrics["tv"] = single(total_variation(classes, self.shares), self.settings.n)
         metrics["tv_teacher"] = single(total_variation(classes, self.classes), self.settings.n)
         if steps in student.steps:  # only those grids are every so many of the cached times

@@ -127,20 +127,23 @@ ELASTIC = Spec((10, 5, 2, 1))
 
 
 def studies() -> Iterator[Spec]:
-    """Tables beside the main one: orders, lengths of the loss, noise."""
-    five = Spec((5,), order=4)
+    """Tables beside the main one, every student alike and short."""
+    five = Spec((5,), order=4, iterations=600)
     for order in (2, 4, 8):
         yield replace(five, order=order, study="Orders: 5 steps", variant=f"order {order}")
     for q in (2, 4):
         yield replace(five, q=q, study="Steps in a loss term: 5 steps", variant=f"q = {q}")
     title = "What the coefficients leave open: 5 steps"
     yield replace(five, residual_noise=None, study=title, variant="its mean (regression)")
+    for part in (0.0, 0.5):
+        title, name = "Where the network looks: 1 step", f"after {part:g} of the step"
+        yield replace(five, steps=(1,), order=8, lookahead=part, study=title, variant=name)
 
 
 # Times near the data decide the shape of a digit: power 2 dwells there.
 TRAINED = TrainConfig(iterations=24_000, batch_size=64, learning_rate=1e-3, warmup=200, ema=0.9995)
 STUDENT = DistillConfig(
-    iterations=15_000,
+    iterations=12_500,
     batch_size=64,
     learning_rate=1e-3,
     paths=20_256,
@@ -153,7 +156,7 @@ QUARTER = Settings(
     autoencoder=TrainConfig(iterations=4000, batch_size=64, learning_rate=3e-3, ema=0.998),
     classifier=TrainConfig(iterations=3500, batch_size=128, learning_rate=1e-3, ema=0.995),
     teacher=TRAINED,
-    specs=(ELASTIC,),
+    specs=(ELASTIC, *studies()),
     config=STUDENT,
     also=(4,),
     peers=(1, 2, 5, 10),
@@ -177,17 +180,7 @@ PRESETS = {
         tried=2048,
     ),
     "default": QUARTER,
-    # The side tables, every student alike and short.
-    "studies": replace(
-        QUARTER,
-        specs=(ELASTIC, *studies()),
-        config=replace(STUDENT, iterations=800),
-        peers=(),
-        guided=None,
-        sized=False,
-        draws=1,
-    ),
-    "half": replace(QUARTER, widths=WIDTHS["half"], classifier=None),
+    "half": replace(QUARTER, widths=WIDTHS["half"], classifier=None, specs=(ELASTIC,)),
     # For an accelerator: full width, the scheduler of 1,500 steps.
     "paper": replace(
         QUARTER,
@@ -195,7 +188,6 @@ PRESETS = {
         classifier=None,
         teacher=replace(TRAINED, iterations=100_000, batch_size=256, learning_rate=3e-4),
         train_steps=1500,
-        specs=(ELASTIC, *studies()),
         config=replace(STUDENT, iterations=20_000, batch_size=256, paths=60_512),
     ),
 }
