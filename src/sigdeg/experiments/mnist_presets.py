@@ -128,7 +128,7 @@ ELASTIC = Spec((10, 5, 2, 1))
 
 def studies() -> Iterator[Spec]:
     """Tables beside the main one, every student alike and short."""
-    five = Spec((5,), order=4, iterations=600)
+    five = Spec((5,), order=4, iterations=300)
     for order in (2, 4, 8):
         yield replace(five, order=order, study="Orders: 5 steps", variant=f"order {order}")
     for q in (2, 4):
@@ -162,10 +162,10 @@ QUARTER = Settings(
     peers=(1, 2, 5, 10),
     sized=True,
     guided=Guided(
-        teacher=replace(TRAINED, iterations=1500, learning_rate=5e-4, ema=0.998),
+        teacher=replace(TRAINED, iterations=2000, ema=0.998),
         scale=2.0,
         spec=Spec((5,), order=4),
-        config=replace(STUDENT, iterations=800, paths=2512, refinement=6, ema=0.995),
+        config=replace(STUDENT, iterations=600, paths=2512, refinement=6, ema=0.995),
     ),
     draws=3,
 )
