@@ -38,13 +38,15 @@ def run(
         data_dir: Folder with the data (default: $SIGDEG_DATA, else fetched once and cached).
         progress: Show progress bars.
     """
+    from importlib import import_module
+
     from sigdeg.experiments import EXPERIMENTS
 
     if experiment not in EXPERIMENTS:
         raise SigdegError(
             f"unknown experiment {experiment!r}: choose from {', '.join(EXPERIMENTS)}"
         )
-    chosen = EXPERIMENTS[experiment]
+    chosen = import_module(f"sigdeg.experiments.{experiment}")
     preset = preset or chosen.DEFAULT
     if preset not in chosen.PRESETS:
         raise SigdegError(f"unknown preset {preset!r}: choose from {', '.join(chosen.PRESETS)}")
