@@ -1,0 +1,287 @@
+r"""Merge plans: ordered trees that say which operators are distilled into one, and when.
+
+A plan over T steps is a tree whose leaves are 1 (data end), ..., T (noise end). Every inner node is
+one merge of two or more adjacent operators: a student that starts as the operator at the noise end,
+$R$, and is trained for a while on the product of all children, $R P$. It ends at
+
+$$ X = R\, f_\gamma(P), \qquad f_\gamma(p) = (1 - \gamma) p + \gamma, $$
+
+with $\gamma$ of its input time, the last leaf under it. Plans are nested tuples, `(1, (2, 3))`.
+
+References:
+    Operator merging (arXiv 2505.16024): vanilla, progressive, consistency and BOOT as plans.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Iterable, Iterator
+from typing import Literal, NamedTuple, TypeAlias
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+from sigdeg.errors import SigdegError
+from sigdeg.planning.operators import Array
+
+__all__ = [
+    "Merge",
+    "Plan",
+    "all_plans",
+    "canonical_plans",
+    "check_operators",
+    "evaluate",
+    "format_plan",
+    "hybrid",
+    "merges",
+    "plan_from_intervals",
+    "plan_steps",
+    "progressive",
+    "seq_boot",
+    "seq_consistency",
+    "vanilla",
+]
+
+Plan: TypeAlias = "int | tuple[Plan, ...]"
+
+
+class Merge(NamedTuple):
+    """One merge: the steps (start, stop], its input time `stop`, and its number of children."""
+
+    start: int
+    stop: int
+    arity: int
+
+
+def postfix(plan: Plan) -> list[int]:
+    """A plan in execution order: t for a leaf, -k for a merge of the k operators before it.
+
+    No recursion, because a sequential plan is as deep as the teacher has steps.
+    """
+    tokens: list[int] = []
+    todo = [plan]
+    while todo:
+        node = todo.pop()
+        if isinstance(node, int):
+            tokens.append(node)
+        else:
+            tokens.append(-len(node))
+            todo.extend(node)
+    return tokens[::-1]
+
+
+def plan_steps(plan: Plan) -> int:
+    """The number of steps T a plan merges.
+
+    Raises:
+        SigdegError: If its leaves are not 1, ..., T in this order, or a merge has one child.
+    """
+    tokens = postfix(plan)
+    leaves = [t for t in tokens if t > 0]
+    if leaves != list(range(1, len(leaves) + 1)) or any(t in (0, -1) for t in tokens) or not leaves:
+        raise SigdegError(
+            "a plan must have the leaves 1, ..., T in this order and merge two or more at a time, "
+            "like (1, (2, 3))"
+        )
+    return len(leaves)
+
+
+def merges(plan: Plan) -> list[Merge]:
+    """The merges of a plan in an order they can be carried out in."""
+    done: list[Merge] = []
+    spans: list[tuple[int, int]] = []
+    for token in postfix(plan):
+        if token > 0:
+            spans.append((token - 1, token))
+            continue
+        children = spans[token:]
+        del spans[token:]
+        spans.append((children[0][0], children[-1][1]))
+        done.append(Merge(*spans[-1], -token))
+    return done
+
+
+def plan_from_intervals(steps: int, intervals: Iterable[tuple[int, int]]) -> Plan:
+    """The plan whose merges span the given steps (start, stop], the inverse of `merges`.
+
+    Arguments:
+        steps: The number of steps T.
+        intervals: Spans of the merges, in any order, each pair nested or disjoint. A span of a
+            single step is no merge and is left out; the whole (0, T] is always one.
+
+    Raises:
+        SigdegError: If two spans overlap, or one leaves 0..T.
+    """
+    blocks: dict[int, tuple[int, Plan]] = {t: (t + 1, t + 1) for t in range(steps)}
+    for start, stop in sorted({*intervals, (0, steps)}, key=lambda span: span[1] - span[0]):
+        children: list[Plan] = []
+        at = start
+        while at < stop and at in blocks:
+            at, child = blocks.pop(at)
+            children.append(child)
+        if at != stop or not children:
+            raise SigdegError(f"({start}, {stop}] overlaps another merge or leaves 0..{steps}")
+        blocks[start] = (stop, tuple(children) if len(children) > 1 else children[0])
+    return blocks[0][1]
+
+
+def check_request(steps: int) -> None:
+    """Refuse a plan of no steps."""
+    if steps < 1:
+        raise SigdegError(f"steps must be at least 1, got {steps}")
+
+
+def vanilla(steps: int) -> Plan:
+    """All in one merge, (1 2 ... T)."""
+    return hybrid(steps, steps)
+
+
+def seq_boot(steps: int) -> Plan:
+    """From the noise end, (1 (2 (... (T-1 T)))): every merge is trained at input time T."""
+    return hybrid(steps, 1)
+
+
+def seq_consistency(steps: int) -> Plan:
+    """From the data end, (((1 2) 3) ... T): input times 2, ..., T."""
+    check_request(steps)
+    return plan_from_intervals(steps, ((0, t) for t in range(2, steps + 1)))
+
+
+def progressive(steps: int) -> Plan:
+    """Rounds of adjacent pairs, ((1 2) (3 4)) ...; an odd one out stays, at the data end."""
+    check_request(steps)
+    row: list[Plan] = list(range(1, steps + 1))
+    while len(row) > 1:
+        odd = len(row) % 2
+        row = row[:odd] + list(zip(row[odd::2], row[odd + 1 :: 2], strict=True))
+    return row[0]
+
+
+def hybrid(steps: int, m: int) -> Plan:
+    """Vanilla on the m noisiest steps, then BOOT to the data: (1 (2 (... (T-m+1 ... T)))).
+
+    m = 1 (and 2) is BOOT, m = T is vanilla.
+
+    Raises:
+        SigdegError: If m is not in 1..T.
+    """
+    check_request(steps)
+    if not 1 <= m <= steps:
+        raise SigdegError(f"m must lie in 1..{steps}, got {m}")
+    return plan_from_intervals(steps, ((t, steps) for t in range(steps - m + 1)))
+
+
+def canonical_plans(steps: int) -> dict[str, Plan]:
+    """The four plans of the literature by name."""
+    return {
+        "vanilla": vanilla(steps),
+        "progressive": progressive(steps),
+        "consistency": seq_consistency(steps),
+        "boot": seq_boot(steps),
+    }
+
+
+def all_plans(steps: int) -> Iterator[Plan]:
+    """Every plan; there are 1, 1, 3, 11, 45, 197, 903, 4279, ... (little Schroeder numbers)."""
+    check_request(steps)
+
+    @functools.cache
+    def trees(start: int, stop: int) -> list[Plan]:
+        if stop - start == 1:
+            return [stop]
+        return [
+            (first, *rest)
+            for middle in range(start + 1, stop)
+            for first in trees(start, middle)
+            for rest in rows(middle, stop)
+        ]
+
+    def rows(start: int, stop: int) -> list[tuple[Plan, ...]]:
+        # As one block, or as the children of a merge taken one by one.
+        blocks = trees(start, stop)
+        return [(b,) for b in blocks] + [b for b in blocks if isinstance(b, tuple)]
+
+    yield from trees(0, steps)
+
+
+def check_operators(operators: ArrayLike, gammas: ArrayLike) -> tuple[Array, Array]:
+    """Operators and gammas in float64, of one shape (T,) or (T, d).
+
+    Raises:
+        SigdegError: If shapes differ, an operator is negative or a gamma is not in [0, 1].
+    """
+    a, g = np.asarray(operators, dtype=np.float64), np.asarray(gammas, dtype=np.float64)
+    if a.shape != g.shape or a.ndim not in (1, 2) or a.size == 0:
+        raise SigdegError(
+            f"operators and gammas must share a shape (T,) or (T, d), got {a.shape} and {g.shape}"
+        )
+    if not (np.isfinite(a) & (a >= 0)).all():
+        raise SigdegError("operators must be finite and not negative")
+    if not ((g >= 0) & (g <= 1)).all():
+        raise SigdegError("gammas must lie in [0, 1]")
+    return a, g
+
+
+def evaluate(
+    plan: Plan,
+    operators: ArrayLike,
+    gammas: ArrayLike,
+    init: Literal["current", "teacher"] = "current",
+) -> Array:
+    r"""The operator that a plan ends with.
+
+    Arguments:
+        plan: The plan.
+        operators: The teacher's $A_t$, row t - 1 of shape (T,) or (T, d).
+        gammas: $\gamma_t$ of a merge with input time t, same shape.
+        init: What a student starts as: the `current` operator of its input time, or the `teacher`'s
+            original step $A_t$ there.
+
+    Returns:
+        The operator X from time T to 0, a scalar or with shape (d,).
+
+    Raises:
+        SigdegError: If the plan is broken, or operators and gammas are not of its size.
+    """
+    a, g = check_operators(operators, gammas)
+    if plan_steps(plan) != len(a):
+        raise SigdegError(f"the plan merges {plan_steps(plan)} steps, the operators are {len(a)}")
+    stack: list[Array] = []
+    time = 0
+    for token in postfix(plan):
+        if token > 0:
+            time = token
+            stack.append(a[token - 1])
+            continue
+        *others, right = stack[token:]
+        del stack[token:]
+        start = right if init == "current" else a[time - 1]
+        keep = g[time - 1]
+        stack.append((1 - keep) * np.prod(others, axis=0) * right + keep * start)
+    return np.asarray(stack[0])
+
+
+def format_plan(plan: Plan) -> str:
+    """A plan on one line, `(1 (2 3..6))`: runs of three or more leaves are shortened."""
+    pieces: list[str] = []
+    for token in postfix(plan):
+        if token > 0:
+            pieces.append(str(token))
+            continue
+        children = pieces[token:]
+        del pieces[token:]
+        pieces.append(f"({' '.join(shorten(children))})")
+    return pieces[0]
+
+
+def shorten(children: list[str]) -> Iterator[str]:
+    """Children with each run of three or more leaves as `first..last`."""
+    run: list[str] = []
+    for child in [*children, "("]:
+        if child.isdigit():
+            run.append(child)
+            continue
+        yield from [f"{run[0]}..{run[-1]}"] if len(run) > 2 else run
+        run = []
+        if child != "(":
+            yield child

@@ -1,0 +1,181 @@
+r"""Dynamic programme over all plans in one direction, and the scan over the hybrid family.
+
+Two states for the steps (l, r]: $X_{lr}$, one distilled operator, and $Y_{lr}$, a product of any
+distilled operators that tile it. With $l < m < r$,
+
+$$ X_{t-1,t} = A_t, \qquad X_{lr} = X_{mr} f_{\gamma_r}(Y_{lm}), \qquad
+   Y_{lr} = X_{lr} \ \text{or}\ Y_{lm} X_{mr}. $$
+
+Both updates rise with each child, so where smaller (or larger) is better one number a state is
+enough, and the programme is exact.
+
+References:
+    Operator merging (arXiv 2505.16024): dynamic programming over merge orders.
+"""
+
+from __future__ import annotations
+
+from typing import Literal, NamedTuple
+
+import numpy as np
+from numpy.lib.stride_tricks import as_strided
+from numpy.typing import ArrayLike
+
+from sigdeg.errors import SigdegError
+from sigdeg.planning.operators import Array, w2
+from sigdeg.planning.pareto import dp_pareto
+from sigdeg.planning.plans import Plan, check_operators, hybrid, plan_from_intervals
+
+__all__ = ["HybridScan", "dp_scalar", "hybrid_operators", "scan_hybrid"]
+
+CACHE = 32768  # float64 values a block of rows may take, to stay in a core's cache
+
+
+def dp_scalar(
+    operators: ArrayLike,
+    gammas: ArrayLike,
+    mode: Literal["min", "max", "target"],
+    target: float | None = None,
+    eps: float = 1e-3,
+) -> tuple[float, Plan]:
+    r"""The plan with the smallest, the largest or the nearest operator in one direction.
+
+    The smallest is the best for a target that no plan undercuts, the largest for one that no plan
+    exceeds (see `windows`): one number a state, O(T^3) time, O(T^2) memory. Between the windows
+    `target` keeps every value that can be told apart, merged on a logarithmic grid.
+
+    Arguments:
+        operators: $A_t$, shape (T,).
+        gammas: $\gamma_t$, shape (T,).
+        mode: `min`, `max` or `target`.
+        target: The operator to come near to, for mode `target`.
+        eps: Pitch of the logarithmic grid of mode `target`; 0 is exact, and exponential in T. The
+            logarithm of the operator is off by at most the number of merges times eps.
+
+    Returns:
+        The operator and its plan.
+
+    Raises:
+        SigdegError: If there are several directions, the mode is unknown or the target is missing.
+    """
+    a, g = check_operators(operators, gammas)
+    if a.ndim != 1:
+        raise SigdegError(f"operators must have one direction, got shape {a.shape}")
+    if mode not in ("min", "max", "target"):
+        raise SigdegError(f"unknown mode {mode!r}: choose from min, max, target")
+    if mode == "target":
+        if target is None:
+            raise SigdegError("mode 'target' needs a target")
+        found = dp_pareto(a[:, None], g[:, None], [target], signs=[0], eps=eps)
+        return float(found.operator[0]), found.plan
+    sign = 1 if mode == "min" else -1
+    x, y = one_sided(a, g, sign)
+    return float(x[-1, 0]), trace(x, y, g, sign)
+
+
+def one_sided(a: Array, g: Array, sign: int) -> tuple[Array, Array]:
+    """The best X[l, r] at x[r, l] and Y[l, r] at y[l, r]; sign 1 minimises, -1 maximises.
+
+    With these layouts the split m runs along a row of both factors, and all intervals of one length
+    are rows of one strided view.
+    """
+    best, better = (np.min, np.minimum) if sign > 0 else (np.max, np.maximum)
+    steps, t = len(a), np.arange(len(a))
+    x, y, kept = (np.zeros((steps + 1, steps + 1)) for _ in range(3))
+    x[t + 1, t] = y[t, t + 1] = a
+    kept[t + 1, t] = g * a  # gamma_r X[m, r], so that X = (1 - gamma_r) X Y + kept
+    down, right = x.strides
+    for length in range(2, steps + 1):
+        rows = steps - length + 1
+        x_band, kept_band, y_band = (
+            as_strided(table[top:, 1:], (rows, length - 1), (down + right, right))
+            for table, top in ((x, length), (kept, length), (y, 0))
+        )
+        keep = g[length - 1 :, None]
+        merged, product = np.empty(rows), np.empty(rows)
+        size = max(1, CACHE // length)
+        for first in range(0, rows, size):
+            part = slice(first, first + size)
+            values = x_band[part] * y_band[part]
+            product[part] = best(values, axis=1)
+            values *= 1 - keep[part]
+            values += kept_band[part]
+            merged[part] = best(values, axis=1)
+        start = np.arange(rows)
+        x[start + length, start] = merged
+        kept[start + length, start] = merged * keep[:, 0]
+        y[start, start + length] = better(merged, product)
+    return x, y
+
+
+def trace(x: Array, y: Array, g: Array, sign: int) -> Plan:
+    """The plan behind the tables of `one_sided`: the winning split of each state is found again."""
+    intervals = []
+    todo = [(True, 0, len(g))]
+    while todo:
+        merge, start, stop = todo.pop()
+        if stop - start == 1:
+            continue
+        values = x[stop, start + 1 : stop] * y[start, start + 1 : stop]
+        # A tie goes to the product, which costs no merge.
+        if not merge and y[start, stop] != (values.min() if sign > 0 else values.max()):
+            merge = True
+        if merge:
+            intervals.append((start, stop))
+            keep = g[stop - 1]
+            values = (1 - keep) * values + keep * x[stop, start + 1 : stop]
+        split = start + 1 + int((sign * values).argmin())
+        todo += [(False, start, split), (True, split, stop)]
+    return plan_from_intervals(len(g), intervals)
+
+
+class HybridScan(NamedTuple):
+    """The best plan of the hybrid family, its m, its W2 distance, and the distances of all m."""
+
+    plan: Plan
+    m: int
+    distance: float
+    distances: Array
+
+
+def hybrid_operators(operators: Array, keep: Array) -> Array:
+    r"""The operators of `hybrid(T, m)` for m = 1, ..., T, all trained at input time T.
+
+    $$ X_m = A_T\, f_\gamma\Big(\prod_{t=T-m+1}^{T-1} A_t\Big) \prod_{t \le T-m} f_\gamma(A_t) $$
+
+    Arguments:
+        operators: $A_t$, shape (T, \*).
+        keep: $\gamma_T$, shape (\*).
+
+    Returns:
+        Row m - 1 of shape (T, \*).
+    """
+    inner, last = operators[:-1], operators[-1]
+    one = np.ones_like(operators[:1])
+    vanilla = np.concatenate([one, np.cumprod(inner[::-1], axis=0)])
+    boot = np.concatenate([one, np.cumprod((1 - keep) * inner + keep, axis=0)])[::-1]
+    return np.asarray(last * ((1 - keep) * vanilla + keep) * boot)
+
+
+def scan_hybrid(
+    operators: ArrayLike, gammas: ArrayLike, target: ArrayLike, variance: ArrayLike = 1.0
+) -> HybridScan:
+    r"""The best of the T plans `hybrid(T, m)` in O(T d).
+
+    In every spectrum tried the best of all plans lies in this family, which goes from BOOT (m = 1)
+    to vanilla (m = T).
+
+    Arguments:
+        operators: $A_t$, shape (T,) or (T, d).
+        gammas: $\gamma_t$, same shape; only the last row counts.
+        target: The operator to come near to, shape (d,).
+        variance: $n_T^2$ of the input, shape (d,) or a scalar.
+
+    Raises:
+        SigdegError: If the shapes do not fit.
+    """
+    a, g = check_operators(operators, gammas)
+    a, g = a.reshape(len(a), -1), g.reshape(len(g), -1)
+    distances = w2(hybrid_operators(a, g[-1]), target, variance)
+    m = int(distances.argmin()) + 1
+    return HybridScan(hybrid(len(a), m), m, float(distances[m - 1]), distances)

@@ -1,0 +1,273 @@
+"""Merge plans: the trees, the operators they end with, the two theorems, and trained students."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from sigdeg.errors import SigdegError
+from sigdeg.planning import (
+    Plan,
+    all_plans,
+    canonical_plans,
+    discretise,
+    evaluate,
+    format_plan,
+    gamma,
+    hybrid,
+    merges,
+    plan_from_intervals,
+    plan_steps,
+    progressive,
+    seq_boot,
+    seq_consistency,
+    teacher_ops,
+    vanilla,
+)
+
+Array = np.ndarray
+
+
+# --- trees ----------------------------------------------------------------------------------------
+
+
+def test_there_are_little_schroeder_many_plans() -> None:
+    for steps, count in enumerate([1, 1, 3, 11, 45, 197, 903, 4279], start=1):
+        plans = list(all_plans(steps))
+        assert len(plans) == len(set(plans)) == count
+        assert all(plan_steps(plan) == steps for plan in plans[:: max(1, count // 50)])
+
+
+def test_canonical_plans() -> None:
+    assert canonical_plans(4) == {
+        "vanilla": (1, 2, 3, 4),
+        "progressive": ((1, 2), (3, 4)),
+        "consistency": (((1, 2), 3), 4),
+        "boot": (1, (2, (3, 4))),
+    }
+    # An odd one out waits at the data end.
+    assert progressive(5) == (1, ((2, 3), (4, 5)))
+    assert progressive(7) == ((1, (2, 3)), ((4, 5), (6, 7)))
+    assert hybrid(5, 3) == (1, (2, (3, 4, 5)))
+    for steps in (1, 2, 9):
+        assert hybrid(steps, 1) == seq_boot(steps)
+        assert hybrid(steps, steps) == vanilla(steps)
+    assert set(canonical_plans(1).values()) == {1}
+
+
+def test_merges_come_in_an_order_they_can_be_carried_out_in() -> None:
+    assert merges(progressive(4)) == [(0, 2, 2), (2, 4, 2), (0, 4, 2)]
+    assert merges(seq_boot(4)) == [(2, 4, 2), (1, 4, 2), (0, 4, 2)]
+    assert merges(seq_consistency(4)) == [(0, 2, 2), (0, 3, 2), (0, 4, 2)]
+    assert merges(vanilla(4)) == [(0, 4, 4)]
+    assert merges(1) == []
+
+
+def test_a_plan_is_the_spans_of_its_merges() -> None:
+    for plan in all_plans(6):
+        assert plan_from_intervals(6, [(m.start, m.stop) for m in reversed(merges(plan))]) == plan
+
+
+def test_plans_on_one_line() -> None:
+    assert format_plan(((1, 2), 3, 4, 5, 6, (7, 8))) == "((1 2) 3..6 (7 8))"
+    assert format_plan(hybrid(12, 9)) == "(1 (2 (3 (4..12))))"
+    assert format_plan(1) == "1"
+
+
+def test_a_plan_may_be_as_deep_as_a_long_teacher() -> None:
+    steps = 3000
+    a, g = np.full(steps, 0.999), np.full(steps, 0.25)
+    deep = evaluate(seq_boot(steps), a, g)
+    assert deep == pytest.approx(0.999 * (0.75 * 0.999 + 0.25) ** (steps - 1), rel=1e-10)
+    assert format_plan(seq_boot(steps)).count("(") == steps - 1
+
+
+# --- operators ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("lam", "expected"),
+    [
+        (0.25, [0.657480, 0.698491, 0.791060, 0.610471]),
+        (4.0, [1.108814, 1.095086, 1.064190, 1.098074]),
+    ],
+)
+def test_recorded_operators_of_the_canonical_plans(lam: float, expected: list[float]) -> None:
+    a, n2 = teacher_ops(discretise("cosine", 4), lam)
+    found = [evaluate(plan, a, gamma(n2, 0.3)) for plan in canonical_plans(4).values()]
+    np.testing.assert_allclose(found, expected, atol=6e-7)
+
+
+@pytest.mark.parametrize(
+    ("lam", "s", "expected"),
+    [
+        (0.01, 0.1, [0.7506, 0.8911, 0.9158, 0.5705]),
+        (0.01, 0.5, [0.3372, 0.7079, 0.9045, 0.1333]),
+        (0.01, 2.0, [0.0168, 0.2732, 0.6157, 0.0042]),
+        (0.5, 0.5, [0.1177, 0.2225, 0.3128, 0.1042]),
+        (1.0, 0.5, [0.01348, 0.02399, 0.03457, 0.01332]),
+        (2.0, 0.5, [0.1320, 0.2184, 0.3496, 0.1444]),
+        (5.0, 0.5, [0.4137, 0.6228, 1.070, 0.5100]),
+        (20.0, 0.5, [1.135, 1.659, 2.596, 1.625]),
+        (100.0, 0.5, [2.651, 4.070, 4.495, 4.310]),
+    ],
+)
+def test_recorded_errors_of_32_steps(lam: float, s: float, expected: list[float]) -> None:
+    a, n2 = teacher_ops(discretise("cosine", 32), lam)
+    g, target = gamma(n2, s), a.prod()
+    for plan, error in zip(canonical_plans(32).values(), expected, strict=True):
+        digits = 5 if error < 0.1 and lam == 1 else 4 if error < 1 else 3
+        assert round(float(abs(evaluate(plan, a, g) - target)), digits) == error
+
+
+def test_the_four_closed_forms() -> None:
+    rng = np.random.default_rng(1)
+    a, g = rng.uniform(0.4, 1.6, (8, 3)), rng.uniform(0, 1, (8, 3))
+
+    def f(keep: Array, p: Array) -> Array:
+        return (1 - keep) * p + keep
+
+    def same(plan: Plan, expected: Array) -> None:
+        np.testing.assert_allclose(evaluate(plan, a, g), expected, rtol=1e-13)
+
+    same(vanilla(8), a[7] * f(g[7], a[:7].prod(0)))
+    same(seq_boot(8), a[7] * f(g[7], a[:7]).prod(0))
+    total = a[0]
+    for t in range(1, 8):
+        total = a[t] * f(g[t], total)
+    same(seq_consistency(8), total)
+    pairs = [a[t] * f(g[t], a[t - 1]) for t in (1, 3, 5, 7)]
+    halves = [pairs[1] * f(g[3], pairs[0]), pairs[3] * f(g[7], pairs[2])]
+    same(progressive(8), halves[1] * f(g[7], halves[0]))
+
+
+def test_training_for_ever_gives_the_teacher_and_not_at_all_its_first_step() -> None:
+    a, n2 = teacher_ops(discretise("vp", 6), np.array([0.1, 3.0]))
+    for plan in all_plans(6):
+        np.testing.assert_allclose(evaluate(plan, a, gamma(n2, 1e6)), a.prod(0), rtol=1e-13)
+        np.testing.assert_allclose(evaluate(plan, a, gamma(n2, 0.0)), a[-1], rtol=1e-13)
+        np.testing.assert_allclose(
+            evaluate(plan, a, gamma(n2, 0.0), init="teacher"), a[-1], rtol=1e-13
+        )
+
+
+# --- theorems -------------------------------------------------------------------------------------
+
+
+def test_the_identity_behind_both_theorems() -> None:
+    # f(ab) - f(a) f(b) = g (1 - g) (1 - a) (1 - b): a vanilla merge against two merges of BOOT.
+    rng = np.random.default_rng(2)
+    first, second, g = rng.uniform(0, 2, (2, 1000)), rng.uniform(0, 2, (2, 1000)), rng.random(1000)
+    ones = np.ones(1000)
+    for a, b in zip(first, second, strict=True):
+        operators, gammas = np.stack([a, b, ones]), np.stack([g, g, g])
+        gap = evaluate((1, 2, 3), operators, gammas) - evaluate((1, (2, 3)), operators, gammas)
+        np.testing.assert_allclose(gap, g * (1 - g) * (1 - a) * (1 - b), atol=1e-14)
+
+
+def every_outcome(low: float, high: float, seed: int) -> tuple[Array, Array, Array, Array]:
+    """Random operators with those below T in a range: target, BOOT, vanilla, every plan."""
+    rng = np.random.default_rng(seed)
+    a, g = rng.uniform(low, high, (6, 200)), rng.uniform(0, 1, (6, 200))
+    a[-1] = rng.uniform(0.2, 3, 200)
+    outcomes = np.stack([evaluate(plan, a, g) for plan in all_plans(6)])
+    return a.prod(0), evaluate(seq_boot(6), a, g), evaluate(vanilla(6), a, g), outcomes
+
+
+def test_boot_is_the_best_plan_where_the_teacher_shrinks() -> None:
+    target, boot, _, outcomes = every_outcome(0.0, 1.0, seed=3)
+    assert (outcomes >= boot * (1 - 1e-13)).all()
+    assert (boot > target).all()
+
+
+def test_vanilla_is_the_best_plan_where_the_teacher_grows() -> None:
+    target, _, one, outcomes = every_outcome(1.0, 2.0, seed=4)
+    assert (outcomes <= one * (1 + 1e-13)).all()
+    assert (one < target).all()
+
+
+def test_neither_is_best_between() -> None:
+    target, boot, one, outcomes = every_outcome(0.5, 1.5, seed=5)
+    nearest = np.abs(outcomes - target).min(0)
+    both = np.minimum(np.abs(boot - target), np.abs(one - target))
+    assert (nearest < both * (1 - 1e-9)).mean() > 0.5
+
+
+def test_starting_every_student_at_the_teacher_would_spoil_boot() -> None:
+    # Only the current operator as the start agrees with the paper's theorem.
+    lam = np.geomspace(0.01, 100, 41)
+    for steps in (8, 16, 64):
+        a, n2 = teacher_ops(discretise("cosine", steps), lam)
+        for s in (0.05, 0.5, 2.0):
+            boot, one = (
+                np.abs(evaluate(plan, a, gamma(n2, s), init="teacher") - a.prod(0))
+                for plan in (seq_boot(steps), vanilla(steps))
+            )
+            assert (boot >= one - 1e-14).all()
+
+
+# --- trained students -----------------------------------------------------------------------------
+
+
+def train(plan: Plan, steps: list[Array], inputs: list[Array], s: float, lr: float) -> Array:
+    """Carry out a plan by full-batch gradient descent on full matrices, merge after merge."""
+
+    def distil(node: Plan) -> tuple[Array, int]:
+        if isinstance(node, int):
+            return steps[node - 1], node
+        children = [distil(child) for child in node]
+        student, time = children[-1]
+        z = inputs[time - 1]
+        target = z
+        for operator, _ in reversed(children):
+            target = operator @ target
+        for _ in range(round(s / lr)):
+            student = student - lr * 2 * (student @ z - target) @ z.T / z.shape[1]
+        return student, time
+
+    return distil(plan)[0]
+
+
+@pytest.mark.parametrize("name", ["vanilla", "progressive", "consistency", "boot"])
+def test_trained_students_obey_the_law(name: str) -> None:
+    lam = np.array([0.25, 1.0, 4.0])
+    a, n2 = teacher_ops(discretise("cosine", 4), lam)
+    rng = np.random.default_rng(6)
+    rotation = np.linalg.qr(rng.normal(size=(3, 3)))[0]
+    batch = rng.normal(size=(3, 12))
+    batch = np.linalg.solve(np.linalg.cholesky(batch @ batch.T / 12), batch)  # covariance 1
+    operators = [rotation @ np.diag(row) @ rotation.T for row in a]
+    inputs = [rotation @ (np.sqrt(row)[:, None] * batch) for row in n2]
+    plan = canonical_plans(4)[name]
+    student = rotation.T @ train(plan, operators, inputs, s=0.3, lr=2e-4) @ rotation
+    np.testing.assert_allclose(student, np.diag(evaluate(plan, a, gamma(n2, 0.3))), atol=1e-3)
+
+
+# --- what is refused ------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("plan", [(2, 1), (1, 3), (1, (2,)), (0, 1), (), (1, (2, -1)), 2])
+def test_a_broken_plan_is_refused(plan: Plan) -> None:
+    with pytest.raises(SigdegError, match=r"a plan must have the leaves 1, \.\.\., T in this"):
+        plan_steps(plan)
+
+
+def test_bad_input_is_refused() -> None:
+    for build in (vanilla, progressive, seq_consistency, seq_boot):
+        with pytest.raises(SigdegError, match="steps must be at least 1, got 0"):
+            build(0)
+    with pytest.raises(SigdegError, match=r"m must lie in 1..4, got 5"):
+        hybrid(4, 5)
+    for spans in ([(0, 2), (1, 3)], [(2, 5)], [(3, 2)]):
+        with pytest.raises(SigdegError, match=r"overlaps another merge or leaves 0..4"):
+            plan_from_intervals(4, spans)
+    half = np.full(3, 0.5)
+    with pytest.raises(SigdegError, match="the plan merges 4 steps, the operators are 3"):
+        evaluate(vanilla(4), half, half)
+    for a, g, line in (
+        (half, half[:2], r"must share a shape \(T,\) or \(T, d\), got \(3,\) and \(2,\)"),
+        (-half, half, "operators must be finite and not negative"),
+        (half, half + 1, r"gammas must lie in \[0, 1\]"),
+    ):
+        with pytest.raises(SigdegError, match=line):
+            evaluate(vanilla(3), a, g)
