@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
+from importlib import import_module
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -38,8 +39,6 @@ def run(
         data_dir: Folder with the data (default: $SIGDEG_DATA, else fetched once and cached).
         progress: Show progress bars.
     """
-    from importlib import import_module
-
     from sigdeg.experiments import EXPERIMENTS
 
     if experiment not in EXPERIMENTS:

@@ -285,7 +285,7 @@ class SignatureStudent(nn.Module):
             c, looked = signature.coefficients, x
             if self.lookahead:
                 parts = torch.cat([x[:, None], c[:, : self.seen]], dim=1)
-                looked = self.combine(parts, t, s, ahead=True)
+                looked = self.combine(parts, t, s, at)
             scaled = scale_input(looked, alpha, sigma, self.prediction_type, self.data_std)
             features = sinusoidal(s.reshape(-1).to(x.device), STEP_FEATURES).to(x)
             seen = self.order if self.residual_noise == "energy" else self.seen
@@ -326,22 +326,22 @@ class SignatureStudent(nn.Module):
             self._times[key] = middle
         return self._times[key]
 
-    def combine(self, parts: Tensor, t: Tensor, s: Tensor, ahead: bool = False) -> Tensor:
+    def combine(self, parts: Tensor, t: Tensor, s: Tensor, at: Tensor | None = None) -> Tensor:
         r"""Linear part of a step, in full precision: $\sum_k w_k c_k$, or the state looked at.
 
         Arguments:
-            parts: Coefficients; with `ahead` the state before them. Shape (batch, k, \*).
+            parts: Coefficients; with `at` the state before them. Shape (batch, k, \*).
             t: Start, float64, shape () or (batch,).
             s: End.
-            ahead: Whether to solve for the state part-way that the network looks at.
+            at: The time part-way that the network looks at, to have the state there.
         """
         with torch.autocast(parts.device.type, enabled=False):
             if not t.ndim:
-                key = float(t), float(s), ahead, parts.dtype, parts.device
+                key = float(t), float(s), at is None, parts.dtype, parts.device
                 if key not in self._weights:  # kept for the next batch
                     if len(self._weights) >= CACHED:
                         self._weights.clear()
-                    w = self.weights(t.cpu(), s.cpu(), ahead)
+                    w = self.weights(t.cpu(), s.cpu(), None if at is None else at.cpu())
                     if w.ndim == 2 and self.directions is not None:  # one matrix for all parts
                         U = self.directions.cpu()
                         w = torch.einsum("id,dk,jd->kij", U, w, U).flatten(0, 1)
@@ -351,28 +351,27 @@ class SignatureStudent(nn.Module):
                     return weigh(w, parts)
                 return (parts.flatten(1) @ w).reshape(parts.shape[0], *parts.shape[2:])
             # A batch knows few different steps: each costs a quadrature.
-            steps, rows = torch.stack([t, s], dim=1).unique(dim=0, return_inverse=True)
-            t, s = steps.unbind(1)
-            w = self.weights(t, s, ahead)[rows].to(parts)
+            times = torch.stack([t, s] if at is None else [t, s, at], dim=1)
+            steps, rows = times.unique(dim=0, return_inverse=True)
+            w = self.weights(*steps.T)[rows].to(parts)
             if w.ndim == 2 or self.directions is None:
                 return weigh(w, parts)
             U = self.directions.to(parts)
             along = (parts.flatten(2) @ U * w.transpose(1, 2)).sum(1)
             return (along @ U.T).reshape(parts.shape[0], *parts.shape[2:])
 
-    def weights(self, t: Tensor, s: Tensor, ahead: bool) -> Tensor:
+    def weights(self, t: Tensor, s: Tensor, at: Tensor | None = None) -> Tensor:
         r"""Weights of the parts of `combine`: (\*, k), or (\*, d, k) in the data's directions."""
         stds = torch.tensor(self.data_std, dtype=torch.float64) if self.stds is None else self.stds
         stds = stds.to(t.device)
-        if ahead and self.stds is None and not self.data_std:
+        if at is not None and self.stds is None and not self.data_std:
             raise SigdegError(
                 "a student that looks ahead needs the data's covariance or a data_std: distil it, "
                 "or give one"
             )
-        if not ahead:
+        if at is None:
             still = torch.zeros((), dtype=torch.float64)  # data of one point: a fixed mean
             return response(self.schedule, t, s, self.seen, still if self.lookahead else stds)
-        at = self.looks_at(t, s)
         w = response(self.schedule, t, s, self.seen, stds, until=at)
         if stds.ndim:
             t, at = t[..., None], at[..., None]

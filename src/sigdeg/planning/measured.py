@@ -19,7 +19,6 @@ from typing import Literal, get_args
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from scipy.optimize import linear_sum_assignment
 from torch import Generator, Tensor
 
@@ -27,12 +26,12 @@ from sigdeg.distillation.paths import Batch, TeacherPaths
 from sigdeg.errors import SigdegError
 from sigdeg.grids import check_grid, refine
 from sigdeg.planning.grids import PlannedGrid, shortest_path
+from sigdeg.planning.operators import Array
 from sigdeg.signature import restriction
 from sigdeg.steps import Step
 
 __all__ = ["Comparison", "Features", "MeasuredCost", "StepRegression", "measured_cost"]
 
-Floats = NDArray[np.float64]
 Features = Literal["linear", "cubic"]
 
 
@@ -54,16 +53,16 @@ class StepRegression:
     """
 
     features: Features
-    knots: Floats
-    weights: Floats
-    residual: Floats
+    knots: Array
+    weights: Array
+    residual: Array
 
     @classmethod
     def fit(
         cls,
-        z: Floats,
-        coefficients: Floats,
-        target: Floats,
+        z: Array,
+        coefficients: Array,
+        target: Array,
         features: Features = "linear",
         knots: int = 12,
         ridge: float = 1e-7,
@@ -96,7 +95,7 @@ class StepRegression:
         weights, residual = (np.concatenate(v, axis=-1) for v in zip(*fits, strict=True))
         return cls(features, places, weights, residual)
 
-    def __call__(self, z: Floats, coefficients: Floats) -> Floats:
+    def __call__(self, z: Array, coefficients: Array) -> Array:
         """States at the end of the step, shape (n, d)."""
         if self.features == "linear":
             return linear_design(z, coefficients) @ self.weights
@@ -106,7 +105,7 @@ class StepRegression:
         return np.stack(steps, axis=1)
 
 
-def least_squares(x: Floats, target: Floats, ridge: float) -> tuple[Floats, Floats]:
+def least_squares(x: Array, target: Array, ridge: float) -> tuple[Array, Array]:
     """Ridge weights (p, q) and corrected residual variances (q,) of targets (n, q) on x (n, p)."""
     n, p = x.shape
     if n <= p:
@@ -122,12 +121,12 @@ def least_squares(x: Floats, target: Floats, ridge: float) -> tuple[Floats, Floa
     return w / scale[:, None], residual
 
 
-def linear_design(z: Floats, c: Floats) -> Floats:
+def linear_design(z: Array, c: Array) -> Array:
     """All states and coefficients, shape (n, p)."""
     return np.hstack([np.ones((len(z), 1)), z, c.reshape(len(c), -1)])
 
 
-def cubic_design(knots: Floats, z: Floats, c: Floats, k: int) -> Floats:
+def cubic_design(knots: Array, z: Array, c: Array, k: int) -> Array:
     """Splines in the state times cubics in the coefficients of direction k, shape (n, p)."""
     state, own = z[:, k : k + 1], c[:, :, k]
     spline = np.hstack([np.ones_like(state), state, np.maximum(state - knots[:, k], 0)])
@@ -138,7 +137,7 @@ def cubic_design(knots: Floats, z: Floats, c: Floats, k: int) -> Floats:
         for degrees in itertools.product(range(4), repeat=own.shape[1])
         if sum(degrees) <= 3
     ]
-    product: Floats = spline[:, :, None] * np.stack(noise, axis=1)[:, None, :]
+    product: Array = spline[:, :, None] * np.stack(noise, axis=1)[:, None, :]
     return product.reshape(len(z), -1)
 
 
@@ -171,15 +170,15 @@ class MeasuredCost:
     """
 
     times: Tensor
-    residual: Floats
-    variance: Floats
+    residual: Array
+    variance: Array
 
-    def cost(self, relative: bool = False) -> Floats:
+    def cost(self, relative: bool = False) -> Array:
         """Cost of every step: the sum of R over the directions, or of R / Var; shape (C, C).
 
         The relative cost suits wide, nearly Gaussian spectra, the plain one multimodal data.
         """
-        total: Floats = (self.residual / self.variance if relative else self.residual).sum(axis=-1)
+        total: Array = (self.residual / self.variance if relative else self.residual).sum(axis=-1)
         return total
 
     def grid(self, steps: int, relative: bool = False) -> PlannedGrid:
@@ -297,7 +296,7 @@ def measured_cost(
     return MeasuredCost(times, residual, states.var(axis=0, ddof=1))
 
 
-def project(batch: Batch, directions: Tensor | None) -> tuple[Floats, Floats]:
+def project(batch: Batch, directions: Tensor | None) -> tuple[Array, Array]:
     """States (n, C, d) and signatures (n, C - 1, order, d) of whole paths, along directions."""
     states, coefficients = batch.states.flatten(2), batch.coefficients.flatten(3)
     if directions is not None:

@@ -24,6 +24,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import ArrayLike
 from scipy.optimize import least_squares
+from scipy.special import softmax
 
 from sigdeg.errors import SigdegError
 from sigdeg.planning.operators import Array, StepSchedule
@@ -86,7 +87,7 @@ class MixtureTeacher:
         a, s = self.schedule.alpha, self.schedule.sigma
         if t == 0:
             raise SigdegError("a step starts at t = 1 or later")
-        gate = softmax(self.log_joint(t, z))
+        gate = softmax(self.log_joint(t, z), axis=1)
         stds = np.array(self.stds)
         expert = self.means + a[t] * stds**2 / variance * (z[:, None] - mean)
         denoised = (gate * expert).sum(1)
@@ -147,7 +148,7 @@ class MixtureTeacher:
         def parts(parameters: Array) -> tuple[Array, Array, Array]:
             free, affine = np.split(parameters, [3 * (experts - 1)])
             logits = np.concatenate([np.zeros((3, 1)), free.reshape(3, -1)], 1)
-            gates, values = softmax(basis @ logits), basis[:, :2] @ affine.reshape(2, -1)
+            gates, values = softmax(basis @ logits, axis=1), basis[:, :2] @ affine.reshape(2, -1)
             return gates, values, (gates * values).sum(1)
 
         def residual(parameters: Array) -> Array:
@@ -173,7 +174,7 @@ class MixtureTeacher:
                 starts.append(np.stack([shift, rise, np.zeros(experts)]))
         best = np.inf
         for logits in starts:
-            gates = softmax(basis @ logits)
+            gates = softmax(basis @ logits, axis=1)
             design = (gates[:, None, :] * basis[:, :2, None]).reshape(len(z), -1) * scale
             affine = np.linalg.lstsq(design, target * scale[:, 0], rcond=None)[0]
             first = np.concatenate([(logits[:, 1:] - logits[:, :1]).ravel(), affine])
@@ -182,12 +183,6 @@ class MixtureTeacher:
             )
             best = min(best, float(np.linalg.norm(residual(first))), float(np.sqrt(2 * fit.cost)))
         return best
-
-
-def softmax(logits: Array) -> Array:
-    """Softmax over the last axis."""
-    e = np.exp(logits - logits.max(-1, keepdims=True))
-    return np.asarray(e / e.sum(-1, keepdims=True))
 
 
 def accumulated_error(errors: Sequence[float], stretches: Sequence[float]) -> float:

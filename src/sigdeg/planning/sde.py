@@ -32,14 +32,14 @@ from typing import Literal, NamedTuple, get_args
 
 import numpy as np
 import torch
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike
 
 from sigdeg.errors import SigdegError
+from sigdeg.planning.operators import Array
 from sigdeg.schedule import Schedule, VPLinear
 
 __all__ = ["FineSDE", "FineStep", "LinearStudent", "Statistics"]
 
-Floats = NDArray[np.float64]
 FineStep = Literal["exact", "euler"]
 
 
@@ -53,10 +53,10 @@ class Statistics(NamedTuple):
         R: Variance lost to a signature of this order, shape (\*, d).
     """
 
-    A: Floats
-    c: Floats
-    Q: Floats
-    R: Floats
+    A: Array
+    c: Array
+    Q: Array
+    R: Array
 
 
 @dataclass(frozen=True)
@@ -181,7 +181,7 @@ class FineSDE:
         row = self._row(left, right, order, discrete_legendre(order, right - left))
         return Statistics(*(value[-1] for value in row))
 
-    def _row(self, left: int, right: int, order: int, basis: Floats) -> Statistics:
+    def _row(self, left: int, right: int, order: int, basis: Array) -> Statistics:
         """Statistics of the steps to `left` from left + 1, ..., right, by cumulative sums."""
         gain = np.cumprod(self.A[left:right], axis=0)
         kappa = self.b[left:right].copy()
@@ -197,8 +197,8 @@ class FineSDE:
         left: int,
         right: int,
         student: LinearStudent,
-        basis: Floats,
-    ) -> tuple[Floats, Floats]:
+        basis: Array,
+    ) -> tuple[Array, Array]:
         """Squared gain and noise variance of a student's steps to `left`, see `_row`."""
         a, c, _, lost = self._row(left, right, student.order, basis)
         if student.budget < math.inf:
@@ -218,7 +218,7 @@ class FineSDE:
         noise = (c**2).sum(axis=1)
         return a**2, noise + lost if student.residual_noise else noise
 
-    def student_table(self, student: LinearStudent) -> tuple[Floats, Floats]:
+    def student_table(self, student: LinearStudent) -> tuple[Array, Array]:
         """Squared gain and noise variance of a student's every coarse step.
 
         Returns:
@@ -235,7 +235,7 @@ class FineSDE:
 
     def student_variance(
         self, points: Sequence[int], student: LinearStudent | None = None
-    ) -> Floats:
+    ) -> Array:
         r"""Variance $V_0$ of a student's samples, from $V_l = a^2 V_r + \sum_k w_k^2$, shape (d,).
 
         Arguments:
@@ -247,7 +247,7 @@ class FineSDE:
         """
         student = student or LinearStudent()
         basis = discrete_legendre(student.order, self.steps)
-        variance: Floats = self.variance[-1]
+        variance: Array = self.variance[-1]
         for left, right in self._edges(points):
             gain, noise = self._student_row(left, right, student, basis)
             variance = gain[-1] * variance + noise[-1]
@@ -260,7 +260,7 @@ class FineSDE:
             raise SigdegError(f"grid points must increase from 0 to {self.steps}, got {grid}")
         return zip(grid[-2::-1], grid[:0:-1], strict=True)
 
-    def distance(self, variance: Floats, to: Literal["teacher", "data"] = "teacher") -> Floats:
+    def distance(self, variance: Array, to: Literal["teacher", "data"] = "teacher") -> Array:
         r"""$W_2 = (\sum_k (\sqrt{V_k} - \sqrt{V_k^*})^2)^{1/2}$ for variances V, shape (\*, d).
 
         Arguments:
@@ -271,7 +271,7 @@ class FineSDE:
             The distances, with shape (\*).
         """
         target = self.variance[0] if to == "teacher" else self.eigenvalues
-        square: Floats = (np.sqrt(variance) - np.sqrt(target)) ** 2 @ self.multiplicity
+        square: Array = (np.sqrt(variance) - np.sqrt(target)) ** 2 @ self.multiplicity
         return np.sqrt(square)
 
     def w2(
@@ -289,7 +289,7 @@ class FineSDE:
 
 
 @functools.cache
-def discrete_legendre(order: int, longest: int) -> Floats:
+def discrete_legendre(order: int, longest: int) -> Array:
     r"""From moments to projections on orthonormal polynomials over the points 1, ..., m.
 
     Row m - 1 is the lower triangular matrix that takes $\sum_{j \le m} j^p \kappa_j$, p < order, to
