@@ -58,7 +58,7 @@ def test_by_hand(q: int) -> None:
     objective = Objective(step, [step.grid()])
     objective.scales.copy_(torch.rand(1, 4) + 0.5)
     with torch.no_grad():
-        errors = objective.errors(batch, 0)
+        errors = objective.errors([batch], [0])[0]
     for i in range(8):
         draws: list[list[Tensor]] = []
         for shift in (1, 2):

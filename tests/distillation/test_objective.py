@@ -63,7 +63,7 @@ def test_by_hand(q: int, head: bool) -> None:
     segments = batch(10, q, step.order, 4 - q)
     objective = Objective(step, [grid]).double()
     objective.scales.copy_(torch.tensor([[0.5, 2.0, 3.0, 7.0]]))
-    errors = objective.errors(segments, 0)
+    errors = objective.errors([segments], [0])[0]
     assert errors.shape == (10, q)
     for i in range(10):
         x = segments.states[i : i + 1, 0]
@@ -90,7 +90,7 @@ def test_energy_score_by_hand(q: int) -> None:
     segments = batch(7, q, 3, 4 - q)
     objective = Objective(step, [grid]).double()
     objective.scales.copy_(torch.tensor([[0.5, 2.0, 3.0, 7.0]]))
-    errors = objective.errors(segments, 0)
+    errors = objective.errors([segments], [0])[0]
     for i in range(7):
         draws = []
         for other in (i - 1, i - 2):
@@ -126,7 +126,7 @@ def test_energy_score_is_least_at_the_true_spread() -> None:
             return r * path.coefficients[:, 1], None
 
         step.predict = predict  # type: ignore[method-assign]  # a student of a known law
-        scores[spread] = float(objective.errors(segments, 0).mean())
+        scores[spread] = float(objective.errors([segments], [0])[0].mean())
     assert min(scores, key=scores.__getitem__) == 1.0
     for spread, score in scores.items():  # E|N(0, 1 + s^2)| - E|N(0, 2 s^2)| / 2
         exact = math.sqrt(2 / math.pi) * (math.sqrt(1 + spread**2) - spread / math.sqrt(2))
@@ -162,9 +162,9 @@ def test_images_are_averaged_over_their_elements() -> None:
             return network(pixels, timestep.repeat_interleave(5)).reshape(-1, 5, 1).movedim(-1, 1)
 
     network = step.network
-    expected = objective.errors(flat, 0)
+    expected = objective.errors([flat], [0])[0]
     step.network = Pixels()
-    close(objective.errors(images, 0), expected)
+    close(objective.errors([images], [0])[0], expected)
 
 
 @pytest.mark.parametrize("steps", [(3,), (1, 2, 4)])
@@ -203,7 +203,7 @@ def test_normalised_loss_starts_at_one(steps: tuple[int, ...], data: bool) -> No
                     seen.coefficients[rows, j : j + 1],
                 )
                 if bool(rows.any()):
-                    losses.append(objective.errors(one, level)[:, 0])
+                    losses.append(objective.errors([one], [level])[0][:, 0])
             close(torch.cat(losses).mean(), 1.0, 1e-3)
 
 
@@ -264,7 +264,7 @@ def test_gaussian_problem_leaves_exactly_what_the_coefficients_leave() -> None:
         assert previous > 1 - share > 0
         previous = 1 - share
         segments = Batch(torch.zeros(n, dtype=torch.long), states, coefficients[:, :, :order])
-        errors = Objective(student(order, zero=True), [grid]).errors(segments, 0)
+        errors = Objective(student(order, zero=True), [grid]).errors([segments], [0])[0]
         noise = 5 * (2 / n) ** 0.5  # of a mean of squares
         expected = 2 * (1 - math.sqrt(share)) * total
         assert float(errors.mean().detach()) == pytest.approx(expected, rel=noise)

@@ -43,7 +43,8 @@ class DistillConfig(TrainConfig):
     """How to distil: how to train, and on what.
 
     Arguments:
-        q: Consecutive coarse steps in a loss term (Eq. 11); 0 for all of them (Eq. 10).
+        q: Consecutive coarse steps in a loss term (Eq. 11); 0 for all of them (Eq. 10). An elastic
+            student has no more than all of them at each of its step counts.
         states: Start segments from the teacher's own paths (data-free) or from noised data.
         paths: Teacher paths to cache and reuse; 0 simulates fresh ones for every batch.
         held_out: Cached paths kept out of training, for the second loss curve.
@@ -203,7 +204,7 @@ def distill(
         return [
             batch.take(slice(i, None, len(grids)))
             .coarsen(grids[0], (len(grids[0]) - 1) // (len(grid) - 1))
-            .window(q, generator)
+            .window(min(q, len(grid) - 1), generator)
             .to(accelerator.device)
             for i, grid in enumerate(grids)
         ]
@@ -251,8 +252,8 @@ def check_fit(
 ) -> None:
     """Refuse combinations that cannot be trained, before anything is written."""
     longest = max(student.steps)
-    if q > longest or (student.elastic and q > min(student.steps)):
-        raise SigdegError(f"q must lie between 1 and {min(student.steps)} steps, got {q}")
+    if q > longest:
+        raise SigdegError(f"q must lie between 1 and {longest} steps, got {q}")
     held_out = max(1, min(config.held_out, config.paths // 2 if config.paths else HELD_OUT))
     # Each step count has its share; the energy score borrows noise from two other segments.
     least = len(student.steps) * (3 if student.residual_noise == "energy" else 1)

@@ -2,6 +2,8 @@ r"""The loss: student and teacher driven by the same path, compared at the coars
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor, nn
 
@@ -44,60 +46,89 @@ class Objective(nn.Module):
         self.student = student
         self.grids = grids
         # Row by row; what lies behind the end of a shorter grid is never looked up.
-        self.times = nn.utils.rnn.pad_sequence(grids, batch_first=True)
-        self.register_buffer("scales", torch.ones(len(grids), self.times.shape[1] - 1))
+        longest = max(map(len, grids)) - 1
+        self.register_buffer("scales", torch.ones(len(grids), longest))
 
-    def errors(self, batch: Batch, level: int | Tensor) -> Tensor:
-        """Loss a segment and step, shape (batch, q); a level for all, or one for each segment."""
-        level = torch.as_tensor(level).expand(len(batch.start))
+    def errors(self, batches: list[Batch], levels: Sequence[int]) -> list[Tensor]:
+        """Losses a segment and step, each (batch, q), of batches on their levels' grids."""
         if self.student.residual_noise != "energy":
-            return self.regression(batch, level)
-        target = batch.states[:, 1:]
-        both = Batch.join([batch.with_noise_of(1), batch.with_noise_of(2)])
-        first, second = self.march(both, level.repeat(2))[0].chunk(2)
+            return self.regression(batches, levels)
+        draws = [b.with_noise_of(shift) for shift in (1, 2) for b in batches]
+        marched = [mean for mean, _ in self.march(draws, [*levels, *levels])]
 
         def distance(x: Tensor, y: Tensor) -> Tensor:
             # The smallest normal keeps the gradient finite where two draws coincide.
             return ((x - y).flatten(2).pow(2).mean(2) + 1e-12).sqrt()
 
-        score = distance(first, target) + distance(second, target) - distance(first, second)
-        return score / (2 * self.scale(batch, level).sqrt())
+        found = []
+        for i, (batch, level) in enumerate(zip(batches, levels, strict=True)):
+            first, second, target = marched[i], marched[i + len(batches)], batch.states[:, 1:]
+            score = distance(first, target) + distance(second, target) - distance(first, second)
+            found.append(score / (2 * self.scale(batch, level).sqrt()))
+        return found
 
-    def regression(self, batch: Batch, level: Tensor) -> Tensor:
+    def regression(self, batches: list[Batch], levels: Sequence[int]) -> list[Tensor]:
         """Square error, or Gaussian likelihood, a segment and step."""
-        mean, std = self.march(batch, level)
-        square = (mean - batch.states[:, 1:]) ** 2
-        if std is None:
-            return square.flatten(2).mean(2) / self.scale(batch, level)
-        return (square / (2 * std**2) + std.log()).flatten(2).mean(2)
+        found = []
+        marched = self.march(batches, levels)
+        for batch, level, (mean, std) in zip(batches, levels, marched, strict=True):
+            square = (mean - batch.states[:, 1:]) ** 2
+            if std is None:
+                found.append(square.flatten(2).mean(2) / self.scale(batch, level))
+            else:
+                found.append((square / (2 * std**2) + std.log()).flatten(2).mean(2))
+        return found
 
-    def scale(self, batch: Batch, level: Tensor) -> Tensor:
+    def scale(self, batch: Batch, level: int) -> Tensor:
         r"""$\rho$ a segment and step, shape (batch, q)."""
         steps = batch.start[:, None] + torch.arange(batch.coefficients.shape[1])
-        return self.scales[level[:, None].to(self.scales.device), steps.to(self.scales.device)]
+        return self.scales[level, steps.to(self.scales.device)]
 
-    def march(self, batch: Batch, level: Tensor) -> tuple[Tensor, Tensor | None]:
-        """Means and standard deviations of the unrolled student, each (batch, q, *)."""
-        x, means, stds = batch.states[:, 0], [], []
-        for j in range(batch.coefficients.shape[1]):
-            k = batch.start + j
-            t, s = self.times[level, k], self.times[level, k + 1]
+    def march(
+        self, batches: list[Batch], levels: Sequence[int]
+    ) -> list[tuple[Tensor, Tensor | None]]:
+        """Means and standard deviations of the unrolled student, each (batch, q, *).
+
+        The network sees all batches at once; one of fewer steps drops out when it has ended.
+        """
+        x = [batch.states[:, 0] for batch in batches]
+        means: list[list[Tensor]] = [[] for _ in batches]
+        stds: list[list[Tensor]] = [[] for _ in batches]
+        for j in range(max(batch.coefficients.shape[1] for batch in batches)):
+            on = [i for i, batch in enumerate(batches) if j < batch.coefficients.shape[1]]
+            t, s = (
+                torch.cat([self.grids[levels[i]][batches[i].start + k] for i in on])
+                for k in (j, j + 1)
+            )
+            now, c = (
+                torch.cat(parts)
+                for parts in ([x[i] for i in on], [batches[i].coefficients[:, j] for i in on])
+            )
             alike = bool((t == t[0]).all() and (s == s[0]).all())
-            t, s = (t[0], s[0]) if alike else (t.to(x.device), s.to(x.device))
-            signature = PartialSignature((t - s).to(x), batch.coefficients[:, j])
-            x, std = self.student.predict(x, t, s, signature, **batch.condition)
-            means.append(x)
+            t, s = (t[0], s[0]) if alike else (t.to(now.device), s.to(now.device))
+            condition = {
+                name: torch.cat([batches[i].condition[name] for i in on])
+                for name in batches[0].condition
+            }
+            signature = PartialSignature((t - s).to(now), c)
+            mean, std = self.student.predict(now, t, s, signature, **condition)
+            ends = mean if std is None else mean + std * c[:, self.student.seen]
+            sizes = [len(x[i]) for i in on]
+            for i, part, end in zip(on, mean.split(sizes), ends.split(sizes), strict=True):
+                means[i].append(part)
+                x[i] = end
             if std is not None:
-                stds.append(std)
-                x = x + std * signature.coefficients[:, self.student.seen]
-        return torch.stack(means, dim=1), torch.stack(stds, dim=1) if stds else None
+                for i, part in zip(on, std.split(sizes), strict=True):
+                    stds[i].append(part)
+        return [
+            (torch.stack(m, dim=1), torch.stack(v, dim=1) if v else None)
+            for m, v in zip(means, stds, strict=True)
+        ]
 
     def forward(self, batches: list[Batch]) -> Tensor:
-        """Mean over the batches, one a level, of their mean loss; the network sees all at once."""
-        sizes = [len(batch.start) for batch in batches]
-        level = torch.arange(len(batches)).repeat_interleave(torch.tensor(sizes))
-        errors = self.errors(Batch.join(batches), level)
-        return torch.stack([part.mean() for part in errors.split(sizes)]).mean()
+        """Mean over the batches, one a level, of their mean loss."""
+        found = self.errors(batches, range(len(batches)))
+        return torch.stack([errors.mean() for errors in found]).mean()
 
     @torch.no_grad()
     def normalise(self, batch: Batch) -> None:
@@ -114,7 +145,7 @@ class Objective(nn.Module):
                     coarse.coefficients[:, first : first + 1],
                     coarse.labels,
                 )
-                error = self.regression(one, torch.full((len(one.start),), level))
+                (error,) = self.regression([one], [level])
                 error = error[:, 0].float().cpu()
                 sums.index_add_(0, one.start, error)
                 counts.index_add_(0, one.start, torch.ones(len(one.start)))

@@ -46,6 +46,7 @@ from sigdeg.planning.plans import (
 )
 from sigdeg.planning.programmes import HybridScan, dp_scalar, hybrid_operators, scan_hybrid
 from sigdeg.planning.sde import FineSDE, FineStep, LinearStudent, Statistics
+from sigdeg.planning.trained import train_plan
 
 __all__ = [
     "Accounting",
@@ -94,6 +95,7 @@ __all__ = [
     "seq_consistency",
     "shortest_path",
     "teacher_ops",
+    "train_plan",
     "training_time",
     "vanilla",
     "w2",
