@@ -24,6 +24,7 @@ Both are conditioned on t and s: one student can serve any grid.
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Sequence
 from pathlib import Path
@@ -212,6 +213,20 @@ class SignatureStudent(nn.Module):
             clip=denoiser.clip,
             **options,
         )
+
+    def at_times(
+        self, times: Tensor | Sequence[float], steps: tuple[int, ...] | None = None
+    ) -> SignatureStudent:
+        """A copy with the same weights and another finest grid, to be distilled further.
+
+        Arguments:
+            times: Its times, decreasing to 0.
+            steps: Its step counts (default: all of the grid's steps).
+        """
+        other = copy.deepcopy(self)
+        other.times = tuple(check_grid(times).tolist())
+        other.steps = (len(other.times) - 1,) if steps is None else steps
+        return other
 
     @property
     def schedule(self) -> Schedule:

@@ -16,12 +16,14 @@ from sigdeg.planning import (
     gamma,
     hybrid,
     merges,
+    parse_plan,
     plan_from_intervals,
     plan_steps,
     progressive,
     seq_boot,
     seq_consistency,
     teacher_ops,
+    train_plan,
     vanilla,
 )
 
@@ -209,25 +211,6 @@ def test_starting_every_student_at_the_teacher_would_spoil_boot() -> None:
 # --- trained students -----------------------------------------------------------------------------
 
 
-def train(plan: Plan, steps: list[Array], inputs: list[Array], s: float, lr: float) -> Array:
-    """Carry out a plan by full-batch gradient descent on full matrices, merge after merge."""
-
-    def distil(node: Plan) -> tuple[Array, int]:
-        if isinstance(node, int):
-            return steps[node - 1], node
-        children = [distil(child) for child in node]
-        student, time = children[-1]
-        z = inputs[time - 1]
-        target = z
-        for operator, _ in reversed(children):
-            target = operator @ target
-        for _ in range(round(s / lr)):
-            student = student - lr * 2 * (student @ z - target) @ z.T / z.shape[1]
-        return student, time
-
-    return distil(plan)[0]
-
-
 @pytest.mark.parametrize("name", ["vanilla", "progressive", "consistency", "boot"])
 def test_trained_students_obey_the_law(name: str) -> None:
     lam = np.array([0.25, 1.0, 4.0])
@@ -236,11 +219,35 @@ def test_trained_students_obey_the_law(name: str) -> None:
     rotation = np.linalg.qr(rng.normal(size=(3, 3)))[0]
     batch = rng.normal(size=(3, 12))
     batch = np.linalg.solve(np.linalg.cholesky(batch @ batch.T / 12), batch)  # covariance 1
-    operators = [rotation @ np.diag(row) @ rotation.T for row in a]
-    inputs = [rotation @ (np.sqrt(row)[:, None] * batch) for row in n2]
+    operators = np.stack([rotation @ np.diag(row) @ rotation.T for row in a])
+    inputs = [(rotation @ (np.sqrt(row)[:, None] * batch)).T for row in n2]
     plan = canonical_plans(4)[name]
-    student = rotation.T @ train(plan, operators, inputs, s=0.3, lr=2e-4) @ rotation
-    np.testing.assert_allclose(student, np.diag(evaluate(plan, a, gamma(n2, 0.3))), atol=1e-3)
+    student = train_plan(plan, operators, lambda t: inputs[t - 1], s=0.3, rate=2e-4)
+    expected = evaluate(plan, a, gamma(n2, 0.3))
+    np.testing.assert_allclose(rotation.T @ student @ rotation, np.diag(expected), atol=1e-3)
+
+
+def test_a_diagonal_student_is_the_full_one_in_principal_axes() -> None:
+    a, n2 = teacher_ops(discretise("cosine", 3), np.array([0.25, 4.0]))
+    # Uncorrelated in the sample itself, so that a full student stays diagonal.
+    signs = np.array([[1, 1], [1, -1], [-1, 1], [-1, -1]])
+    for plan in all_plans(3):
+        diagonal, full = (
+            train_plan(plan, operators, lambda t: np.sqrt(n2[t - 1]) * signs, s=0.3)
+            for operators in (a, np.stack([np.diag(row) for row in a]))
+        )
+        np.testing.assert_allclose(full, np.diag(diagonal), rtol=1e-12, atol=1e-15)
+
+
+def test_a_plan_that_cannot_be_trained_is_refused() -> None:
+    a, _ = teacher_ops(discretise("cosine", 3), np.array([0.25, 4.0]))
+    for operators in (a[:2], a[:, 0]):
+        with pytest.raises(
+            SigdegError, match=r"merges 3 steps: operators must have shape \(T, d\)"
+        ):
+            train_plan(vanilla(3), operators, lambda t: np.ones((4, 2)), s=0.3)
+    with pytest.raises(SigdegError, match="training diverged at time 3: lower the rate of 10"):
+        train_plan(vanilla(3), a, lambda t: np.ones((4, 2)), s=5000, rate=10)
 
 
 # --- what is refused ------------------------------------------------------------------------------
@@ -271,3 +278,33 @@ def test_bad_input_is_refused() -> None:
     ):
         with pytest.raises(SigdegError, match=line):
             evaluate(vanilla(3), a, g)
+
+
+@pytest.mark.parametrize(
+    "plan",
+    [*canonical_plans(9).values(), hybrid(9, 5), *all_plans(5), (1, (2, 3)), 1],
+    ids=format_plan,
+)
+def test_a_line_is_read_back(plan: Plan) -> None:
+    assert parse_plan(format_plan(plan), 99) == plan
+
+
+def test_plans_by_name() -> None:
+    for name, plan in canonical_plans(6).items():
+        assert parse_plan(name, 6) == plan
+    assert parse_plan("hybrid-4", 6) == hybrid(6, 4)
+
+
+@pytest.mark.parametrize(
+    "text", ["", "best", "(1 2", "1 2)", "(1 2) (3 4)", "(1 x)", "hybrid-", "(1, 2)", "()"]
+)
+def test_a_broken_line_is_refused(text: str) -> None:
+    with pytest.raises(SigdegError, match=r"unknown plan|must have the leaves"):
+        parse_plan(text, 6)
+
+
+def test_a_line_of_wrong_leaves_is_refused() -> None:
+    with pytest.raises(SigdegError, match="must have the leaves"):
+        parse_plan("(1 3)", 6)
+    with pytest.raises(SigdegError, match=r"m must lie in 1\.\.6, got 7"):
+        parse_plan("hybrid-7", 6)

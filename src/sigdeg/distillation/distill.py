@@ -7,6 +7,7 @@ import dataclasses
 import itertools
 import math
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -14,10 +15,13 @@ from typing import Any, Literal, get_args
 import torch
 from torch import Generator, Tensor, nn
 
+from sigdeg.distillation.matching import Matching
+from sigdeg.distillation.merging import Blocks, rounds
 from sigdeg.distillation.objective import Objective
 from sigdeg.distillation.paths import Batch, CachedPaths, FreshPaths, SharedPaths, TeacherPaths
 from sigdeg.errors import SigdegError
 from sigdeg.grids import check_grid, refine
+from sigdeg.planning.plans import Plan, format_plan, parse_plan
 from sigdeg.signature import PartialSignature
 from sigdeg.steps import Step
 from sigdeg.student import SignatureStudent
@@ -29,6 +33,7 @@ from sigdeg.training import (
     fingerprint,
     fit,
     make_accelerator,
+    resolve_device,
 )
 
 __all__ = ["DistillConfig", "Distilled", "distill"]
@@ -45,6 +50,8 @@ class DistillConfig(TrainConfig):
     Arguments:
         q: Consecutive coarse steps in a loss term (Eq. 11); 0 for all of them (Eq. 10). An elastic
             student has no more than all of them at each of its step counts.
+        matching: Weight of distribution matching beside the loss on paths, see
+            `sigdeg.distillation.matching`; it judges samples, and so needs q = 0.
         states: Start segments from the teacher's own paths (data-free) or from noised data.
         paths: Teacher paths to cache and reuse; 0 simulates fresh ones for every batch.
         held_out: Cached paths kept out of training, for the second loss curve.
@@ -55,6 +62,7 @@ class DistillConfig(TrainConfig):
     """
 
     q: int = 1
+    matching: float = 0.0
     states: States = "teacher"
     paths: int = 20_000
     held_out: int = 1000
@@ -65,7 +73,7 @@ class DistillConfig(TrainConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self.at_least(0, "q", "paths", "held_out")
+        self.at_least(0, "q", "matching", "paths", "held_out")
         self.at_least(1, "refinement", "shard_size")
         if self.states not in get_args(States):
             raise SigdegError(f"unknown states {self.states!r}: choose from teacher, data")
@@ -98,6 +106,8 @@ def distill(
     labels: Tensor | None = None,
     fine: Tensor | None = None,
     cache: CachedPaths | None = None,
+    plan: Plan | str | None = None,
+    grid: Literal["planned"] | None = None,
     resume: bool = True,
     device: str | None = None,
     progress: bool = True,
@@ -108,8 +118,8 @@ def distill(
     The student's step counts set the coarse grids: with one, a student of that grid; with several,
     each dividing the largest, an elastic one, trained on all of them from the same paths.
 
-    The teacher may be any step, a trained student of a finer grid included (progressive merging:
-    give its grid as `fine`).
+    The teacher may be any step, a trained student of a finer grid included (give its grid as
+    `fine`). A student that is trained already is trained on.
 
     Arguments:
         student: The student to train; it is left untouched.
@@ -123,6 +133,12 @@ def distill(
         cache: Whole paths of this teacher, simulated already: on a grid that contains the
             student's times, with at least its order. One simulation then serves many students, and
             `fine`, `labels` and what `config` says of paths are not used.
+        plan: Distil in rounds of merges, see `sigdeg.distillation.merging`: a plan over leaves that
+            divide the fine steps of each coarse step, or a line that `parse_plan` reads (a name
+            means every fine step a leaf). Each round trains as `config` says, in `out_dir/rounds`;
+            with `states="data"` what is merged costs no teacher calls any more.
+        grid: `planned` puts the student's times where the teacher loses least, see
+            `sigdeg.planning.plan_times`; the calls it takes are counted.
         resume: Go on with what the folder holds of this very run.
         device: Where to compute (default: what accelerate finds).
         progress: Show progress bars with loss, rate and time left.
@@ -137,7 +153,118 @@ def distill(
         TrainingError: If the loss stops being finite; the last good checkpoint is kept.
     """
     config = dataclasses.replace(config or DistillConfig(), **options)
-    out_dir = Path(out_dir)
+    given: dict[str, Any] = {"data": data, "labels": labels, "resume": resume, "device": device}
+    given["progress"] = progress
+    out_dir, spent = Path(out_dir), 0.0
+    if grid is not None:
+        if grid != "planned" or fine is not None or cache is not None:
+            raise SigdegError(f"grid must be planned, without fine times or a cache, got {grid!r}")
+        student, spent = plan_student(student, teacher, config, labels, device)
+    if plan is None:
+        found = distil_steps(student, teacher, out_dir, config, fine=fine, cache=cache, **given)
+    else:
+        if cache is not None:
+            raise SigdegError("a plan simulates paths of its own: leave the cache out")
+        found = distil_rounds(student, teacher, out_dir, config, plan, fine, **given)
+    return dataclasses.replace(found, teacher_nfe=found.teacher_nfe + spent)
+
+
+def plan_student(
+    student: SignatureStudent,
+    teacher: Step,
+    config: DistillConfig,
+    labels: Tensor | None,
+    device: str | None,
+) -> tuple[SignatureStudent, float]:
+    """The student at planned times, and the teacher calls that measuring took."""
+    from sigdeg.planning.measured import plan_times  # which simulates paths with this package
+
+    times, spent = plan_times(
+        teacher,
+        max(student.steps),
+        student.sample_shape,
+        student.seen,
+        labels=labels,
+        generator=derive_generator(config.seed, 6),
+        device=resolve_device(device),
+    )
+    return student.at_times(times, student.steps), spent
+
+
+def distil_rounds(
+    student: SignatureStudent,
+    teacher: Step,
+    out_dir: Path,
+    config: DistillConfig,
+    plan: Plan | str,
+    fine: Tensor | None,
+    **given: Any,
+) -> Distilled:
+    """Distil in the rounds of a plan, each in a folder of its own that resumes."""
+    if student.elastic or config.q != 1:
+        raise SigdegError("a plan is for a student of one step count, with q=1")
+    coarse = fine_rows(student, student.grid(), config, fine)
+    if isinstance(plan, str):
+        plan = parse_plan(plan, len(coarse[0]) - 1)
+    todo = rounds(plan, coarse)
+    identity = {
+        **dataclasses.asdict(config),
+        "teacher": fingerprint(teacher),
+        "student": fingerprint(student),
+        "plan": format_plan(plan),
+        "fine": [row.tolist() for row in coarse],
+    }
+    if make_accelerator(config, out_dir, given["device"]).is_main_process:
+        claim_folder(out_dir, "config.json", identity, given["resume"])
+    made: list[SignatureStudent] = []
+    found: list[Distilled] = []
+    for number, part in enumerate(todo):
+        times = torch.stack([*(row[0] for row in part.rows), part.rows[-1][-1]])
+        stage = (made[-1] if made else student).at_times(times)
+        blocks = Blocks(teacher, made, part.starts, part.made)
+        folder = out_dir / "rounds" / f"{number + 1:02d}"
+        found.append(
+            distil_steps(stage, blocks, folder, config, rows=part.rows, starts=part.merged, **given)
+        )
+        made.append(found[-1].student)
+    final = copy.deepcopy(student)
+    final.load_state_dict(made[-1].state_dict())
+    final.save_pretrained(out_dir / "student")
+    clock = torch.tensor([[i * config.iterations, 0, 0] for i in range(len(found))])
+    return Distilled(
+        final.eval(),
+        torch.cat([result.history + start for result, start in zip(found, clock, strict=True)]),
+        sum(result.seconds for result in found),
+        sum(result.teacher_nfe for result in found),
+    )
+
+
+def fine_rows(
+    student: SignatureStudent, grid: Tensor, config: DistillConfig, fine: Tensor | None
+) -> list[Tensor]:
+    """The teacher's times in each coarse step."""
+    if fine is not None:
+        return split(check_grid(fine), grid)
+    return list(refine(student.schedule, grid, config.refinement, config.fine_power))
+
+
+def distil_steps(
+    student: SignatureStudent,
+    teacher: Step,
+    out_dir: Path,
+    config: DistillConfig,
+    *,
+    data: Tensor | None,
+    labels: Tensor | None,
+    resume: bool,
+    device: str | None,
+    progress: bool,
+    fine: Tensor | None = None,
+    cache: CachedPaths | None = None,
+    rows: list[Tensor] | None = None,
+    starts: Sequence[int] | None = None,
+) -> Distilled:
+    """Distil all coarse steps from one teacher; those of `starts` only, if given."""
     grids, q = nested_grids(student), config.q or max(student.steps)
     check_fit(student, config, q, data, cache)
     shared = None
@@ -152,10 +279,8 @@ def distill(
         raise SigdegError(f"{len(data):,} samples need as many labels, got {len(labels):,}")
     if cache is not None:
         rows = list(cache.paths.rows)
-    elif fine is None:
-        rows = list(refine(student.schedule, grids[0], config.refinement, config.fine_power))
-    else:
-        rows = split(check_grid(fine), grids[0])
+    elif rows is None:
+        rows = fine_rows(student, grids[0], config, fine)
     identity = {
         **dataclasses.asdict(config),
         "teacher": fingerprint(teacher),
@@ -169,6 +294,8 @@ def distill(
         if cache is None
         else [cache.seed, cache.count, cache.train, cache.paths.order],
     }
+    if starts is not None:
+        identity["starts"] = list(starts)
     accelerator = make_accelerator(config, out_dir, device)
     if isinstance(teacher, nn.Module):
         if any(value.device != accelerator.device for value in teacher.state_dict().values()):
@@ -180,7 +307,7 @@ def distill(
     accelerator.wait_for_everyone()
     progress = progress and accelerator.is_main_process
     shape, order = student.sample_shape, student.order
-    paths = TeacherPaths(teacher, rows, shape, order, data, q, accelerator.device, labels)
+    paths = TeacherPaths(teacher, rows, shape, order, data, q, accelerator.device, labels, starts)
     began = time.perf_counter()
     source: CachedPaths | FreshPaths | SharedPaths
     if shared is not None:
@@ -204,22 +331,29 @@ def distill(
         return [
             batch.take(slice(i, None, len(grids)))
             .coarsen(grids[0], (len(grids[0]) - 1) // (len(grid) - 1))
-            .window(min(q, len(grid) - 1), generator)
+            .window(min(q, len(grid) - 1), generator, starts)
             .to(accelerator.device)
             for i, grid in enumerate(grids)
         ]
 
+    student = copy.deepcopy(student).train().requires_grad_(True)  # it may come from a training
     if needs_covariance(student):
         known = source if shared is None else shared.cache
         assert isinstance(known, CachedPaths)  # see check_fit
-        student = copy.deepcopy(student)
         student.set_covariance(torch.cov(known.ends.flatten(1).double().T))
     simulated = time.perf_counter() - began
     whole = source.held_out(min(HELD_OUT, max(1, config.held_out)))
+    matching = Matching(teacher, student.channels, len(grids)) if config.matching else None
+
+    def draw(generator: Generator) -> tuple[list[Batch], int]:
+        """Segments of each level, and the seed of further noise."""
+        segments = levels(source.batch(config.batch_size, generator), generator)
+        return segments, int(torch.randint(2**62, (), generator=generator))
+
     fitted = fit(
-        Objective(student, grids),
-        lambda generator: levels(source.batch(config.batch_size, generator), generator),
-        levels(whole, derive_generator(config.seed, 4)),
+        Objective(student, grids, matching, config.matching),
+        draw,
+        (levels(whole, derive_generator(config.seed, 4)), None),
         config,
         accelerator,
         out_dir,
@@ -254,6 +388,8 @@ def check_fit(
     longest = max(student.steps)
     if q > longest:
         raise SigdegError(f"q must lie between 1 and {longest} steps, got {q}")
+    if config.matching and q != longest:
+        raise SigdegError(f"distribution matching judges samples: it needs q=0, got q={config.q}")
     held_out = max(1, min(config.held_out, config.paths // 2 if config.paths else HELD_OUT))
     # Each step count has its share; the energy score borrows noise from two other segments.
     least = len(student.steps) * (3 if student.residual_noise == "energy" else 1)

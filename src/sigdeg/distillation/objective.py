@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from sigdeg.distillation.matching import Matching
 from sigdeg.distillation.paths import Batch
 from sigdeg.signature import PartialSignature
 from sigdeg.student import SignatureStudent
@@ -37,47 +38,67 @@ class Objective(nn.Module):
     Arguments:
         student: The student.
         grids: Nested grids, one a stride: the finest first (several for an elastic student).
+        matching: Distribution matching beside the loss on paths, if any.
+        weight: Its weight.
     """
 
     scales: Tensor
 
-    def __init__(self, student: SignatureStudent, grids: list[Tensor]) -> None:
+    def __init__(
+        self,
+        student: SignatureStudent,
+        grids: list[Tensor],
+        matching: Matching | None = None,
+        weight: float = 1.0,
+    ) -> None:
         super().__init__()
         self.student = student
         self.grids = grids
+        self.matching = matching
+        self.weight = weight
         # Row by row; what lies behind the end of a shorter grid is never looked up.
         longest = max(map(len, grids)) - 1
         self.register_buffer("scales", torch.ones(len(grids), longest))
 
     def errors(self, batches: list[Batch], levels: Sequence[int]) -> list[Tensor]:
         """Losses a segment and step, each (batch, q), of batches on their levels' grids."""
+        return self.unroll(batches, levels)[0]
+
+    def unroll(
+        self, batches: list[Batch], levels: Sequence[int]
+    ) -> tuple[list[Tensor], list[Tensor]]:
+        """The losses, and where the student ends: two draws a segment for the energy score."""
         if self.student.residual_noise != "energy":
             return self.regression(batches, levels)
         draws = [b.with_noise_of(shift) for shift in (1, 2) for b in batches]
-        marched = [mean for mean, _ in self.march(draws, [*levels, *levels])]
+        marched = [mean for mean, _, _ in self.march(draws, [*levels, *levels])]
+        pairs = list(zip(marched[: len(batches)], marched[len(batches) :], strict=True))
 
         def distance(x: Tensor, y: Tensor) -> Tensor:
             # The smallest normal keeps the gradient finite where two draws coincide.
             return ((x - y).flatten(2).pow(2).mean(2) + 1e-12).sqrt()
 
-        found = []
-        for i, (batch, level) in enumerate(zip(batches, levels, strict=True)):
-            first, second, target = marched[i], marched[i + len(batches)], batch.states[:, 1:]
+        errors = []
+        for batch, level, (first, second) in zip(batches, levels, pairs, strict=True):
+            target = batch.states[:, 1:]
             score = distance(first, target) + distance(second, target) - distance(first, second)
-            found.append(score / (2 * self.scale(batch, level).sqrt()))
-        return found
+            errors.append(score / (2 * self.scale(batch, level).sqrt()))
+        return errors, [torch.cat([first[:, -1], second[:, -1]]) for first, second in pairs]
 
-    def regression(self, batches: list[Batch], levels: Sequence[int]) -> list[Tensor]:
-        """Square error, or Gaussian likelihood, a segment and step."""
-        found = []
+    def regression(
+        self, batches: list[Batch], levels: Sequence[int]
+    ) -> tuple[list[Tensor], list[Tensor]]:
+        """Square error, or Gaussian likelihood, a segment and step; and the student's ends."""
+        errors, ends = [], []
         marched = self.march(batches, levels)
-        for batch, level, (mean, std) in zip(batches, levels, marched, strict=True):
+        for batch, level, (mean, std, end) in zip(batches, levels, marched, strict=True):
             square = (mean - batch.states[:, 1:]) ** 2
             if std is None:
-                found.append(square.flatten(2).mean(2) / self.scale(batch, level))
+                errors.append(square.flatten(2).mean(2) / self.scale(batch, level))
             else:
-                found.append((square / (2 * std**2) + std.log()).flatten(2).mean(2))
-        return found
+                errors.append((square / (2 * std**2) + std.log()).flatten(2).mean(2))
+            ends.append(end)
+        return errors, ends
 
     def scale(self, batch: Batch, level: int) -> Tensor:
         r"""$\rho$ a segment and step, shape (batch, q)."""
@@ -86,8 +107,8 @@ class Objective(nn.Module):
 
     def march(
         self, batches: list[Batch], levels: Sequence[int]
-    ) -> list[tuple[Tensor, Tensor | None]]:
-        """Means and standard deviations of the unrolled student, each (batch, q, *).
+    ) -> list[tuple[Tensor, Tensor | None, Tensor]]:
+        """Means and standard deviations of the unrolled student, (batch, q, *), and its end.
 
         The network sees all batches at once; one of fewer steps drops out when it has ended.
         """
@@ -121,14 +142,30 @@ class Objective(nn.Module):
                 for i, part in zip(on, std.split(sizes), strict=True):
                     stds[i].append(part)
         return [
-            (torch.stack(m, dim=1), torch.stack(v, dim=1) if v else None)
-            for m, v in zip(means, stds, strict=True)
+            (torch.stack(m, dim=1), torch.stack(v, dim=1) if v else None, end)
+            for m, v, end in zip(means, stds, x, strict=True)
         ]
 
-    def forward(self, batches: list[Batch]) -> Tensor:
-        """Mean over the batches, one a level, of their mean loss."""
-        found = self.errors(batches, range(len(batches)))
-        return torch.stack([errors.mean() for errors in found]).mean()
+    def forward(self, drawn: tuple[list[Batch], int | None]) -> Tensor:
+        """Mean over the batches, one a level, of their mean loss.
+
+        Arguments:
+            drawn: Segments of each level, and the seed of the noise of distribution matching;
+                without one only paths are compared.
+        """
+        batches, seed = drawn
+        errors, ends = self.unroll(batches, range(len(batches)))
+        loss = torch.stack([error.mean() for error in errors]).mean()
+        if self.matching is None or seed is None:
+            return loss
+        conditions = [
+            {key: value.repeat(len(end) // len(value)) for key, value in batch.condition.items()}
+            for batch, end in zip(batches, ends, strict=True)
+        ]
+        noise = torch.Generator().manual_seed(seed)
+        divergence, denoising = self.matching(ends, conditions, noise)
+        total: Tensor = loss + self.weight * divergence + denoising
+        return total
 
     @torch.no_grad()
     def normalise(self, batch: Batch) -> None:
@@ -145,7 +182,7 @@ class Objective(nn.Module):
                     coarse.coefficients[:, first : first + 1],
                     coarse.labels,
                 )
-                (error,) = self.regression([one], [level])
+                (error,), _ = self.regression([one], [level])
                 error = error[:, 0].float().cpu()
                 sums.index_add_(0, one.start, error)
                 counts.index_add_(0, one.start, torch.ones(len(one.start)))

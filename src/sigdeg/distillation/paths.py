@@ -10,8 +10,10 @@ from __future__ import annotations
 
 import json
 import mmap
-from collections.abc import Sequence
+import statistics
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -79,12 +81,12 @@ class Batch:
         coefficients = torch.cat([seen, last.roll(shift, dims=0)], dim=2)
         return replace(self, coefficients=coefficients)
 
-    def window(self, q: int, generator: Generator) -> Batch:
-        """A random run of q consecutive steps out of each segment."""
+    def window(self, q: int, generator: Generator, starts: Sequence[int] | None = None) -> Batch:
+        """A random run of q consecutive steps out of each segment, from one of the starts."""
         n, length = self.coefficients.shape[:2]
         if q == length:
             return self
-        offset = torch.randint(length - q + 1, (n,), generator=generator)
+        offset = draw_starts(n, length, q, generator, starts)
         rows = torch.arange(n)[:, None]
         steps = offset[:, None] + torch.arange(q + 1)
         return Batch(
@@ -179,6 +181,8 @@ class TeacherPaths:
         steps: Length q of the segments that start from data.
         device: Where the teacher lives.
         labels: Classes to draw from for a conditional teacher, or those of the data, shape (n,).
+        starts: Coarse steps that a segment from data may begin with; by default all that leave room
+            for its length.
     """
 
     teacher: Step
@@ -189,18 +193,19 @@ class TeacherPaths:
     steps: int = 1
     device: torch.device | str = "cpu"
     labels: Tensor | None = None
+    starts: Sequence[int] | None = None
 
     @property
     def teacher_nfe(self) -> float:
         """Mean number of teacher calls a segment costs."""
-        nfe = self.teacher.nfe
-        calls = [nfe * (len(row) - 1) for row in self.rows]
-        if self.rows[-1][-1] == 0:  # the final denoise is one call
-            calls[-1] -= nfe - 1
+        calls = [
+            sum(teacher_calls(self.teacher, t, s) for t, s in pairwise(row.tolist()))
+            for row in self.rows
+        ]
         if self.data is None:
             return float(sum(calls))
-        runs = [sum(calls[k : k + self.steps]) for k in range(len(calls) - self.steps + 1)]
-        return sum(runs) / len(runs)
+        starts = self.starts or range(len(calls) - self.steps + 1)
+        return statistics.fmean(sum(calls[k : k + self.steps]) for k in starts)
 
     def draw(self, n: int, generator: Generator) -> Batch:
         """Simulate n segments."""
@@ -212,7 +217,7 @@ class TeacherPaths:
                 chosen = torch.randint(len(self.labels), (n,), generator=generator)
             return self.march(0, self.rows, x, chosen, generator)
         # One group of samples a starting step: times stay scalars, rows may differ in length.
-        starts = torch.randint(len(self.rows) - self.steps + 1, (n,), generator=generator).sort()[0]
+        starts = draw_starts(n, len(self.rows), self.steps, generator, self.starts).sort()[0]
         parts = []
         for k, count in zip(*(v.tolist() for v in starts.unique(return_counts=True)), strict=True):
             chosen = torch.randint(len(self.data), (count,), generator=generator)
@@ -242,6 +247,21 @@ class TeacherPaths:
         condition = {} if labels is None else {"class_labels": labels}
         found = simulate(self.teacher, rows, x, self.order, generator, **condition)
         return Batch(torch.full((len(x),), start), *found, labels)
+
+
+def teacher_calls(step: Step, t: float, s: float) -> int:
+    """Teacher calls of a fine step: the final denoise is one, what a plan has merged none."""
+    merged: Callable[[float], bool] = getattr(step, "merged", lambda _: False)
+    return 0 if merged(t) else step.nfe if s > 0 else 1
+
+
+def draw_starts(
+    n: int, length: int, q: int, generator: Generator, starts: Sequence[int] | None
+) -> Tensor:
+    """Where n segments of q steps begin, of `length`: anywhere, or at one of the starts."""
+    if starts is None:
+        return torch.randint(length - q + 1, (n,), generator=generator)
+    return torch.tensor(starts)[torch.randint(len(starts), (n,), generator=generator)]
 
 
 class FreshPaths:

@@ -14,7 +14,9 @@ from sigdeg.planning.measured import (
     Features,
     MeasuredCost,
     StepRegression,
+    candidate_times,
     measured_cost,
+    plan_times,
 )
 from sigdeg.planning.mixture_regime import MixtureTeacher, accumulated_error
 from sigdeg.planning.operators import (
@@ -28,6 +30,7 @@ from sigdeg.planning.operators import (
     windows,
 )
 from sigdeg.planning.pareto import Found, dp_greedy, dp_pareto, local_search
+from sigdeg.planning.phase import Phase, phase_diagram
 from sigdeg.planning.plans import (
     Merge,
     Plan,
@@ -37,6 +40,7 @@ from sigdeg.planning.plans import (
     format_plan,
     hybrid,
     merges,
+    parse_plan,
     plan_from_intervals,
     plan_steps,
     progressive,
@@ -45,7 +49,9 @@ from sigdeg.planning.plans import (
     vanilla,
 )
 from sigdeg.planning.programmes import HybridScan, dp_scalar, hybrid_operators, scan_hybrid
+from sigdeg.planning.recommend import GridAdvice, PlanAdvice, recommend_grid, recommend_plan
 from sigdeg.planning.sde import FineSDE, FineStep, LinearStudent, Statistics
+from sigdeg.planning.spectrum import Spectrum
 from sigdeg.planning.trained import train_plan
 
 __all__ = [
@@ -55,20 +61,25 @@ __all__ = [
     "FineSDE",
     "FineStep",
     "Found",
+    "GridAdvice",
     "HybridScan",
     "LinearStudent",
     "MeasuredCost",
     "Merge",
     "MixtureTeacher",
+    "Phase",
     "Plan",
+    "PlanAdvice",
     "PlannedGrid",
     "Prediction",
+    "Spectrum",
     "Statistics",
     "StepRegression",
     "StepSchedule",
     "accumulated_error",
     "all_plans",
     "best_hybrid",
+    "candidate_times",
     "canonical_plans",
     "composites",
     "data_target",
@@ -85,11 +96,16 @@ __all__ = [
     "local_search",
     "measured_cost",
     "merges",
+    "parse_plan",
+    "phase_diagram",
     "plan_cost",
     "plan_from_intervals",
     "plan_steps",
+    "plan_times",
     "predict",
     "progressive",
+    "recommend_grid",
+    "recommend_plan",
     "scan_hybrid",
     "seq_boot",
     "seq_consistency",

@@ -14,8 +14,9 @@ References:
 from __future__ import annotations
 
 import itertools
+import math
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import numpy as np
 import torch
@@ -24,15 +25,27 @@ from torch import Generator, Tensor
 
 from sigdeg.distillation.paths import Batch, TeacherPaths
 from sigdeg.errors import SigdegError
-from sigdeg.grids import check_grid, refine
+from sigdeg.grids import check_grid, coarse_grid, refine
 from sigdeg.planning.grids import PlannedGrid, shortest_path
 from sigdeg.planning.operators import Array
+from sigdeg.schedule import Schedule
 from sigdeg.signature import restriction
 from sigdeg.steps import Step
 
-__all__ = ["Comparison", "Features", "MeasuredCost", "StepRegression", "measured_cost"]
+__all__ = [
+    "Comparison",
+    "Features",
+    "MeasuredCost",
+    "StepRegression",
+    "candidate_times",
+    "measured_cost",
+    "plan_times",
+]
 
 Features = Literal["linear", "cubic"]
+CANDIDATES = 18  # steps between candidate times
+DIRECTIONS = 64  # principal components measured at most
+WIDE = 4.0  # ratio of the largest variance to the smallest above which a spectrum is wide
 
 
 @dataclass(frozen=True)
@@ -240,7 +253,7 @@ def measured_cost(
     paths: int = 5000,
     refinement: int = 16,
     features: Features = "linear",
-    directions: Tensor | None = None,
+    directions: Tensor | int | None = None,
     labels: Tensor | None = None,
     generator: Generator | None = None,
     device: torch.device | str = "cpu",
@@ -258,8 +271,8 @@ def measured_cost(
         paths: Simulated paths.
         refinement: Fine steps between neighbouring candidates.
         features: What the regressions see, see `StepRegression`.
-        directions: Orthonormal columns to measure along, such as principal components, shape
-            (features of a sample, d); every feature by default.
+        directions: Orthonormal columns to measure along, shape (features of a sample, d), or how
+            many principal components of the first batch of samples; every feature by default.
         labels: Classes to draw from for a conditional teacher.
         generator: The stream of the noise.
         device: Where the teacher lives.
@@ -277,10 +290,14 @@ def measured_cost(
     rows = refine(teacher.schedule, times, refinement)
     source = TeacherPaths(teacher, list(rows), shape, order, device=device, labels=labels)
     generator = generator or Generator().manual_seed(0)
+    axes = directions if isinstance(directions, Tensor) else None
     parts = []
     for first in range(0, paths, batch_size):
         batch = source.draw(min(batch_size, paths - first), generator)
-        parts.append(project(batch, directions))
+        if axes is None and isinstance(directions, int):
+            ends = batch.states[:, -1].flatten(1).double()
+            axes = torch.linalg.svd(ends - ends.mean(0), full_matrices=False)[2][:directions].T
+        parts.append(project(batch, axes))
     states, coefficients = (np.concatenate(v) for v in zip(*parts, strict=True))
     count, d = len(times), states.shape[-1]
     residual = np.zeros((count, count, d))
@@ -302,3 +319,56 @@ def project(batch: Batch, directions: Tensor | None) -> tuple[Array, Array]:
     if directions is not None:
         states, coefficients = (v @ directions.to(v) for v in (states, coefficients))
     return states.double().cpu().numpy(), coefficients.double().cpu().numpy()
+
+
+def candidate_times(schedule: Schedule, steps: int = CANDIDATES) -> Tensor:
+    """Times for `measured_cost` to choose from: denser near the data, by power spacing."""
+    return coarse_grid(schedule, steps, "power", 2.0)
+
+
+def plan_times(
+    teacher: Step,
+    steps: int,
+    shape: tuple[int, ...],
+    order: int = 2,
+    paths: int = 2000,
+    refinement: int = 6,
+    **options: Any,
+) -> tuple[Tensor, float]:
+    """Times for a student of a teacher, at the least measured cost, and the calls it took.
+
+    A single direction is measured with cubic features; several with linear ones, along principal
+    components, relative to their variances where these are wide apart.
+
+    Arguments:
+        teacher: The teacher's step.
+        steps: The number of steps of the student.
+        shape: Shape of one sample.
+        order: Order of its signatures.
+        paths: Simulated paths.
+        refinement: Fine steps between neighbouring candidates.
+        options: Passed on to `measured_cost`.
+
+    Returns:
+        Decreasing times that end at 0, shape (steps + 1,), and the teacher calls spent.
+
+    Raises:
+        SigdegError: If there are more steps than candidates, or the teacher cannot be run there.
+    """
+    candidates = candidate_times(teacher.schedule, max(CANDIDATES, 2 * steps))
+    size = math.prod(shape)
+    found = measured_cost(
+        teacher,
+        candidates,
+        shape,
+        order,
+        paths,
+        refinement,
+        "cubic" if size == 1 else "linear",
+        None if size == 1 else min(size, DIRECTIONS),
+        **options,
+    )
+    data = found.variance[-1]
+    relative = bool(data.max() > WIDE * data.min())
+    calls = TeacherPaths(teacher, list(refine(teacher.schedule, candidates, refinement)), shape, 1)
+    return found.grid(steps, relative).times, paths * calls.teacher_nfe

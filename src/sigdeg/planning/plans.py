@@ -15,6 +15,7 @@ References:
 from __future__ import annotations
 
 import functools
+import re
 from collections.abc import Iterable, Iterator
 from typing import Literal, NamedTuple, TypeAlias
 
@@ -34,6 +35,7 @@ __all__ = [
     "format_plan",
     "hybrid",
     "merges",
+    "parse_plan",
     "plan_from_intervals",
     "plan_steps",
     "progressive",
@@ -272,6 +274,48 @@ def format_plan(plan: Plan) -> str:
         del pieces[token:]
         pieces.append(f"({' '.join(shorten(children))})")
     return pieces[0]
+
+
+def parse_plan(text: str, steps: int) -> Plan:
+    """A plan from its name or from its line, the inverse of `format_plan`.
+
+    Arguments:
+        text: vanilla, progressive, consistency, boot, hybrid-M (M the number of the noisiest steps
+            that are merged at once), or a tree such as `(1 (2 3..6))`.
+        steps: The number of steps T of a plan given by name.
+
+    Raises:
+        SigdegError: If it is neither.
+    """
+    canonical = {
+        "vanilla": vanilla,
+        "progressive": progressive,
+        "consistency": seq_consistency,
+        "boot": seq_boot,
+    }
+    if text in canonical:
+        return canonical[text](steps)
+    if found := re.fullmatch(r"hybrid-(\d+)", text):
+        return hybrid(steps, int(found[1]))
+    rows: list[list[Plan]] = [[]]
+    for token in re.findall(r"\d+\.\.\d+|\d+|\S", text):
+        if token == "(":
+            rows.append([])
+        elif token == ")" and len(rows) > 1:
+            merged = tuple(rows.pop())
+            rows[-1].append(merged)
+        elif token[0].isdigit():
+            first, _, last = token.partition("..")
+            rows[-1].extend(range(int(first), int(last or first) + 1))
+        else:
+            rows[0].append(())  # nothing that a plan may hold
+    if len(rows) != 1 or len(rows[0]) != 1:
+        raise SigdegError(
+            f"unknown plan {text!r}: choose from {', '.join(canonical)}, hybrid-M, or give a tree "
+            "like '(1 (2 3..6))'"
+        )
+    plan_steps(rows[0][0])
+    return rows[0][0]
 
 
 def shorten(children: list[str]) -> Iterator[str]:

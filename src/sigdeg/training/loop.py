@@ -163,7 +163,8 @@ def fit(
     r"""Minimise a loss. A batch is a function of (seed, step, process), hence resumable anywhere.
 
     Arguments:
-        objective: Module whose forward maps a batch to the loss.
+        objective: Module whose forward maps a batch to the loss. The parameters of a module with a
+            `rate_factor` learn so many times as fast.
         draw: Makes a batch from a generator.
         held_out: A batch that training never sees, for the second loss curve.
         config: How to train.
@@ -181,7 +182,7 @@ def fit(
         TrainingError: If the loss stops being finite; the last good checkpoint is kept.
     """
     objective = copy.deepcopy(objective).to(accelerator.device)
-    optimizer = torch.optim.Adam(objective.parameters(), lr=config.learning_rate)
+    optimizer = torch.optim.Adam(parameter_groups(objective), lr=config.learning_rate)
     checkpoint = out_dir / "checkpoints" / "last.safetensors"
     clock = checkpoint.with_name("seconds.json")
     if prepare is not None and not checkpoint.exists():
@@ -203,14 +204,15 @@ def fit(
     for step in range(first, config.iterations):
         generator = derive_generator(config.seed, 3, step, accelerator.process_index)
         for group in optimizer.param_groups:
-            group["lr"] = learning_rate(step, config)
+            group["lr"] = group["factor"] * learning_rate(step, config)
         batch = draw(generator)
         with accelerator.autocast():
             loss = model(batch)
         check_finite(loss, step, checkpoint)
         optimizer.zero_grad()
         accelerator.backward(loss)
-        accelerator.clip_grad_norm_(model.parameters(), config.gradient_clip)
+        for group in optimizer.param_groups:
+            accelerator.clip_grad_norm_(group["params"], config.gradient_clip)
         optimizer.step()
         ema_update(average, objective, min(config.ema, (1 + step) / (10 + step)))
         bar.update()
@@ -235,6 +237,19 @@ def fit(
         tracker.finish()
     seconds = before + (time.perf_counter() - began if first < config.iterations else 0.0)
     return Fitted(average.cpu().eval(), torch.tensor(history, dtype=torch.float64), seconds)
+
+
+def parameter_groups(objective: nn.Module) -> list[dict[str, Any]]:
+    """Parameters with the factor on their learning rate: that of the module they are part of."""
+    factors = dict.fromkeys(objective.parameters(), 1.0)
+    for module in objective.modules():
+        factor: Any = getattr(module, "rate_factor", None)
+        if factor is not None:
+            factors |= dict.fromkeys(module.parameters(), factor)
+    return [
+        {"params": [p for p, own in factors.items() if own == factor], "factor": factor}
+        for factor in dict.fromkeys(factors.values())
+    ]
 
 
 def check_finite(loss: Tensor, step: int, checkpoint: Path) -> None:

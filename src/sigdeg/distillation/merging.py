@@ -1,0 +1,161 @@
+r"""Plans carried out: a student distilled in rounds of merges instead of at once.
+
+A plan (`sigdeg.planning.plans`) is a tree over the T leaves inside every coarse step, leaf 1
+nearest to the data. A leaf is the teacher over a few fine steps. A merge is one regression: a
+single step of the student, from its last leaf's start to its first leaf's end, on the composition
+of its children, leaves or steps merged before, driven by the same path; signatures concatenate.
+Merges of one height do not depend on each other and are trained in one *round*, in all coarse
+steps at once. What is merged calls the teacher no more: two network calls a target, not a march.
+
+References:
+    Operator merging (arXiv 2505.16024): plans.
+    Salimans and Ho, *Progressive distillation for fast sampling of diffusion models* (2022).
+"""
+
+from __future__ import annotations
+
+import bisect
+from collections.abc import Sequence
+from dataclasses import dataclass
+from operator import neg
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+
+from sigdeg.errors import SigdegError
+from sigdeg.planning.plans import Plan, merges, plan_steps
+from sigdeg.schedule import Schedule
+from sigdeg.signature import PartialSignature
+from sigdeg.steps import Step, Time
+
+__all__ = ["Blocks", "Round", "rounds"]
+
+
+class Blocks(nn.Module):
+    """Steps that tile the time axis, as one step: what a plan has made so far.
+
+    Arguments:
+        teacher: The teacher's step.
+        students: Students of the rounds done.
+        starts: Start of every block, decreasing from the first time of the grid.
+        made: Round whose student covers each block, None for the teacher.
+    """
+
+    def __init__(
+        self,
+        teacher: Step,
+        students: Sequence[Step],
+        starts: Sequence[float],
+        made: Sequence[int | None],
+    ) -> None:
+        super().__init__()
+        self.operators = nn.ModuleList([teacher, *students])  # type: ignore[list-item]  # modules
+        self.starts = tuple(starts)
+        self.which = tuple(0 if index is None else index + 1 for index in made)
+
+    @property
+    def kinds(self) -> list[Step]:
+        """The teacher's step and the students."""
+        return cast(list[Step], list(self.operators))
+
+    @property
+    def order(self) -> int:
+        """Order of the signature that the most demanding of them needs."""
+        return max(step.order for step in self.kinds)
+
+    @property
+    def nfe(self) -> int:
+        """Network calls of the teacher's step."""
+        return self.kinds[0].nfe
+
+    @property
+    def schedule(self) -> Schedule:
+        """The schedule of the diffusion."""
+        return self.kinds[0].schedule
+
+    def kind(self, t: Time) -> int:
+        """Which step goes on from a time: 0 is the teacher."""
+        return self.which[bisect.bisect_right(self.starts, 1e-9 - float(t), key=neg) - 1]
+
+    def merged(self, t: Time) -> bool:
+        """Whether the step from a time is a student's: it calls the teacher no more."""
+        return self.kind(t) > 0
+
+    def forward(
+        self, x: Tensor, t: Time, s: Time, signature: PartialSignature, **condition: Any
+    ) -> Tensor:
+        """One step, see `sigdeg.steps.Step`."""
+        return self.kinds[self.kind(t)](x, t, s, signature, **condition)
+
+
+@dataclass(frozen=True)
+class Round:
+    """Merges of one height.
+
+    Arguments:
+        rows: Times of every tile that the time axis has after it: the ends of its parts.
+        merged: Which of the tiles are merged now.
+        starts: Start of every block that there was before it.
+        made: Round that made each of those, None for the teacher's leaves.
+    """
+
+    rows: list[Tensor]
+    merged: list[int]
+    starts: list[float]
+    made: list[int | None]
+
+
+def rounds(plan: Plan, fine: Sequence[Tensor]) -> list[Round]:
+    """The rounds of a plan inside every coarse step.
+
+    Arguments:
+        plan: The plan over T leaves.
+        fine: Fine times of each coarse step; each leaf covers as many of them.
+
+    Raises:
+        SigdegError: If the leaves do not divide the fine steps.
+    """
+    leaves = plan_steps(plan)
+    if leaves == 1 or any((len(row) - 1) % leaves for row in fine):
+        raise SigdegError(
+            f"a plan merges two leaves or more, which divide the fine steps of a coarse step: got "
+            f"{leaves} leaves and {len(fine[0]) - 1} fine steps"
+        )
+    heights: dict[tuple[int, int], int] = {}
+    for merge in merges(plan):
+        inside = [h for (a, b), h in heights.items() if merge.start <= a and b <= merge.stop]
+        heights[merge.start, merge.stop] = 1 + max(inside, default=0)
+
+    def times(row: Tensor, start: int, stop: int) -> Tensor:
+        each = (len(row) - 1) // leaves
+        return row[(leaves - stop) * each : (leaves - start) * each + 1]
+
+    tiles: dict[tuple[int, int], int | None] = {(t - 1, t): None for t in range(leaves, 0, -1)}
+    done = []
+    for number in range(max(heights.values())):
+        now = {span for span, height in heights.items() if height == number + 1}
+        # Noise first, as grids are: every tile with the blocks that it is made of.
+        parts: dict[tuple[int, int], list[tuple[int, int]]] = {}
+        for span in tiles:
+            whole = next((new for new in now if new[0] <= span[0] and span[1] <= new[1]), span)
+            parts.setdefault(whole, []).append(span)
+        rows = []
+        for row in fine:
+            for blocks in parts.values():
+                pieces = [
+                    own if tiles[span] is None else own[[0, -1]]
+                    for span in blocks
+                    for own in [times(row, *span)]
+                ]
+                rows.append(torch.cat([*(piece[:-1] for piece in pieces), pieces[-1][-1:]]))
+        done.append(
+            Round(
+                rows,
+                [i for i, whole in enumerate([*parts] * len(fine)) if whole in now],
+                [float(times(row, *span)[0]) for row in fine for span in tiles],
+                list(tiles.values()) * len(fine),
+            )
+        )
+        tiles = {whole: number if whole in now else tiles[whole] for whole in parts}
+    return done

@@ -1,0 +1,309 @@
+r"""What to do: the plan and the grid for a spectrum, with what each alternative would give.
+
+A budget is stated as s, the training time (learning rate times steps) of the one-shot student,
+which makes one merge. A plan of several merges is judged on the same terms three times over: with s
+for every merge (`equal-s`, the terms of the theory), with as many optimiser steps in all
+(`equal-steps`), and with as many network calls in all (`equal-compute`). Under each, vanilla is
+the same one-shot student.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+from typing import Literal, get_args
+
+import numpy as np
+import torch
+
+from sigdeg.errors import SigdegError
+from sigdeg.planning.budget import Accounting, Prediction, plan_cost, predict, training_time
+from sigdeg.planning.grids import PlannedGrid, dp_grid, warped_points
+from sigdeg.planning.measured import WIDE, Comparison, MeasuredCost
+from sigdeg.planning.operators import (
+    Array,
+    StepSchedule,
+    data_target,
+    gamma,
+    teacher_ops,
+    w2,
+    windows,
+)
+from sigdeg.planning.pareto import local_search
+from sigdeg.planning.plans import (
+    Plan,
+    canonical_plans,
+    evaluate,
+    hybrid,
+    merges,
+    plan_steps,
+    vanilla,
+)
+from sigdeg.planning.programmes import hybrid_operators
+from sigdeg.planning.sde import FineSDE, LinearStudent
+from sigdeg.planning.spectrum import Spectrum
+from sigdeg.schedule import Schedule
+
+__all__ = [
+    "GridAdvice",
+    "PlanAdvice",
+    "Regime",
+    "merge_time",
+    "recommend_grid",
+    "recommend_plan",
+    "regime",
+]
+
+Regime = Literal["boot", "vanilla", "mixed"]
+
+MOST_STEPS = 1000
+SEARCHED = 64  # steps of the largest plan whose neighbours are tried
+WORTHWHILE = 0.99  # what is hardly nearer is not worth a plan without a name
+POWERS = tuple(np.arange(1.25, 4.01, 0.25).tolist())
+TINY = 1e-12  # a direction without variance stands as this share of the largest: A_t must be > 0
+
+
+def regime(schedule: StepSchedule, spectrum: Spectrum) -> Regime:
+    r"""Where the spectrum lies: all below $\lambda_B$, all above $\lambda_V$, or mixed."""
+    low, high = windows(schedule)
+    if spectrum.eigenvalues.max() <= low:
+        return "boot"
+    return "vanilla" if spectrum.eigenvalues.min() >= high else "mixed"
+
+
+@dataclass(frozen=True)
+class PlanAdvice:
+    r"""Plans compared, and the one to take.
+
+    Arguments:
+        regime: Where the spectrum lies, see `regime`.
+        windows: $\lambda_B$ and $\lambda_V$.
+        accounting: The terms that the recommendation is made under.
+        plans: Under each accounting, the predictions of the four canonical plans, the best hybrid
+            and what was found beyond it, by name.
+        teacher: W2 distance of the teacher's own samples to the data.
+    """
+
+    regime: Regime
+    windows: tuple[float, float]
+    accounting: Accounting
+    plans: dict[Accounting, dict[str, Prediction]]
+    teacher: float
+
+    def winner(self, accounting: Accounting | None = None) -> str:
+        """The plan that ends nearest; of plans that are equally near, the one of fewest merges."""
+        plans = self.plans[accounting or self.accounting]
+        # Where gamma underflows every plan is exact but for rounding.
+        rounding = 1e-12 * float(np.linalg.norm(plans["vanilla"].operator))
+        near = min(p.distance for p in plans.values()) * (1 + 1e-9) + rounding
+        return min(
+            (name for name, p in plans.items() if p.distance <= near),
+            key=lambda name: len(merges(plans[name].plan)),
+        )
+
+    @property
+    def name(self) -> str:
+        """The recommended plan: a canonical one's name, `hybrid-M` or `searched`."""
+        return self.winner()
+
+    @property
+    def best(self) -> Prediction:
+        """The recommended plan's prediction."""
+        return self.plans[self.accounting][self.name]
+
+    def gain(self, name: str | None = None, accounting: Accounting | None = None) -> float:
+        """How many times nearer to the teacher than one-shot a plan ends (default: the winner)."""
+        plans = self.plans[accounting or self.accounting]
+        one_shot = plans["vanilla"].distance
+        own = plans[name or self.winner(accounting)].distance
+        return one_shot / own if own > 0 else (1.0 if one_shot == 0 else np.inf)
+
+
+def recommend_plan(
+    spectrum: Spectrum,
+    schedule: StepSchedule,
+    s: float = 0.5,
+    accounting: Accounting = "equal-s",
+) -> PlanAdvice:
+    """Predict every canonical plan and the best hybrid, and choose.
+
+    Of plans that come equally near, the one with the fewest merges is chosen. Under `equal-s`, BOOT
+    below the lower window and vanilla above the upper one are the best of all plans, which is
+    proved. Elsewhere a local search starts from the best hybrid and from vanilla; where it comes
+    nearer, as it does for data of nearly one variance between the windows, its plan is `searched`.
+
+    Arguments:
+        spectrum: The spectrum; directions without variance count as nearly so.
+        schedule: The schedule at the T steps that are merged into one.
+        s: Training time of the one-shot student, learning rate times steps.
+        accounting: What the plans share.
+
+    Raises:
+        SigdegError: If there are not 2 to 1000 steps, s is not positive and finite, or the
+            accounting is unknown.
+    """
+    steps = schedule.steps
+    if not 2 <= steps <= MOST_STEPS:
+        raise SigdegError(f"a plan merges 2 to {MOST_STEPS} steps, got {steps}")
+    if not 0 < s < np.inf:
+        raise SigdegError(f"the training time s must be positive and finite, got {s}")
+    if accounting not in get_args(Accounting):
+        raise SigdegError(
+            f"unknown accounting {accounting!r}: choose from {', '.join(get_args(Accounting))}"
+        )
+    values = np.maximum(spectrum.eigenvalues, TINY * spectrum.eigenvalues.max())
+    a, n2 = teacher_ops(schedule, values)
+    target, weight = a.prod(axis=0), n2[-1] * spectrum.multiplicity
+    place = regime(schedule, spectrum)
+    plans: dict[Accounting, dict[str, Prediction]] = {}
+    for kind in get_args(Accounting):
+        m = best_m(a, n2, target, weight, s, kind)
+        considered = canonical_plans(steps)
+        considered.setdefault(hybrid_name(steps, m), hybrid(steps, m))
+        if kind == "equal-s" and place == "mixed" and steps <= SEARCHED:
+            g, starts = gamma(n2, s), (hybrid(steps, m), vanilla(steps))
+            found = [local_search(start, a, g, target, weight) for start in starts]
+            better = min(found, key=lambda f: f.distance)
+            if better.distance < WORTHWHILE * float(w2(evaluate(starts[0], a, g), target, weight)):
+                considered["searched"] = better.plan
+        plans[kind] = {}
+        for name, plan in considered.items():
+            own = predict(plan, a, n2, target, merge_time(plan, s, kind))
+            distance = float(w2(own.operator, target, weight))  # with multiplicities
+            plans[kind][name] = replace(own, distance=distance)
+    distance = float(w2(target, data_target(values, n2), weight))
+    return PlanAdvice(regime(schedule, spectrum), windows(schedule), accounting, plans, distance)
+
+
+def hybrid_name(steps: int, m: int) -> str:
+    """`hybrid-M`, or the canonical plan that it is."""
+    return "boot" if m <= 2 else "vanilla" if m == steps else f"hybrid-{m}"
+
+
+def merge_time(plan: Plan, s: float, accounting: Accounting) -> float:
+    """Training time of each merge of a plan that spends what the one-shot student spends in s."""
+    one_shot = plan_cost(vanilla(plan_steps(plan))) if accounting == "equal-compute" else 1
+    return training_time(plan, s * one_shot, accounting)
+
+
+def best_m(
+    a: Array, n2: Array, target: Array, weight: Array, s: float, accounting: Accounting
+) -> int:
+    """The best m of `hybrid(T, m)`, in O(T d) where all share one s, else in O(T^2 d)."""
+    steps = len(a)
+    times = [merge_time(hybrid(steps, m), s, accounting) for m in range(1, steps + 1)]
+    tables = {time: hybrid_operators(a, gamma(n2[-1], time)) for time in set(times)}
+    return 1 + int(np.argmin([w2(tables[t][i], target, weight) for i, t in enumerate(times)]))
+
+
+@dataclass(frozen=True)
+class GridAdvice:
+    """Grids compared, and the one to take.
+
+    Arguments:
+        planned: The grid planned from the spectrum; its cost is the W2 to the teacher.
+        uniform: The uniform grid, alike.
+        power: The best power grid $t = (i/K)^p$, alike.
+        exponent: Its exponent p.
+        measured: What was measured of a teacher, if anything.
+        comparison: The planned grid against the measured one, under the measured cost.
+        relative: Whether measured losses are relative to the variance of the states.
+        lossless: Whether every grid is exact for Gaussian data: then the planned one is that of the
+            same student without its noise.
+    """
+
+    planned: PlannedGrid
+    uniform: PlannedGrid
+    power: PlannedGrid
+    exponent: float
+    measured: MeasuredCost | None = None
+    comparison: Comparison | None = None
+    relative: bool = True
+    lossless: bool = False
+
+    @property
+    def grids(self) -> dict[str, PlannedGrid]:
+        """The grids by name: `planned`, `measured` where a teacher was, `uniform`, `power-P`."""
+        measured = {} if self.comparison is None else {"measured": self.comparison.measured}
+        power = {f"power-{self.exponent:g}": self.power}
+        return {"planned": self.planned, **measured, "uniform": self.uniform, **power}
+
+    @property
+    def name(self) -> str:
+        """The grid to take: the measured one where the two disagree by more than a factor 2."""
+        trusted = self.comparison is not None and self.comparison.ratio > 2
+        return "measured" if trusted else "planned"
+
+    @property
+    def best(self) -> PlannedGrid:
+        """The grid to take."""
+        return self.grids[self.name]
+
+    def with_measured(self, measured: MeasuredCost, relative: bool | None = None) -> GridAdvice:
+        """The same advice, set against what was measured of a teacher.
+
+        Arguments:
+            measured: What coarse steps of the teacher lose.
+            relative: Weigh the losses by the variance of the states; None: where the variances of
+                the data are wide apart.
+
+        Raises:
+            SigdegError: If there are more steps than candidates allow.
+        """
+        if relative is None:
+            data = measured.variance[-1]
+            relative = bool(data.max() > WIDE * data.min())
+        comparison = measured.compare(self.planned, relative)
+        return replace(self, measured=measured, comparison=comparison, relative=relative)
+
+    def measured_cost(self, grid: PlannedGrid) -> float:
+        """Measured cost of a grid moved to the candidates."""
+        assert self.measured is not None
+        return self.measured.nearest(grid.times, self.relative).cost
+
+    def warnings(self) -> list[str]:
+        """What to know before using it."""
+        if self.comparison is None or self.comparison.ratio <= 2:
+            return []
+        return [
+            f"the grid planned from the spectrum loses {self.comparison.ratio:.1f} times what the "
+            "measured one loses: this teacher is not Gaussian, use the measured grid"
+        ]
+
+
+def recommend_grid(
+    spectrum: Spectrum,
+    schedule: Schedule,
+    steps: int,
+    student: LinearStudent | None = None,
+    fine: int = 256,
+) -> GridAdvice:
+    """Plan a grid from a spectrum, beside the uniform and the best power grid.
+
+    Arguments:
+        spectrum: The spectrum; zero eigenvalues are allowed.
+        schedule: The schedule.
+        steps: Coarse steps K.
+        student: The student, converged and of order 2 by default.
+        fine: Fine steps of the linear teacher; fewer where its `t_min` asks for it.
+
+    Raises:
+        SigdegError: If there are more steps than fine steps, or none.
+    """
+    student = student or LinearStudent()
+    # A student's times must lie above t_min.
+    fine = min(fine, int(schedule.t_max / schedule.t_min * (1 - 1e-9)))
+    sde = FineSDE(spectrum.eigenvalues, fine, schedule, multiplicity=spectrum.multiplicity)
+
+    def grid(power: float) -> PlannedGrid:
+        points = warped_points(fine, steps, power)
+        times = torch.from_numpy(sde.times[points[::-1]])
+        return PlannedGrid(tuple(points), times, sde.w2(points, student))
+
+    lossless = student.residual_noise and student.budget == math.inf
+    planned = dp_grid(sde, steps, replace(student, residual_noise=False) if lossless else student)
+    if lossless:
+        planned = replace(planned, cost=sde.w2(planned.points, student))
+    warped = {power: grid(power) for power in POWERS}
+    exponent = min(warped, key=lambda power: warped[power].cost)
+    return GridAdvice(planned, grid(1.0), warped[exponent], exponent, lossless=lossless)
