@@ -73,11 +73,13 @@ def assert_same_but_for_digits(printed: str, shown: str) -> None:
 def test_commands_exist(page: Path, capsys: pytest.CaptureFixture[str]) -> None:
     shell = r"^```(?:console|bash|sh)\n(.*?)^```$"
     for content in re.findall(shell, page.read_text(), re.MULTILINE | re.DOTALL):
-        for command, rest in re.findall(r"^(?:\$ )?sigdeg (\w+)(.*)$", content, re.MULTILINE):
+        for command, rest in re.findall(
+            r"^(?:\$ )?sigdeg (plan \w+|\w+)(.*)$", content, re.MULTILINE
+        ):
             with pytest.raises(SystemExit, match=r"^0$"):
-                main([command, "--help"])
+                main([*command.split(), "--help"])
             text = capsys.readouterr().out
-            for option in re.findall(r"(?<=\s)--?[a-z][a-z-]*", rest):
+            for option in re.findall(r"(?<=\s)--?[a-zA-Z][a-z-]*", rest):
                 assert re.search(rf"{option}\b", text), f"sigdeg {command} has no {option}"
 
 

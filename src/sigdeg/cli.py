@@ -1,4 +1,4 @@
-"""The command line: `sigdeg run | distill | sample | evaluate | report`."""
+"""The command line: `sigdeg run | distill | sample | evaluate | report | plan`."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from typing import Annotated, Any, Literal
 
 import tyro
 
+from sigdeg import plan_cli
 from sigdeg.errors import SigdegError
 
 # What only one command needs is imported there: --help and errors need not wait for it.
@@ -276,9 +277,12 @@ def report(folder: tyro.conf.Positional[Path]) -> None:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Entry point; returns the exit code: 0, 1 for work that failed, 2 for bad input."""
-    commands = {f.__name__: f for f in (run, distill, sample, evaluate, report)}
+    app = tyro.extras.SubcommandApp()
+    for command in (run, distill, sample, evaluate, report):
+        app.command(command)
+    app.command(plan_cli.APP, name="plan", help=plan_cli.HELP)
     try:
-        tyro.extras.subcommand_cli_from_dict(commands, prog="sigdeg", args=arguments)
+        app.cli(prog="sigdeg", args=arguments)
     except SigdegError as error:
         print(f"sigdeg: {' '.join(str(error).split())}", file=sys.stderr)
         return error.exit_code

@@ -1,0 +1,329 @@
+"""The command line of planning: `sigdeg plan spectrum | merge | grid | phase`."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+from tyro.conf import Positional, arg
+from tyro.extras import SubcommandApp
+
+from sigdeg.errors import SigdegError
+
+if TYPE_CHECKING:
+    from sigdeg.schedule import Schedule
+
+__all__ = ["APP", "HELP"]
+
+APP = SubcommandApp()
+HELP = "Plan a distillation: what to merge in which order, and where to put the student's times."
+
+Accounting = Literal["equal-s", "equal-steps", "equal-compute"]
+Kind = Literal["cosine", "vp"]
+Json = Annotated[bool, arg(name="json")]
+Out = Path | None
+TeacherSteps = Annotated[int, arg(aliases=["-T"])]
+
+
+@APP.command
+def spectrum(
+    source: Positional[str],
+    schedule: Kind = "cosine",
+    teacher_steps: TeacherSteps = 32,
+    samples: int = 1024,
+    sampling_steps: int = 30,
+    seed: int = 0,
+    device: str | None = None,
+    out: Out = None,
+    as_json: Json = False,
+    progress: bool = True,
+) -> None:
+    """The eigenvalues of data or of a teacher's own samples, and which plans they call for.
+
+    Args:
+        source: Samples (.npy, or .safetensors with one tensor), eigenvalues (.json, .csv), the
+            benchmarks mixture1d and rbergomi, or a teacher: folder or hub id of a diffusers
+            pipeline, mnist-teacher.
+        schedule: Schedule of the windows.
+        teacher_steps: Teacher steps T of the windows.
+        samples: Samples to draw from a teacher or a benchmark.
+        sampling_steps: Steps to draw a teacher's samples with.
+        seed: Seed of what is drawn.
+        device: cpu or cuda (default: what is found).
+        out: Folder for spectrum.json, which the other commands read, and spectrum.png.
+        as_json: Print JSON and nothing else.
+        progress: Show a progress bar.
+    """
+    from sigdeg.planning import discretise, windows
+    from sigdeg.planning.recommend import regime
+    from sigdeg.planning.sources import find_source
+    from sigdeg.planning.summary import describe, finite, verdict
+    from sigdeg.report.plans import spectrum_plot
+
+    found = find_source(source, samples, sampling_steps, seed, device, progress).spectrum
+    steps = discretise(schedule, teacher_steps)
+    own, (low, high) = regime(steps, found), windows(steps)
+    result = {
+        **found.to_json(),
+        "schedule": schedule,
+        "teacher_steps": teacher_steps,
+        "windows": [finite(low), finite(high)],
+        "regime": own,
+        "warnings": found.warnings(),
+    }
+    values = found.eigenvalues
+    lines = [
+        describe(found),
+        f"variance {found.variance:.4g} in all, eigenvalues {values[0]:.3g} to {values[-1]:.3g}, "
+        f"carried by {found.effective:.1f} directions",
+        verdict(found, own, (low, high), f"{schedule}, T = {teacher_steps}"),
+    ]
+    pictures = {"spectrum.png": lambda path: spectrum_plot(found, (low, high), path)}
+    finish("spectrum", result, lines, pictures, out, as_json)
+
+
+@APP.command
+def merge(
+    source: Positional[str],
+    schedule: Kind | None = None,
+    teacher_steps: TeacherSteps = 32,
+    training_time: Annotated[float, arg(aliases=["-s"])] = 0.5,
+    accounting: Accounting = "equal-s",
+    seed: int = 0,
+    device: str | None = None,
+    out: Out = None,
+    as_json: Json = False,
+    progress: bool = True,
+) -> None:
+    """The order in which to merge a teacher's steps into one, and what each order would give.
+
+    Args:
+        source: A spectrum, or what `sigdeg plan spectrum` takes.
+        schedule: Schedule of the teacher (default: a teacher's own, otherwise cosine).
+        teacher_steps: Teacher steps T that are merged into one.
+        training_time: Training time s of the one-shot student, learning rate times steps.
+        accounting: What other plans share with it: s a merge, optimiser steps in all, or network
+            calls in all.
+        seed: Seed of what is drawn.
+        device: cpu or cuda (default: what is found).
+        out: Folder for plan.json and plan.png.
+        as_json: Print JSON and nothing else.
+        progress: Show a progress bar.
+    """
+    from sigdeg.planning import discretise
+    from sigdeg.planning.recommend import recommend_plan
+    from sigdeg.planning.sources import find_source
+    from sigdeg.planning.summary import plan_json, plan_lines
+    from sigdeg.report.plans import plans_plot
+
+    found = find_source(source, seed=seed, device=device, progress=progress)
+    own = own_schedule(found.teacher, schedule)
+    steps = discretise(own or schedule or "cosine", teacher_steps)
+    kind = "the teacher's schedule" if own else schedule or "cosine"
+    advice = recommend_plan(found.spectrum, steps, training_time, accounting)
+    chosen = advice.plans[accounting]
+
+    def draw(path: Path) -> None:
+        notes = {name: f"W2 {p.distance:.3g}" for name, p in chosen.items()}
+        plans_plot({name: p.plan for name, p in chosen.items()}, path, advice.name, notes)
+
+    result = {
+        "source": found.spectrum.source,
+        "schedule": kind,
+        "teacher_steps": teacher_steps,
+        "s": training_time,
+        **plan_json(advice),
+        "warnings": found.spectrum.warnings(),
+    }
+    lines = plan_lines(found.spectrum, advice, f"{kind}, T = {teacher_steps}", training_time)
+    finish("plan", result, lines, {"plan.png": draw}, out, as_json)
+
+
+@APP.command
+def grid(
+    source: Positional[str],
+    steps: int = 8,
+    order: int = 2,
+    budget: float = math.inf,
+    start: Literal["warm", "zero"] = "warm",
+    residual_noise: bool = False,
+    schedule: Kind | None = None,
+    fine_steps: int = 256,
+    measure: bool = True,
+    candidates: int = 19,
+    paths: int = 1024,
+    refinement: int = 6,
+    axes: int = 64,
+    relative: bool | None = None,
+    samples: int = 1024,
+    seed: int = 0,
+    device: str | None = None,
+    out: Out = None,
+    as_json: Json = False,
+    progress: bool = True,
+) -> None:
+    """The times at which a student of a few steps loses the least, from a spectrum or a teacher.
+
+    A teacher is measured as well: what coarse steps between candidate times lose, however far from
+    Gaussian it is.
+
+    Args:
+        source: A spectrum, or what `sigdeg plan spectrum` takes.
+        steps: Steps of the student.
+        order: Signature coefficients a dimension.
+        budget: Training time of every step, learning rate times iterations; inf is converged.
+        start: Start of the training: the ancestral step, or zero.
+        residual_noise: The student adds noise of the variance that it loses.
+        schedule: Schedule of the teacher (default: a teacher's own, otherwise vp).
+        fine_steps: Fine steps of the linear teacher that the grid is chosen from.
+        measure: Measure a teacher.
+        candidates: Candidate times to measure between.
+        paths: Teacher paths to measure with.
+        refinement: Fine teacher steps between neighbouring candidates.
+        axes: Principal axes to measure along, at most.
+        relative: Weigh measured losses by the variance of the states (default: where the variances
+            of the data are wide apart).
+        samples: Samples of a teacher or a benchmark behind the spectrum.
+        seed: Seed of what is drawn.
+        device: cpu or cuda (default: what is found).
+        out: Folder for grid.json and grid.png.
+        as_json: Print JSON and nothing else.
+        progress: Show progress bars.
+    """
+    from sigdeg.planning import LinearStudent
+    from sigdeg.planning.recommend import recommend_grid
+    from sigdeg.planning.sources import find_source, measure_teacher
+    from sigdeg.planning.summary import grid_json, grid_lines
+    from sigdeg.report.plans import grids_plot
+    from sigdeg.schedule import Cosine, VPLinear
+
+    student = LinearStudent(order, budget, start, residual_noise)
+    found = find_source(source, samples, seed=seed, device=device, progress=progress)
+    kinds: dict[str | None, Schedule] = {"cosine": Cosine(), "vp": VPLinear(), None: VPLinear()}
+    own = own_schedule(found.teacher, schedule) or kinds[schedule]
+    # What does not fit is refused before anything is measured.
+    advice = recommend_grid(found.spectrum, own, steps, student, fine_steps)
+    if found.teacher is not None and measure:
+        measured = measure_teacher(
+            found.teacher, steps, order, candidates, paths, refinement, axes, seed
+        )
+        advice = advice.with_measured(measured, relative)
+    result = {
+        "source": found.spectrum.source,
+        "steps": steps,
+        "order": order,
+        **grid_json(advice),
+        "warnings": found.spectrum.warnings() + advice.warnings(),
+    }
+
+    def draw(path: Path) -> None:
+        known = advice.grids
+        first = {advice.name: known[advice.name]}
+        grids_plot({n: g.times for n, g in (first | known).items()}, own, path)
+
+    lines = grid_lines(found.spectrum, advice)
+    finish("grid", result, lines, {"grid.png": draw}, out, as_json)
+
+
+@APP.command
+def phase(
+    schedule: Kind = "cosine",
+    teacher_steps: TeacherSteps = 32,
+    accounting: Accounting = "equal-s",
+    variances: tuple[float, float] = (0.03, 10.0),
+    training_times: tuple[float, float] = (0.02, 4.0),
+    out: Out = None,
+    as_json: Json = False,
+) -> None:
+    """Which plan is best for data of one variance: the phase diagram.
+
+    Args:
+        schedule: Schedule of the teacher.
+        teacher_steps: Teacher steps T that are merged into one.
+        accounting: What the plans share with the one-shot student.
+        variances: Smallest and largest variance of the data.
+        training_times: Smallest and largest training time s of the one-shot student.
+        out: Folder for phase.json and phase.png.
+        as_json: Print JSON and nothing else.
+    """
+    import numpy as np
+
+    from sigdeg.planning import discretise
+    from sigdeg.planning.phase import phase_diagram
+    from sigdeg.planning.summary import finite
+    from sigdeg.report.plans import phase_plot
+
+    for name, (low, high) in (("variances", variances), ("training_times", training_times)):
+        if not 0 < low < high < math.inf:
+            raise SigdegError(f"{name} must be two positive numbers that rise, got {low} {high}")
+    found = phase_diagram(
+        discretise(schedule, teacher_steps),
+        np.geomspace(*variances, 161),
+        np.geomspace(*training_times, 61),
+        accounting,
+    )
+    kind, over = found.kind, found.gain("vanilla")
+    low, high = found.windows
+    between = (found.eigenvalues > low) & (found.eigenvalues < high)
+    shares = {
+        name: float((kind == value).mean())
+        for value, name in enumerate(("boot", "mixed", "vanilla"))
+    }
+    result = {
+        "schedule": schedule,
+        "teacher_steps": teacher_steps,
+        "accounting": accounting,
+        "windows": [finite(v) for v in found.windows],
+        "eigenvalues": found.eigenvalues.tolist(),
+        "times": found.times.tolist(),
+        "kind": kind.astype(int).tolist(),
+        "gain_over_vanilla": [[finite(v) for v in row] for row in over.tolist()],
+        "share": shares,
+    }
+    lines = [f"{schedule}, T = {teacher_steps}, {accounting}"]
+    if accounting == "equal-s":
+        lines.append(f"BOOT is the best of all plans up to {low:.3f}, vanilla from {high:.3f} on")
+    lines += [
+        "best plan: "
+        + ", ".join(f"{name} on {share:.0%}" for name, share in shares.items())
+        + " of the diagram",
+        f"largest gain over one-shot outside the windows: {np.nanmax(over[~between]):.3g} times",
+    ]
+    finish(
+        "phase", result, lines, {"phase.png": lambda path: phase_plot(found, path)}, out, as_json
+    )
+
+
+def own_schedule(teacher: Any, asked: str | None) -> Schedule | None:
+    """A teacher's own schedule; None where there is no teacher."""
+    if teacher is not None and asked is not None:
+        raise SigdegError("a teacher brings its own schedule: leave --schedule out")
+    found: Schedule | None = None if teacher is None else teacher.denoiser.schedule
+    return found
+
+
+def finish(
+    name: str,
+    result: dict[str, Any],
+    lines: Sequence[str],
+    pictures: Mapping[str, Callable[[Path], None]],
+    out: Path | None,
+    as_json: bool,
+) -> None:
+    """Write what a folder was asked for, then print."""
+    from sigdeg.files import save_json
+
+    written = []
+    if out is not None:
+        for file, draw in pictures.items():
+            draw(out / file)
+        save_json(out / f"{name}.json", result)
+        written = [str(out / file) for file in (f"{name}.json", *pictures)]
+    if as_json:
+        print(json.dumps(result))
+        return
+    warnings = [f"warning: {text}" for text in result.get("warnings", [])]
+    print("\n".join([*lines, *warnings, *written]))
