@@ -142,6 +142,11 @@ def test_bad_numbers_for_distilling(teacher: Path, tmp_path: Path, capsys) -> No
         ("--device", "foo", "unknown device 'foo': choose cpu or cuda"),
         ("--tracker", "foo", "tracker 'foo'"),
         ("--lookahead", 1.5, "lies in [0, 1), got 1.5"),
+        ("--plan", "best", "unknown plan 'best': choose from vanilla, progressive"),
+        ("--plan", "hybrid-99", "m must lie in 1..12, got 99"),
+        ("--matching", -1, "matching must be at least 0"),
+        ("--matching", "1 --q 1", "it needs q=0, got q=1"),
+        ("--start", "nowhere", "nor a hub id such as user/name"),
         ("--lookahead", "0.5 --paths 0", "cached whole paths of at most 4,096 elements"),
     ]:
         values = str(value).split()
@@ -335,6 +340,22 @@ def test_guided_latents_from_end_to_end(tmp_path: Path, monkeypatch, capsys) -> 
     assert main(["sample", str(out / "student"), "-n", "3", "--out", str(tmp_path / "s")]) == 0
     decoded = load_file(tmp_path / "s" / "samples.safetensors")["samples"]
     assert decoded.shape == (3, 1, 32, 32)
+    matched = [*command[:-2], "--start", str(out / "student"), "--matching", "2"]
+    assert main([*matched, "--out", str(tmp_path / "matched")]) == 0
+    assert json.loads((tmp_path / "matched" / "config.json").read_text())["q"] == 0
+    assert SignatureStudent.from_pretrained(tmp_path / "matched" / "student").lookahead == 0.5
+
+
+def test_a_plan_on_a_planned_grid(teacher: Path, tmp_path: Path, capsys) -> None:
+    out = tmp_path / "out"
+    command = ["distill", str(teacher), "--steps", "2", "--order", "1", "--iterations", "2"]
+    command += ["--batch-size", "4", "--paths", "8", "--tracker", "none", "--samples", "4"]
+    command += ["--device", "cpu", "--no-progress", "--refinement", "4", "--grid", "planned"]
+    command += ["--out", str(out)]
+    assert main([*command, "--plan", "progressive"]) == 0
+    assert sorted(path.name for path in (out / "rounds").iterdir()) == ["01", "02"]
+    assert SignatureStudent.from_pretrained(out / "student").times is not None
+    assert "holds another run (it differs in plan)" in refused(capsys, *command, "--plan", "boot")
 
 
 def test_guidance_needs_classes(teacher: Path, tmp_path: Path, capsys) -> None:

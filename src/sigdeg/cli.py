@@ -64,7 +64,11 @@ def distill(
     learning_rate: float = 2e-4,
     paths: int = 5000,
     refinement: int = 12,
-    q: int = 1,
+    q: int | None = None,
+    matching: float = 0.0,
+    start: str | None = None,
+    plan: str | None = None,
+    grid: Literal["planned"] | None = None,
     residual_noise: Literal["gaussian", "energy"] | None = None,
     guidance: float | None = None,
     times: tuple[float, ...] | None = None,
@@ -89,7 +93,15 @@ def distill(
         learning_rate: Peak learning rate.
         paths: Teacher paths to cache and reuse; 0 simulates fresh ones for every batch.
         refinement: Fine teacher steps a coarse step.
-        q: Consecutive coarse steps in a loss term; 0 for all of them.
+        q: Consecutive coarse steps in a loss term; 0 for all of them (default: 1, or 0 with
+            matching).
+        matching: Weight of distribution matching beside the loss on paths, such as 4: samples that
+            look right. Start from a student that is trained already.
+        start: Folder or hub id of a student to go on from. Its order, noise, look-ahead and times
+            stay.
+        plan: Distil in rounds: vanilla, progressive, consistency, boot, hybrid-M or a tree such as
+            "(1 (2 3..6))" over leaves that divide the refinement, see docs/planning.md.
+        grid: planned measures the teacher and puts the student's times where it loses least.
         residual_noise: What to do about what the coefficients leave open: learn its mean (None),
             its variance (gaussian) or its law (energy).
         guidance: Scale of classifier-free guidance for a conditional teacher; 1 is none.
@@ -115,7 +127,8 @@ def distill(
         paths=paths,
         held_out=min(2 * batch_size, paths // 20 + 8),
         refinement=refinement,
-        q=q,
+        q=(0 if matching else 1) if q is None else q,
+        matching=matching,
         mixed_precision=mixed_precision,
         tracker=tracker,
         seed=seed,
@@ -135,6 +148,9 @@ def distill(
             guidance=guidance,
             times=times,
             lookahead=lookahead,
+            start=start,
+            plan=plan,
+            grid=grid,
         )
     )
 

@@ -19,16 +19,18 @@ from sigdeg.training import TrainConfig
 
 TINY = {"iterations": 3, "batch_size": 8, "tracker": "none"}
 CONFIG = DistillConfig(**TINY, paths=36, held_out=6, refinement=2, shard_size=8)
+PAIRED = Spec((2, 1), order=2)
 SETTINGS = Settings(
     widths=(16, 16, 16),
     autoencoder=TrainConfig(**TINY),
     classifier=TrainConfig(**TINY),
     teacher=TrainConfig(**TINY),
     specs=(
-        Spec((2, 1), order=2),
+        replace(PAIRED, start=PAIRED),
         Spec((1,), order=1, residual_noise=None, study="Side table", variant="regression"),
     ),
     config=CONFIG,
+    matching=replace(CONFIG, q=0, matching=1.0),
     train_steps=4,
     times=(1.0, 0.4, 0.0),
     peers=(1,),

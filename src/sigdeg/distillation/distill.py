@@ -10,18 +10,16 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import torch
 from torch import Generator, Tensor, nn
 
 from sigdeg.distillation.matching import Matching
-from sigdeg.distillation.merging import Blocks, rounds
 from sigdeg.distillation.objective import Objective
 from sigdeg.distillation.paths import Batch, CachedPaths, FreshPaths, SharedPaths, TeacherPaths
 from sigdeg.errors import SigdegError
 from sigdeg.grids import check_grid, refine
-from sigdeg.planning.plans import Plan, format_plan, parse_plan
 from sigdeg.signature import PartialSignature
 from sigdeg.steps import Step
 from sigdeg.student import SignatureStudent
@@ -35,6 +33,9 @@ from sigdeg.training import (
     make_accelerator,
     resolve_device,
 )
+
+if TYPE_CHECKING:
+    from sigdeg.planning import Plan
 
 __all__ = ["DistillConfig", "Distilled", "distill"]
 
@@ -177,7 +178,7 @@ def plan_student(
     device: str | None,
 ) -> tuple[SignatureStudent, float]:
     """The student at planned times, and the teacher calls that measuring took."""
-    from sigdeg.planning.measured import plan_times  # which simulates paths with this package
+    from sigdeg.planning import plan_times  # which simulates paths with this package
 
     times, spent = plan_times(
         teacher,
@@ -201,6 +202,9 @@ def distil_rounds(
     **given: Any,
 ) -> Distilled:
     """Distil in the rounds of a plan, each in a folder of its own that resumes."""
+    from sigdeg.distillation.merging import Blocks, rounds  # with scipy: not for those who sample
+    from sigdeg.planning import format_plan, parse_plan
+
     if student.elastic or config.q != 1:
         raise SigdegError("a plan is for a student of one step count, with q=1")
     coarse = fine_rows(student, student.grid(), config, fine)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from accelerate import PartialState
@@ -52,6 +52,9 @@ def distil_images(
     guidance: float | None = None,
     times: Sequence[float] | None = None,
     lookahead: float = 0.0,
+    start: str | Path | None = None,
+    plan: str | None = None,
+    grid: Literal["planned"] | None = None,
     **texts: Any,
 ) -> Path:
     """Distil a teacher into a run folder, with results and a report.
@@ -72,28 +75,46 @@ def distil_images(
         guidance: Scale of classifier-free guidance, for a conditional teacher.
         times: The student's finest grid (default: power spacing).
         lookahead: Fraction of a step after which the student's network looks.
+        start: Folder or hub id of a student to go on from: its order, noise, look-ahead and times
+            stay.
+        plan: Rounds of merges to distil in, see `distill`.
+        grid: `planned` measures the teacher for the student's times, see `distill`.
         texts: Further keys of the results (experiment, title, ...).
 
     Returns:
         The report.
     """
     config = config or DistillConfig()
-    student = SignatureStudent.from_denoiser(
-        teacher.denoiser,
-        teacher.sample_shape[0],
-        order,
-        steps=steps,
-        sample_shape=teacher.sample_shape,
-        residual_noise=residual_noise,
-        times=times,
-        lookahead=lookahead,
-    )
+    if start is None:
+        student = SignatureStudent.from_denoiser(
+            teacher.denoiser,
+            teacher.sample_shape[0],
+            order,
+            steps=steps,
+            sample_shape=teacher.sample_shape,
+            residual_noise=residual_noise,
+            times=times,
+            lookahead=lookahead,
+        )
+    else:
+        known = SignatureStudent.from_pretrained(start)
+        student = known.at_times(known.grid(max(steps)), steps)
     if evaluation_n < 2:
         raise SigdegError(f"samples must be at least 2, got {evaluation_n}")
     step = teacher.step(guidance)
     labels = None if teacher.classes is None else torch.arange(teacher.classes)
     folder = out if folder is None else folder
-    result = distill(student, step, folder, config, labels=labels, device=device, progress=progress)
+    result = distill(
+        student,
+        step,
+        folder,
+        config,
+        labels=labels,
+        plan=plan,
+        grid=grid,
+        device=device,
+        progress=progress,
+    )
     if not PartialState().is_main_process:
         return out / "report.html"
     if folder != out:

@@ -281,18 +281,27 @@ class Bench:
         )
 
     def distil(self, spec: Spec) -> Distilled:
-        """Distil one student from the shared paths."""
-        return distill(
-            self.student(spec, self.teacher),
+        """Distil one student from the shared paths, or let one go on by distribution matching."""
+        if spec.start:
+            before = self.distil(spec.start)
+            grid = before.student.grid(max(spec.steps))
+            start, config = before.student.at_times(grid, spec.steps), self.settings.matching
+        else:
+            start = self.student(spec, self.teacher)
+            config = dataclasses.replace(self.settings.config, q=spec.q)
+        found = distill(
+            start,
             self.step,
             self.out / "students" / spec.slug,
-            self.settings.config,
+            config,
             cache=self.cache,
-            q=spec.q,
-            iterations=spec.iterations or self.settings.config.iterations,
+            iterations=spec.iterations or config.iterations,
             seed=self.seed,
             **self.options,
         )
+        if not spec.start:
+            return found
+        return dataclasses.replace(found, seconds=found.seconds + before.seconds)
 
     def march(self, step: Step, grid: Tensor) -> Draw:
         """How a step marched over a grid draws n latents."""
@@ -365,7 +374,8 @@ class Bench:
         """A student at one of its step counts."""
         student, grid = result.student.to(self.device), result.student.grid(steps)
         draw = self.march(student, grid)
-        metrics, classes = self.judge(f"{spec.slug} at {steps}", draw, 1 if spec.study else None)
+        once = 1 if spec.study and not spec.start else None
+        metrics, classes = self.judge(f"{spec.slug} at {steps}", draw, once)
         metrics["tv"] = single(total_variation(classes, self.shares), self.settings.n)
         metrics["tv_teacher"] = single(total_variation(classes, self.classes), self.settings.n)
         if steps in student.steps:  # only those grids are every so many of the cached times

@@ -35,6 +35,7 @@ class Spec:
         lookahead: Fraction of a step after which its network looks.
         q: Consecutive coarse steps in a loss term.
         iterations: Optimiser steps (default: the preset's).
+        start: The student it goes on from, matching distributions as the preset says.
         study: The side table it stands in; the main one if empty.
         variant: What sets it apart there.
     """
@@ -45,6 +46,7 @@ class Spec:
     lookahead: float = 0.5
     q: int = 1
     iterations: int | None = None
+    start: Spec | None = None
     study: str = ""
     variant: str = ""
 
@@ -58,6 +60,7 @@ class Spec:
             *([] if self.lookahead == 0.5 else [f"lookahead-{self.lookahead}"]),
             *([f"q-{self.q}"] if self.q != 1 else []),
             *([f"iterations-{self.iterations}"] if self.iterations else []),
+            *(["matched"] if self.start else []),
         ]
         return "-".join(parts)
 
@@ -92,6 +95,7 @@ class Settings:
         train_steps: Noise levels of the teacher's scheduler.
         specs: The students.
         config: How they are distilled, and how many teacher paths they share.
+        matching: How those go on that start from another student.
         times: The finest grid of the students; one of fewer steps takes every so many of them.
         also: Step counts that the main student is judged at though it was not trained for them.
         peers: Calls of the training-free solvers.
@@ -108,6 +112,7 @@ class Settings:
     teacher: TrainConfig
     specs: tuple[Spec, ...]
     config: DistillConfig
+    matching: DistillConfig
     blocks: int = 1
     classifier: TrainConfig | None = None
     train_steps: int = 1000
@@ -123,11 +128,22 @@ class Settings:
 
 
 DEFAULT = "default"
-ELASTIC = Spec((10, 5, 2, 1))
+PAIRED = Spec((10, 5, 2, 1))
+ELASTIC = replace(PAIRED, start=PAIRED)
 
 
 def studies() -> Iterator[Spec]:
-    """Tables beside the main one, every student alike and short."""
+    """Tables beside the main one; every student of the later ones is alike and short."""
+    title = "Distribution matching"
+    yield replace(PAIRED, study=title, variant="before it: paths alone")
+    for steps, iterations in ((10, 200), (5, 300), (2, 300), (1, 300)):
+        yield Spec(
+            (steps,),
+            start=ELASTIC,
+            iterations=iterations,
+            study=title,
+            variant="going on with this step count alone",
+        )
     five = Spec((5,), order=4, iterations=300)
     for order in (2, 4, 8):
         yield replace(five, order=order, study="Orders: 5 steps", variant=f"order {order}")
@@ -151,6 +167,10 @@ STUDENT = DistillConfig(
     refinement=12,
     shard_size=250,
 )
+# All steps of the student in the loss, so that its samples can be judged.
+MATCHING = replace(
+    STUDENT, iterations=1200, learning_rate=2e-4, warmup=50, ema=0.99, q=0, matching=4.0
+)
 QUARTER = Settings(
     widths=WIDTHS["quarter"],
     autoencoder=TrainConfig(iterations=4000, batch_size=64, learning_rate=3e-3, ema=0.998),
@@ -158,6 +178,7 @@ QUARTER = Settings(
     teacher=TRAINED,
     specs=(ELASTIC, *studies()),
     config=STUDENT,
+    matching=MATCHING,
     also=(4,),
     peers=(1, 2, 5, 10),
     sized=True,
@@ -176,6 +197,7 @@ PRESETS = {
         teacher=replace(TRAINED, iterations=1200, ema=0.99),
         specs=(Spec((10, 5), order=4, residual_noise=None),),
         config=replace(STUDENT, iterations=400, paths=2100, held_out=52, refinement=4),
+        matching=replace(MATCHING, iterations=50),
         n=2048,
         tried=2048,
     ),
@@ -189,5 +211,6 @@ PRESETS = {
         teacher=replace(TRAINED, iterations=100_000, batch_size=256, learning_rate=3e-4),
         train_steps=1500,
         config=replace(STUDENT, iterations=20_000, batch_size=256, paths=60_512),
+        matching=replace(MATCHING, iterations=4000, batch_size=256),
     ),
 }
