@@ -196,6 +196,11 @@ def test_distilling_takes_the_covariance_of_the_teachers_samples(tmp_path: Path)
     assert step.stds is None  # the caller's student is left as it was
     U, stds = found.directions, found.stds
     torch.testing.assert_close(U @ torch.diag(stds**2) @ U.T, S, rtol=0.1, atol=0.1)
-    with pytest.raises(SigdegError, match="from cached whole paths"):
+    data = torch.randn(500, 3, generator=torch.Generator().manual_seed(2))
+    own = {**options, "states": "data", "data": data, "paths": 0, "refinement": 2}
+    found = distill(step, teacher, tmp_path / "data", config, **own).student
+    U, stds = found.directions, found.stds
+    torch.testing.assert_close(U @ torch.diag(stds**2) @ U.T, torch.cov(data.double().T))
+    with pytest.raises(SigdegError, match="from data or cached whole paths"):
         distill(step, teacher, tmp_path / "other", config, paths=0, **options)
     assert not (tmp_path / "other").exists()

@@ -32,7 +32,7 @@ def run(
     """Run a benchmark and write its results, figures and report; the same command resumes it.
 
     Args:
-        experiment: mixture1d, mnist or rbergomi.
+        experiment: mixture1d, mnist, planning or rbergomi.
         preset: How much work: quick, default or paper, as the experiment has it (default: its own).
         out: Run folder (default: runs/EXPERIMENT-PRESET).
         seed: First seed.

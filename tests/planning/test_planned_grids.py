@@ -233,6 +233,29 @@ def test_the_measured_plan_is_trusted_where_they_disagree() -> None:
     assert agreed.trusted is near
 
 
+def test_a_balanced_grid_is_near_the_best_by_either_cost() -> None:
+    """Its cost is the sum of both in units of the best: that bounds each."""
+    rng = np.random.default_rng(0)
+    times = torch.linspace(1, 0, 9, dtype=torch.float64)
+    for _ in range(20):
+        measured = MeasuredCost(
+            times, rng.exponential(size=(9, 9, 3)), rng.exponential(size=(9, 3))
+        )
+        found = measured.balanced(4)
+        ratios = [
+            measured.nearest(found.times, relative).cost / measured.grid(4, relative).cost
+            for relative in (False, True)
+        ]
+        assert found.cost == pytest.approx(sum(ratios))
+        assert min(ratios) >= 1 - 1e-12
+        for relative in (False, True):  # neither single-minded grid does better by the sum
+            other = measured.grid(4, relative).times
+            assert found.cost <= 1e-9 + sum(
+                measured.nearest(other, kind).cost / measured.grid(4, kind).cost
+                for kind in (False, True)
+            )
+
+
 def test_a_grid_moves_to_the_nearest_distinct_candidates() -> None:
     times = torch.linspace(1, 0, 5, dtype=torch.float64)
     measured = MeasuredCost(times, np.ones((5, 5, 1)), np.ones((5, 1)))

@@ -342,9 +342,12 @@ def distil_steps(
 
     student = copy.deepcopy(student).train().requires_grad_(True)  # it may come from a training
     if needs_covariance(student):
-        known = source if shared is None else shared.cache
-        assert isinstance(known, CachedPaths)  # see check_fit
-        student.set_covariance(torch.cov(known.ends.flatten(1).double().T))
+        samples = data
+        if samples is None:
+            known = source if shared is None else shared.cache
+            assert isinstance(known, CachedPaths)  # see check_fit
+            samples = known.ends
+        student.set_covariance(torch.cov(samples.flatten(1).double().T))
     simulated = time.perf_counter() - began
     whole = source.held_out(min(HELD_OUT, max(1, config.held_out)))
     matching = Matching(teacher, student.channels, len(grids)) if config.matching else None
@@ -402,10 +405,10 @@ def check_fit(
     if (config.states == "data") != (data is not None):
         raise SigdegError('states="data" needs data, and states="teacher" takes none')
     size = math.prod(student.sample_shape)
-    whole_paths = cache is not None or (config.paths and config.states == "teacher")
-    if needs_covariance(student) and (not whole_paths or size > LARGEST):
+    samples = cache is not None or data is not None or config.paths
+    if needs_covariance(student) and (not samples or size > LARGEST):
         raise SigdegError(
-            "lookahead takes its covariance from cached whole paths of at most "
+            "lookahead takes its covariance from data or cached whole paths of at most "
             f"{LARGEST:,} elements, got {config.paths} paths of {size:,}: give the student a "
             "data_std, or lookahead=0"
         )

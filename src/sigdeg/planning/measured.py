@@ -26,7 +26,7 @@ from torch import Generator, Tensor
 from sigdeg.distillation.paths import Batch, TeacherPaths
 from sigdeg.errors import SigdegError
 from sigdeg.grids import check_grid, coarse_grid, refine
-from sigdeg.planning.grids import PlannedGrid, shortest_path
+from sigdeg.planning.grids import TINY, PlannedGrid, shortest_path
 from sigdeg.planning.operators import Array
 from sigdeg.schedule import Schedule
 from sigdeg.signature import restriction
@@ -203,6 +203,20 @@ class MeasuredCost:
         points, cost = shortest_path(self.cost(relative), steps)
         return PlannedGrid(tuple(points), self.times[points], cost)
 
+    def balanced(self, steps: int) -> PlannedGrid:
+        """The cheapest grid by the sum of both costs, each in units of its own cheapest grid.
+
+        Its cost is 2 where both agree. The relative cost alone may spend a single step on all that
+        noise still covers, the plain one alone neglects directions of little variance.
+
+        Raises:
+            SigdegError: If there are not 1 to C - 1 steps.
+        """
+        costs = [self.cost(relative) for relative in (False, True)]
+        total = sum(cost / max(shortest_path(cost, steps)[1], TINY) for cost in costs)
+        points, cost = shortest_path(total, steps)
+        return PlannedGrid(tuple(points), self.times[points], cost)
+
     def nearest(self, grid: Tensor, relative: bool = False) -> PlannedGrid:
         """A grid moved to the nearest distinct candidates, with its measured cost.
 
@@ -338,7 +352,7 @@ def plan_times(
     """Times for a student of a teacher, at the least measured cost, and the calls it took.
 
     A single direction is measured with cubic features; several with linear ones, along principal
-    components, relative to their variances where these are wide apart.
+    components, by `MeasuredCost.balanced`.
 
     Arguments:
         teacher: The teacher's step.
@@ -368,7 +382,6 @@ def plan_times(
         None if size == 1 else min(size, DIRECTIONS),
         **options,
     )
-    data = found.variance[-1]
-    relative = bool(data.max() > WIDE * data.min())
+    planned = found.grid(steps) if size == 1 else found.balanced(steps)
     calls = TeacherPaths(teacher, list(refine(teacher.schedule, candidates, refinement)), shape, 1)
-    return found.grid(steps, relative).times, paths * calls.teacher_nfe
+    return planned.times, paths * calls.teacher_nfe

@@ -1,0 +1,236 @@
+"""Rough Bergomi: grids from costs along the data's principal components, and plans of merges."""
+
+from __future__ import annotations
+
+import re
+import shutil
+import statistics
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from sigdeg.datasets import rough_bergomi_split
+from sigdeg.distillation import CachedPaths, Distilled, TeacherPaths, distill
+from sigdeg.experiments import rbergomi
+from sigdeg.experiments.planning_presets import SeriesSettings
+from sigdeg.experiments.rbergomi import DATA_SEED, MODEL, SCHEDULE, Bench
+from sigdeg.experiments.results import grid_name, make_row, merge, remember, summarise
+from sigdeg.grids import coarse_grid, fine_grid, refine
+from sigdeg.metrics import Summary, median_path_error, path_error
+from sigdeg.planning import FineSDE, LinearStudent, dp_grid, measured_cost
+from sigdeg.student import SignatureStudent
+from sigdeg.training import derive_generator
+
+__all__ = ["GRIDS", "PLANS", "SeriesGrids"]
+
+CANDIDATES = 18  # steps between candidate times
+REFINEMENT = 8  # fine steps between two
+POWERS = (1.0, 1.5, 2.0, 3.0)
+METRICS = ("w1", "iw1", "marginal", "correlation")
+TEACHER_SEED = 0  # one teacher, whatever the seed of the run
+PATHS = 2000  # fresh teacher paths behind `path`
+GRIDS = "Rough Bergomi: grids, one small training budget"
+PLANS = "Rough Bergomi: plans, as many optimiser steps a round"
+
+
+class SeriesGrids:
+    """The teacher of rough Bergomi, its measured costs, and students on planned and other grids."""
+
+    def __init__(
+        self, settings: SeriesSettings, out: Path, seed: int, device: str, progress: bool
+    ) -> None:
+        self.settings, self.out, self.seed = settings, out, seed
+        self.options: dict[str, Any] = {"device": device, "progress": progress}
+        folder = out / "rbergomi"
+        trained = out.parent / f"rbergomi-{settings.teacher}" / "teacher"
+        if trained.is_dir() and not (folder / "teacher").exists():
+            part = folder / ".teacher"  # whole or not at all
+            shutil.rmtree(part, ignore_errors=True)
+            shutil.copytree(trained, part).rename(folder / "teacher")
+        split = rough_bergomi_split(
+            DATA_SEED, settings.n, model=MODEL, cache=folder / "data.safetensors"
+        )
+        preset = rbergomi.PRESETS[settings.teacher]
+        self.bench = Bench(preset, split, folder, TEACHER_SEED, device, progress)
+        self.covariance = torch.cov(self.bench.data.double().T)
+
+    @property
+    def planning_nfe(self) -> int:
+        """Teacher calls behind the measured costs."""
+        return self.settings.measured_paths * CANDIDATES * REFINEMENT
+
+    def planned(self) -> dict[str, Any]:
+        """Planned times by step count and name, as in the file that keeps them."""
+
+        def measure() -> dict[str, Any]:
+            spectrum, directions = torch.linalg.eigh(self.covariance)
+            cost = measured_cost(
+                self.bench.teacher,
+                coarse_grid(SCHEDULE, CANDIDATES),
+                (self.bench.dim,),
+                self.settings.order,
+                self.settings.measured_paths,
+                REFINEMENT,
+                directions=directions,
+                generator=derive_generator(self.seed, 54),
+                device=self.options["device"],
+            )
+            sde = FineSDE(spectrum.numpy(), 256, SCHEDULE)
+            student = LinearStudent(self.settings.order)
+            plans = {
+                steps: {
+                    "planned": cost.balanced(steps),
+                    "planned, relative cost": cost.grid(steps, relative=True),
+                    "planned, absolute cost": cost.grid(steps),
+                    "spectrum": dp_grid(sde, steps, student),
+                }
+                for steps in self.settings.steps
+            }
+            return {
+                str(steps): {name: plan.times.tolist() for name, plan in named.items()}
+                for steps, named in plans.items()
+            }
+
+        return remember(self.out / "judged" / "series-planned.json", measure)
+
+    def rows(self) -> list[dict[str, Any]]:
+        """The teacher's row and those of students on every grid."""
+        plans, fine = self.plan_rows(), fine_grid(SCHEDULE, self.settings.fine_steps, "power")
+        draw = self.bench.march(self.bench.teacher, fine)
+        calls = len(fine) - 1
+        found = self.judge(f"teacher-{calls}", draw, self.seed)
+        rows = [
+            make_row("teacher", self.bench.denoiser, calls, found, study=GRIDS, variant="teacher")
+        ]
+        for steps in self.settings.steps:
+            grids = {grid_name(p): coarse_grid(SCHEDULE, steps, power=p) for p in POWERS}
+            for name, times in self.planned()[str(steps)].items():
+                grids[name] = torch.tensor(times, dtype=torch.float64)
+            for name, grid in grids.items():
+                slug = f"series-{steps}-{re.sub('[^a-z0-9]+', '-', name)}"
+                row = self.row(slug, grid)
+                more = {"grid": name, "times": grid.tolist(), "variant": f"{steps} steps, {name}"}
+                rows.append(row | more | {"study": GRIDS})
+                if name.startswith("planned"):
+                    rows[-1]["planning_nfe"] = self.planning_nfe
+        return rows + plans
+
+    def plan_rows(self) -> list[dict[str, Any]]:
+        """Students of one grid: one shot, and merged by plans."""
+        rows, steps = [], self.settings.plan_steps
+        grid = coarse_grid(SCHEDULE, steps)
+        for spec in self.settings.plans:
+            slug = f"plan-{re.sub('[^a-z0-9]+', '-', spec.name)}"
+            options: dict[str, Any] = {"paths": spec.paths, "iterations": spec.iterations}
+            if spec.data:
+                options |= {"states": "data", "data": self.bench.data}
+            row = self.judged_row(slug, grid, plan=spec.plan, **options)
+            more = {"study": PLANS, "variant": spec.name, "plan": spec.name, "tree": spec.plan}
+            rows.append(row | more | {"grid": grid_name(1.5), "iterations": spec.iterations})
+        return rows
+
+    def row(self, slug: str, grid: Tensor) -> dict[str, Any]:
+        """Distil students on a grid, one a seed, from the same paths, and judge them."""
+        config, refinement = self.settings.config, self.refinement(len(grid) - 1)
+        rows = list(refine(SCHEDULE, grid, refinement, config.fine_power))
+        shape, order = (self.bench.dim,), self.settings.order
+        cache = CachedPaths(
+            TeacherPaths(self.bench.teacher, rows, shape, order, device=self.options["device"]),
+            self.out / "paths" / slug,
+            config.paths,
+            self.seed,
+            config.held_out,
+            progress=self.options["progress"],
+        )
+        return self.judged_row(slug, grid, cache=cache)
+
+    def judged_row(self, slug: str, grid: Tensor, **options: Any) -> dict[str, Any]:
+        """The row of a grid's students, one a seed; `options` are those of `distill`."""
+        results, parts = [], []
+        for seed in range(self.seed, self.seed + self.settings.seeds):
+            own = f"{slug}-seed-{seed}"
+            results.append(self.distil(own, grid, seed, **options))
+            student = results[-1].student
+            found = self.judge(own, self.bench.march(student, student.grid()), seed)
+            parts.append(found | self.path(own, student, seed))
+        first = results[0]
+        return make_row(
+            "sig-deg",
+            first.student,
+            len(grid) - 1,
+            merge(parts),
+            order=self.settings.order,
+            seeds=len(results),
+            train_seconds=statistics.fmean(r.seconds for r in results),
+            teacher_nfe=first.teacher_nfe,
+        )
+
+    def refinement(self, steps: int) -> int:
+        """Fine teacher steps a coarse step."""
+        return max(2, self.settings.fine_steps // steps)
+
+    def distil(self, slug: str, grid: Tensor, seed: int, **options: Any) -> Distilled:
+        """Distil one student on a grid with one seed."""
+        steps = len(grid) - 1
+        student = SignatureStudent.from_denoiser(
+            self.bench.denoiser,
+            self.bench.dim,
+            self.settings.order,
+            steps=(steps,),
+            times=grid.tolist(),
+            covariance=self.covariance,
+        )
+        return distill(
+            student,
+            self.bench.teacher,
+            self.out / "students" / slug,
+            self.settings.config,
+            refinement=self.refinement(steps),
+            seed=seed,
+            **options | self.options,
+        )
+
+    def measure(self, series: Tensor) -> dict[str, float]:
+        """Metrics of a set of paths against the test paths."""
+        test = self.bench.split.test
+        return {key: rbergomi.METRICS[key](series, test) for key in METRICS}
+
+    def judge(self, slug: str, draw: rbergomi.Draw, seed: int) -> dict[str, Summary]:
+        """Metrics over several draws of as many samples as there are test paths."""
+        split = self.bench.split
+
+        def compute() -> dict[str, Any]:
+            generators = [derive_generator(seed, 41, i) for i in range(self.settings.draws)]
+            drawn = (split.restore(draw(len(split.test), g)) for g in generators)
+            return {"draws": [self.measure(series) for series in drawn]}
+
+        return summarise(remember(self.out / "judged" / f"{slug}.json", compute)["draws"])
+
+    def path(self, slug: str, student: SignatureStudent, seed: int) -> dict[str, Summary]:
+        """Distance to the teacher's ends on fresh paths driven by the same noise."""
+
+        def compute() -> dict[str, Any]:
+            grid = student.grid()
+            rows = list(refine(SCHEDULE, grid, self.refinement(len(grid) - 1)))
+            teacher, shape = self.bench.teacher, (self.bench.dim,)
+            batch = TeacherPaths(teacher, rows, shape, student.order).draw(
+                PATHS, derive_generator(seed, 43)
+            )
+            with torch.no_grad():
+                ends, own = batch.replay(student, grid), batch.states[:, -1]
+            found = {"path": path_error(ends, own), "path_median": median_path_error(ends, own)}
+            return {"draws": [found]}
+
+        return summarise(remember(self.out / "judged" / f"path-{slug}.json", compute)["draws"])
+
+    def floor(self) -> dict[str, Summary]:
+        """The metrics of real paths, ten sets as large as that of the test paths."""
+        n = len(self.bench.split.test)
+
+        def compute() -> dict[str, Any]:
+            generators = [derive_generator(self.seed, 42, i) for i in range(10)]
+            return {"draws": [self.measure(MODEL.sample(n, g)) for g in generators]}
+
+        return summarise(remember(self.out / "judged" / "floor.json", compute)["draws"])

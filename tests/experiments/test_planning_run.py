@@ -1,0 +1,130 @@
+"""The experiment on planning at toy size: every row, every figure, and a teacher taken over."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from sigdeg import SignatureStudent
+from sigdeg.cli import main
+from sigdeg.distillation import DistillConfig
+from sigdeg.experiments import planning, planning_mixture, planning_series, rbergomi
+from sigdeg.experiments.planning_gaussian import SPECTRA, gaussian_rows
+from sigdeg.experiments.planning_presets import (
+    MixtureSettings,
+    PlanSpec,
+    SeriesSettings,
+    Settings,
+)
+from sigdeg.training import TrainConfig
+
+TRAINING: dict[str, Any] = {"iterations": 3, "batch_size": 16, "tracker": "none"}
+
+
+@pytest.fixture
+def arguments(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """A run of all parts, as small as can be."""
+    config = DistillConfig(**TRAINING, paths=20, held_out=8)
+    tiny = Settings(
+        mixture=MixtureSettings(
+            steps=(2,), config=config, seeds=2, fine_steps=8, regression_paths=200, exact_n=200
+        ),
+        series=SeriesSettings(
+            teacher="quick",
+            steps=(2,),
+            config=config,
+            seeds=2,
+            fine_steps=8,
+            order=1,
+            measured_paths=200,
+            n=500,
+            plans=(
+                PlanSpec("one shot", None, 20, data=False),
+                PlanSpec("progressive", "((1 2) (3 4))", 20, iterations=2),
+            ),
+            plan_steps=2,
+        ),
+        merged=4,
+        times=(0.02,),
+        gaussian_seeds=2,
+    )
+    monkeypatch.setitem(planning.PRESETS, "quick", tiny)
+    teacher = dataclasses.replace(
+        rbergomi.PRESETS["quick"], network=(8, 1), teacher=TrainConfig(**TRAINING)
+    )
+    monkeypatch.setitem(rbergomi.PRESETS, "quick", teacher)
+    monkeypatch.setattr(planning_mixture, "CANDIDATES", 4)
+    monkeypatch.setattr(planning_mixture, "MEASURED_PATHS", 300)
+    monkeypatch.setattr(planning_series, "CANDIDATES", 4)
+    monkeypatch.setattr(planning_series, "PATHS", 20)
+    out = str(tmp_path / "planning-quick")
+    return ["run", "planning", "--preset", "quick", "--no-progress", "--out", out]
+
+
+def test_runs_from_end_to_end(
+    arguments: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = Path(arguments[-1])
+    assert main(arguments) == 0
+    results = json.loads((out / "results.json").read_text())
+    rows = results["rows"]
+    studies = list(dict.fromkeys(row.get("study") for row in rows))
+    assert len(studies) == 2 + len(SPECTRA) + 2  # main, least squares, spectra, grids, plans
+    grids = [row["grid"] for row in rows if not row.get("study")]
+    assert grids == ["power 2", "planned", "uniform"]
+    series = [row for row in rows if row.get("study") == planning_series.GRIDS]
+    powers = ("uniform", "power 1.5", "power 2", "power 3")
+    names = (*powers, "planned", "planned, relative cost", "planned, absolute cost", "spectrum")
+    assert [row.get("grid") for row in series] == [None, *names]
+    for row in series[1:]:
+        assert set(row["metrics"]) == {*planning_series.METRICS, "path", "path_median"}
+        assert row["metrics"]["w1"]["n"] == 4  # two seeds, two draws
+    one_shot, progressive = (row for row in rows if row.get("study") == planning_series.PLANS)
+    assert one_shot["teacher_nfe"] == 20 * 8
+    assert progressive["teacher_nfe"] == 20 * 2  # a pair of leaves of a fine step each
+    planned = [row for row in rows if row.get("grid") == "planned"]
+    assert [row["planning_nfe"] for row in planned] == [300 * 64, 300 * 64, 200 * 32]
+    assert all(row["times"][0] == 1 and row["times"][-1] == 0 for row in planned)
+    assert set(results["floor"]) == {"w1_exact", *planning_series.METRICS}
+    assert all((out / figure["file"]).exists() for figure in results["figures"])
+    assert SignatureStudent.from_pretrained(out / "student").times == tuple(planned[0]["times"])
+
+    def unwanted(*_: Any) -> None:
+        raise AssertionError("computed twice")
+
+    monkeypatch.setattr(planning_series.SeriesGrids, "measure", unwanted)
+    monkeypatch.setattr(planning_mixture.MixtureGrids, "regression", unwanted)
+    monkeypatch.setattr(planning_series, "measured_cost", unwanted)
+    monkeypatch.setattr(planning, "draw", lambda *_: [])
+    assert main(arguments) == 0
+    again = json.loads((out / "results.json").read_text())["rows"]
+    assert [row["metrics"] for row in again] == [row["metrics"] for row in rows]
+    capsys.readouterr()
+    assert main([*arguments, "--seed", "1"]) == 2
+    assert "holds another run" in capsys.readouterr().err
+
+
+def test_the_teacher_of_the_benchmark_is_taken_over(
+    arguments: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = Path(arguments[-1])
+    trained = out.parent / "rbergomi-quick" / "teacher"
+    trained.mkdir(parents=True)
+    (trained / "teacher.json").write_text("{}")
+    # What it holds is checked where it is taken: another teacher would be refused.
+    monkeypatch.setattr(planning_mixture.MixtureGrids, "rows", lambda _: [])
+    assert main(arguments) == 2
+    assert (out / "rbergomi" / "teacher" / "teacher.json").read_text() == "{}"
+
+
+def test_predictions_come_true() -> None:
+    """On both spectra, for every plan: within 3% of the distance that theory predicts."""
+    rows = gaussian_rows(steps=8, times=(0.1, 0.4), seeds=2, seed=0)
+    assert len(rows) == len(SPECTRA) * 2 * 5
+    for row in rows:
+        found = row["metrics"]
+        assert found["w2"]["mean"] == pytest.approx(found["w2_predicted"]["mean"], rel=0.03)
