@@ -374,7 +374,7 @@ class Bench:
         """A student at one of its step counts."""
         student, grid = result.student.to(self.device), result.student.grid(steps)
         draw = self.march(student, grid)
-        once = 1 if spec.study and not spec.start else None
+        once = 1 if spec.iterations and not spec.start else None  # students of side tables
         metrics, classes = self.judge(f"{spec.slug} at {steps}", draw, once)
         metrics["tv"] = single(total_variation(classes, self.shares), self.settings.n)
         metrics["tv_teacher"] = single(total_variation(classes, self.classes), self.settings.n)
