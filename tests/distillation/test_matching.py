@@ -152,7 +152,7 @@ def test_it_stands_beside_any_loss_on_paths(tmp_path: Path, noise: Any) -> None:
         abs(float(sample(step, step.grid(), (20_000, 1), generator=seeded()).mean()))
         for step in (wrong, found.student)
     ]
-    assert means[1] < 0.3 * means[0]
+    assert means[1] < 0.5 * means[0]
 
 
 def test_an_interrupted_matching_goes_on_to_the_bit(tmp_path: Path) -> None:
