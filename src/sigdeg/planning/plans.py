@@ -16,8 +16,8 @@ from __future__ import annotations
 
 import functools
 import re
-from collections.abc import Iterable, Iterator
-from typing import Literal, NamedTuple, TypeAlias
+from collections.abc import Callable, Iterable, Iterator
+from typing import Literal, NamedTuple, TypeAlias, TypeVar
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -32,6 +32,7 @@ __all__ = [
     "canonical_plans",
     "check_operators",
     "evaluate",
+    "fold",
     "format_plan",
     "hybrid",
     "merges",
@@ -45,6 +46,7 @@ __all__ = [
 ]
 
 Plan: TypeAlias = "int | tuple[Plan, ...]"
+V = TypeVar("V")
 
 
 class Merge(NamedTuple):
@@ -72,6 +74,27 @@ def postfix(plan: Plan) -> list[int]:
     return tokens[::-1]
 
 
+def fold(plan: Plan, leaf: Callable[[int], V], merge: Callable[[list[V], int], V]) -> V:
+    """The value of a plan from those of its leaves, merge after merge in execution order.
+
+    Arguments:
+        plan: The plan.
+        leaf: Value of the leaf t.
+        merge: Value of a merge, from those of its children and its input time.
+    """
+    stack: list[V] = []
+    time = 0
+    for token in postfix(plan):
+        if token > 0:
+            time = token
+            stack.append(leaf(token))
+            continue
+        children = stack[token:]
+        del stack[token:]
+        stack.append(merge(children, time))
+    return stack[0]
+
+
 def plan_steps(plan: Plan) -> int:
     """The number of steps T a plan merges.
 
@@ -91,15 +114,12 @@ def plan_steps(plan: Plan) -> int:
 def merges(plan: Plan) -> list[Merge]:
     """The merges of a plan in an order they can be carried out in."""
     done: list[Merge] = []
-    spans: list[tuple[int, int]] = []
-    for token in postfix(plan):
-        if token > 0:
-            spans.append((token - 1, token))
-            continue
-        children = spans[token:]
-        del spans[token:]
-        spans.append((children[0][0], children[-1][1]))
-        done.append(Merge(*spans[-1], -token))
+
+    def span(children: list[tuple[int, int]], time: int) -> tuple[int, int]:
+        done.append(Merge(children[0][0], time, len(children)))
+        return children[0][0], time
+
+    fold(plan, lambda t: (t - 1, t), span)
     return done
 
 
@@ -248,32 +268,19 @@ def evaluate(
     a, g = check_operators(operators, gammas)
     if plan_steps(plan) != len(a):
         raise SigdegError(f"the plan merges {plan_steps(plan)} steps, the operators are {len(a)}")
-    stack: list[Array] = []
-    time = 0
-    for token in postfix(plan):
-        if token > 0:
-            time = token
-            stack.append(a[token - 1])
-            continue
-        *others, right = stack[token:]
-        del stack[token:]
+
+    def merged(children: list[Array], time: int) -> Array:
+        *others, right = children
         start = right if init == "current" else a[time - 1]
         keep = g[time - 1]
-        stack.append((1 - keep) * np.prod(others, axis=0) * right + keep * start)
-    return np.asarray(stack[0])
+        return np.asarray((1 - keep) * np.prod(others, axis=0) * right + keep * start)
+
+    return np.asarray(fold(plan, lambda t: a[t - 1], merged))
 
 
 def format_plan(plan: Plan) -> str:
     """A plan on one line, `(1 (2 3..6))`: runs of three or more leaves are shortened."""
-    pieces: list[str] = []
-    for token in postfix(plan):
-        if token > 0:
-            pieces.append(str(token))
-            continue
-        children = pieces[token:]
-        del pieces[token:]
-        pieces.append(f"({' '.join(shorten(children))})")
-    return pieces[0]
+    return fold(plan, str, lambda children, _: f"({' '.join(shorten(children))})")
 
 
 def parse_plan(text: str, steps: int) -> Plan:

@@ -172,7 +172,7 @@ def recommend_plan(
             distance = float(w2(own.operator, target, weight))  # with multiplicities
             plans[kind][name] = replace(own, distance=distance)
     distance = float(w2(target, data_target(values, n2), weight))
-    return PlanAdvice(regime(schedule, spectrum), windows(schedule), accounting, plans, distance)
+    return PlanAdvice(place, windows(schedule), accounting, plans, distance)
 
 
 def hybrid_name(steps: int, m: int) -> str:

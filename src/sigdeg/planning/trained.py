@@ -23,7 +23,7 @@ from numpy.typing import ArrayLike
 
 from sigdeg.errors import SigdegError
 from sigdeg.planning.operators import Array
-from sigdeg.planning.plans import Plan, plan_steps, postfix
+from sigdeg.planning.plans import Plan, fold, plan_steps
 
 __all__ = ["train_plan"]
 
@@ -58,15 +58,8 @@ def train_plan(
             f"(T, d, d), got {a.shape}"
         )
     diagonal = a.ndim == 2
-    stack: list[Array] = []
-    time = 0
-    for token in postfix(plan):
-        if token > 0:
-            time = token
-            stack.append(a[token - 1])
-            continue
-        children = stack[token:]
-        del stack[token:]
+
+    def merged(children: list[Array], time: int) -> Array:
         student = children[-1]
         target = functools.reduce(np.multiply if diagonal else np.matmul, children)
         with np.errstate(over="ignore", invalid="ignore"):
@@ -77,5 +70,6 @@ def train_plan(
                 student = student - 2 * rate * gradient
         if not np.isfinite(student).all():
             raise SigdegError(f"the training diverged at time {time}: lower the rate of {rate:g}")
-        stack.append(student)
-    return stack[0]
+        return student
+
+    return fold(plan, lambda t: a[t - 1], merged)

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from sigdeg.planning.phase import Phase
-from sigdeg.planning.plans import Plan, plan_steps, postfix
+from sigdeg.planning.plans import Plan, fold, plan_steps
 from sigdeg.planning.spectrum import Spectrum
 from sigdeg.report.plots import WIDTH, panel_columns, save
 from sigdeg.report.style import INK, METHODS, MUTED, use_style
@@ -60,24 +60,21 @@ def plans_plot(
 
 def draw_tree(axes: Axes, plan: Plan, tint: str) -> None:
     """A dendrogram; the data are on the left, and merges stand above those they follow."""
-    stack: list[tuple[float, float]] = []  # the place of an operator and its height
     steps = plan_steps(plan)
     thin = 1.6 if steps <= FEW_LEAVES else max(0.15, min(0.9, 40 / steps))
-    top = 1.0
-    for token in postfix(plan):
-        if token > 0:
-            stack.append((token, 0.0))
-            continue
-        children = stack[token:]
-        del stack[token:]
+
+    def bracket(children: list[tuple[float, float]], _: int) -> tuple[float, float]:
         height = 1 + max(h for _, h in children)
         for x, below in children:
             axes.plot([x, x], [below, height], color=tint, linewidth=thin)
         left, right = children[0][0], children[-1][0]
         axes.plot([left, right], [height, height], color=tint, linewidth=thin)
-        stack.append(((left + right) / 2, height))
-        top = max(top, height)
-    axes.plot([stack[0][0]] * 2, [top, 1.08 * top], color=tint, linewidth=thin)
+        return (left + right) / 2, height
+
+    # The place of an operator and its height; none is higher than the last.
+    place, top = fold(plan, lambda t: (float(t), 0.0), bracket)
+    top = max(top, 1.0)
+    axes.plot([place] * 2, [top, 1.08 * top], color=tint, linewidth=thin)
     axes.plot(
         np.arange(1, steps + 1), np.zeros(steps), "o", color=INK, markersize=min(3, 150 / steps)
     )
