@@ -7,7 +7,7 @@ from pathlib import Path
 from torch import Tensor
 
 from sigdeg.files import save_tensors
-from sigdeg.report import histogram_plot, image_grid
+from sigdeg.pictures import save_sheet
 
 __all__ = ["write_samples"]
 
@@ -20,8 +20,10 @@ def write_samples(samples: Tensor, out: Path) -> list[Path]:
     save_tensors(written[0], {"samples": samples})
     picture = out / "samples.png"
     if samples.ndim == 4 and samples.shape[1] in (1, 3):
-        image_grid([(samples[:SHOWN].clamp(-1, 1) + 1) / 2], picture)
+        save_sheet((samples[:SHOWN].double().numpy() + 1) / 2, picture)
     elif samples[0].numel() == 1:
+        from sigdeg.report import histogram_plot  # with matplotlib
+
         histogram_plot({"student": samples}, None, picture)
     else:
         return written

@@ -22,6 +22,7 @@ from torch import Tensor
 
 from sigdeg.errors import SigdegError
 from sigdeg.files import atomic_write
+from sigdeg.pictures import sheet
 from sigdeg.report.rows import Row, arrange, details, value
 from sigdeg.report.style import INK, colour, look, use_style
 
@@ -213,26 +214,6 @@ def image_grid(
             axes.set_title(title, color=colour(title))
             axes.set_axis_off()
         save(figure, path)
-
-
-def sheet(images: Floats, columns: int) -> Floats:
-    """Images (n, height, width) or (n, channels, height, width) as one RGB image, gaps white."""
-    if images.ndim == 3:
-        images = images[:, None]
-    if images.ndim != 4 or images.shape[1] not in (1, 3) or columns < 1 or not len(images):
-        raise SigdegError(
-            f"images must have shape (n, height, width) or (n, 1 or 3, height, width), "
-            f"got {images.shape}"
-        )
-    n, _, height, width = images.shape
-    columns = min(columns, n)
-    gap = max(1, height // 14)
-    lines = -(-n // columns)
-    page = np.ones((lines * (height + gap) - gap, columns * (width + gap) - gap, 3))
-    for i, image in enumerate(np.moveaxis(images, 1, -1).clip(0, 1)):
-        top, left = i // columns * (height + gap), i % columns * (width + gap)
-        page[top : top + height, left : left + width] = image
-    return page
 
 
 def numbers(x: Array) -> Floats:
