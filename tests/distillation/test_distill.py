@@ -20,6 +20,7 @@ from sigdeg.denoiser import (
     NetworkDenoiser,
 )
 from sigdeg.distillation import Batch, DistillConfig, Distilled, Objective, TeacherPaths, distill
+from sigdeg.distillation.distill import shares
 from sigdeg.errors import SigdegError
 from sigdeg.grids import coarse_grid, refine
 from sigdeg.metrics import w1_exact
@@ -264,6 +265,24 @@ def test_elastic_learns_from_one_set_of_paths(tmp_path: Path) -> None:
     assert distance(result.student, 1) < 0.75 * distance(student, 1)
 
 
+def test_shares_of_a_batch() -> None:
+    """All of it is dealt out; of all splits at its cost it leaves the least noise."""
+    assert shares(64, [1, 1, 1, 1]) == [16] * 4
+    costs = [9, 4, 1]
+    found = shares(1100, costs)
+    assert found == [200, 300, 600]
+    budget = sum(n * c for n, c in zip(found, costs, strict=True))
+    noise = {
+        (a, b): 1 / a + 1 / b + 1 / (budget - 9 * a - 4 * b)
+        for a in range(10, 400, 10)
+        for b in range(10, 600, 10)
+        if budget > 9 * a + 4 * b
+    }
+    assert min(noise, key=noise.__getitem__) == (200, 300)
+    for n in range(4, 100):
+        assert sum(shares(n, [10, 5, 2, 1])) == n
+
+
 @pytest.mark.parametrize(
     ("student", "options", "message"),
     [
@@ -274,6 +293,11 @@ def test_elastic_learns_from_one_set_of_paths(tmp_path: Path) -> None:
         ({"steps": (1, 2, 4)}, {"held_out": 2}, "at least 3 segments in a batch and held out"),
         ({"steps": (1, 2, 4)}, {"paths": 0, "held_out": 0}, "at least 3 segments"),
         ({"residual_noise": "energy", "steps": (2, 4)}, {"batch_size": 5}, "at least 6 segments"),
+        (
+            {"residual_noise": "energy", "steps": (2, 4)},
+            {"batch_size": 6, "q": 0},
+            "at least 7 segments",
+        ),
         ({}, {"states": "data"}, "needs data"),
         ({}, {"data": torch.zeros(5, 1)}, 'states="teacher" takes none'),
         ({"steps": (2, 4)}, {"states": "data", "data": torch.zeros(5, 1)}, "whole paths"),

@@ -179,6 +179,17 @@ def test_teacher_calls_are_counted(tmp_path: Path, plan: Plan, states: Any) -> N
         assert result.teacher_nfe == 30 * (16 if states == "teacher" else 4)
 
 
+def test_segments_that_cost_nothing_are_drawn_anew(tmp_path: Path) -> None:
+    """From data, rounds of students' steps alone keep no segments; whole paths are all kept."""
+    data = LAW.sample(500, seeded(1))
+    for states, kept in (("data", [True, False]), ("teacher", [True, True])):
+        given: dict[str, Any] = {"states": states, "data": data if states == "data" else None}
+        folder = tmp_path / states
+        run(folder, plan=progressive(4), **given)
+        rounds_of = sorted((folder / "rounds").iterdir())
+        assert [(part / "paths").is_dir() for part in rounds_of] == kept
+
+
 def test_an_interrupted_plan_goes_on_to_the_bit(tmp_path: Path) -> None:
     whole = run(tmp_path / "a", plan="(1 (2 3))", refinement=6)
     real, calls = SignatureStudent.save_pretrained, 0

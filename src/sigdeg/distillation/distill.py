@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
+import numpy as np
 import torch
 from torch import Generator, Tensor, nn
 
@@ -312,11 +313,13 @@ def distil_steps(
     progress = progress and accelerator.is_main_process
     shape, order = student.sample_shape, student.order
     paths = TeacherPaths(teacher, rows, shape, order, data, q, accelerator.device, labels, starts)
+    # Segments from data that call no teacher are drawn anew: there is nothing to save.
+    free = data is not None and not paths.teacher_nfe
     began = time.perf_counter()
     source: CachedPaths | FreshPaths | SharedPaths
     if shared is not None:
         source, paths = shared, shared.cache.paths
-    elif config.paths:
+    elif config.paths and not free:
         with accelerator.main_process_first():
             source = CachedPaths(
                 paths,
@@ -330,14 +333,17 @@ def distil_steps(
     else:
         source = FreshPaths(paths)
 
+    lengths = windows(student, q)
+
     def levels(batch: Batch, generator: Generator) -> list[Batch]:
         """A share of the batch for each grid, seen at its times, cut to windows of q steps."""
+        rows = torch.arange(len(batch.start)).split(shares(len(batch.start), lengths))
         return [
-            batch.take(slice(i, None, len(grids)))
+            batch.take(own)
             .coarsen(grids[0], (len(grids[0]) - 1) // (len(grid) - 1))
-            .window(min(q, len(grid) - 1), generator, starts)
+            .window(length, generator, starts)
             .to(accelerator.device)
-            for i, grid in enumerate(grids)
+            for own, grid, length in zip(rows, grids, lengths, strict=True)
         ]
 
     student = copy.deepcopy(student).train().requires_grad_(True)  # it may come from a training
@@ -379,6 +385,23 @@ def distil_steps(
     return Distilled(fitted.objective.student, fitted.history, fitted.seconds, nfe)
 
 
+def windows(student: SignatureStudent, q: int) -> list[int]:
+    """Steps in a loss term of each level, the finest first."""
+    return [min(q, count) for count in sorted(student.steps, reverse=True)]
+
+
+def shares(n: int, costs: Sequence[int]) -> list[int]:
+    r"""Segments of each level, out of n: in proportion to $1 / \sqrt{cost}$ of a segment there.
+
+    Of all splits at one cost this one leaves the least noise in the mean of the levels' losses, if
+    one segment is as noisy everywhere (Neyman, 1934).
+    """
+    parts = np.cumsum(np.asarray(costs) ** -0.5)
+    ends = np.rint(n * parts / parts[-1]).astype(int)
+    sizes: list[int] = np.diff(ends, prepend=0).tolist()
+    return sizes
+
+
 def needs_covariance(student: SignatureStudent) -> bool:
     """Whether it looks ahead and has yet to be told by what law."""
     return bool(student.lookahead and student.stds is None and not student.data_std)
@@ -399,8 +422,9 @@ def check_fit(
         raise SigdegError(f"distribution matching judges samples: it needs q=0, got q={config.q}")
     held_out = max(1, min(config.held_out, config.paths // 2 if config.paths else HELD_OUT))
     # Each step count has its share; the energy score borrows noise from two other segments.
-    least = len(student.steps) * (3 if student.residual_noise == "energy" else 1)
-    if min(config.batch_size, held_out) < least:
+    lengths, each = windows(student, q), 3 if student.residual_noise == "energy" else 1
+    if min(shares(min(config.batch_size, held_out), lengths)) < each:
+        least = next(n for n in itertools.count(1) if min(shares(n, lengths)) >= each)
         raise SigdegError(f"this student needs at least {least} segments in a batch and held out")
     if (config.states == "data") != (data is not None):
         raise SigdegError('states="data" needs data, and states="teacher" takes none')
