@@ -157,7 +157,7 @@ def grid(
     paths: int = 1024,
     refinement: int = 6,
     axes: int = 64,
-    relative: bool | None = None,
+    weighing: Literal["plain", "relative", "balanced"] | None = None,
     samples: int = 1024,
     seed: int = 0,
     device: str | None = None,
@@ -184,8 +184,8 @@ def grid(
         paths: Teacher paths to measure with.
         refinement: Fine teacher steps between neighbouring candidates.
         axes: Principal axes to measure along, at most.
-        relative: Weigh measured losses by the variance of the states (default: where the variances
-            of the data are wide apart).
+        weighing: How measured losses are weighed: plain, relative to the variance of the states, or
+            both alike (default: plain along one axis, otherwise balanced).
         samples: Samples of a teacher or a benchmark behind the spectrum.
         seed: Seed of what is drawn.
         device: cpu or cuda (default: what is found).
@@ -210,7 +210,7 @@ def grid(
         measured = measure_teacher(
             found.teacher, steps, order, candidates, paths, refinement, axes, seed
         )
-        advice = advice.with_measured(measured, relative)
+        advice = advice.with_measured(measured, weighing)
     result = {
         "source": found.spectrum.source,
         "steps": steps,

@@ -23,6 +23,7 @@ from sigdeg.planning import (
     MeasuredCost,
     PlannedGrid,
     StepRegression,
+    Weighing,
     dp_grid,
     measured_cost,
     shortest_path,
@@ -207,7 +208,8 @@ def test_directions_turn_the_measurement() -> None:
         for directions in (None, turn)
     )
     # Linear features span the same in any basis, and traces do not turn.
-    np.testing.assert_allclose(turned.cost(), plain.cost(), rtol=1e-4)
+    costs = [found.cost(1, "plain") for found in (turned, plain)]
+    np.testing.assert_allclose(*costs, rtol=1e-4)
     np.testing.assert_allclose(turned.variance.sum(axis=1), plain.variance.sum(axis=1), rtol=1e-4)
     assert not np.allclose(turned.residual, plain.residual, rtol=0.1)
 
@@ -223,7 +225,7 @@ def test_the_measured_plan_is_trusted_where_they_disagree() -> None:
     measured = MeasuredCost(times, residual, np.full((5, 1), 2.0))
     assert measured.grid(2).points == (0, 1, 4)
     assert measured.grid(2).cost == 2
-    assert measured.grid(2, relative=True).cost == 1
+    assert measured.grid(2, "relative").cost == 1
     far = measured.compare(planned(0, 2, 4))
     assert far.ratio == 2.5
     assert far.trusted is far.measured
@@ -241,19 +243,24 @@ def test_a_balanced_grid_is_near_the_best_by_either_cost() -> None:
         measured = MeasuredCost(
             times, rng.exponential(size=(9, 9, 3)), rng.exponential(size=(9, 3))
         )
-        found = measured.balanced(4)
+        found = measured.grid(4)
+        kinds: tuple[Weighing, ...] = ("plain", "relative")
         ratios = [
-            measured.nearest(found.times, relative).cost / measured.grid(4, relative).cost
-            for relative in (False, True)
+            measured.nearest(found.times, kind).cost / measured.grid(4, kind).cost for kind in kinds
         ]
         assert found.cost == pytest.approx(sum(ratios))
         assert min(ratios) >= 1 - 1e-12
-        for relative in (False, True):  # neither single-minded grid does better by the sum
-            other = measured.grid(4, relative).times
+        for single in kinds:  # neither single-minded grid does better by the sum
+            other = measured.grid(4, single).times
             assert found.cost <= 1e-9 + sum(
-                measured.nearest(other, kind).cost / measured.grid(4, kind).cost
-                for kind in (False, True)
+                measured.nearest(other, kind).cost / measured.grid(4, kind).cost for kind in kinds
             )
+
+
+def test_an_unknown_weighing_is_refused() -> None:
+    measured = MeasuredCost(torch.tensor([1.0, 0.0]), np.ones((2, 2, 1)), np.ones((2, 1)))
+    with pytest.raises(SigdegError, match="unknown weighing 'both': choose from plain, relative"):
+        measured.grid(1, "both")  # type: ignore[arg-type]
 
 
 def test_a_grid_moves_to_the_nearest_distinct_candidates() -> None:

@@ -330,7 +330,6 @@ def test_a_measurement_that_disagrees_is_trusted_and_told() -> None:
     assert near.comparison is not None
     assert near.comparison.ratio < 2
     assert (near.name, near.best, near.warnings()) == ("planned", found.planned, [])
-    assert not near.relative  # one direction: nothing to weigh
-    assert found.with_measured(measured(8.0), relative=True).measured_cost(
+    assert found.with_measured(measured(8.0), "relative").measured_cost(
         found.uniform
     ) == pytest.approx(2 * near.measured_cost(found.uniform))

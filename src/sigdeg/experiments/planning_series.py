@@ -81,9 +81,9 @@ class SeriesGrids:
             student = LinearStudent(self.settings.order)
             plans = {
                 steps: {
-                    "planned": cost.balanced(steps),
-                    "planned, relative cost": cost.grid(steps, relative=True),
-                    "planned, absolute cost": cost.grid(steps),
+                    "planned": cost.grid(steps),
+                    "planned, relative cost": cost.grid(steps, "relative"),
+                    "planned, absolute cost": cost.grid(steps, "plain"),
                     "spectrum": dp_grid(sde, steps, student),
                 }
                 for steps in self.settings.steps

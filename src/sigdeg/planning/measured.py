@@ -4,7 +4,7 @@ A Gaussian spectrum does not see where a nonlinear teacher decides, between mode
 the teacher is marched through candidate times, its states and signatures kept, and for every pair
 of times $t_r > t_l$ one regression of $z_l$ on features of $(z_r, signature)$ measures the variance
 $R_{l,r}$ that a student of such features cannot explain. The grid is the shortest path on the sum
-of R over the directions, or of $R / Var z_l$.
+of R over the directions, of $R / Var z_l$, or of both, see `Weighing`.
 
 References:
     Operator merging (arXiv 2505.16024): plans beyond the Gaussian regime.
@@ -37,15 +37,16 @@ __all__ = [
     "Features",
     "MeasuredCost",
     "StepRegression",
+    "Weighing",
     "candidate_times",
     "measured_cost",
     "plan_times",
 ]
 
 Features = Literal["linear", "cubic"]
+Weighing = Literal["plain", "relative", "balanced"]
 CANDIDATES = 18  # steps between candidate times
 DIRECTIONS = 64  # principal components measured at most
-WIDE = 4.0  # ratio of the largest variance to the smallest above which a spectrum is wide
 
 
 @dataclass(frozen=True)
@@ -186,43 +187,51 @@ class MeasuredCost:
     residual: Array
     variance: Array
 
-    def cost(self, relative: bool = False) -> Array:
-        """Cost of every step: the sum of R over the directions, or of R / Var; shape (C, C).
+    def cost(self, steps: int, weighing: Weighing | None = None) -> Array:
+        """Cost of every step of a grid of K steps, shape (C, C).
 
-        The relative cost suits wide, nearly Gaussian spectra, the plain one multimodal data.
+        | weighing | sum over the directions of |
+        |---|---|
+        | `plain` | R |
+        | `relative` | R / Var z |
+        | `balanced` | both, each in units of what the cheapest grid of K steps costs by it alone |
+
+        Of several directions the plain cost neglects those of little variance, and the relative one
+        may spend a single step on all that noise still covers.
+
+        Arguments:
+            steps: The number of steps K.
+            weighing: How the directions are weighed (default: one is plain, several are balanced).
+
+        Raises:
+            SigdegError: If there are not 1 to C - 1 steps, or the weighing is unknown.
         """
-        total: Array = (self.residual / self.variance if relative else self.residual).sum(axis=-1)
-        return total
+        weighing = weighing or ("plain" if self.residual.shape[-1] == 1 else "balanced")
+        if weighing not in get_args(Weighing):
+            known = ", ".join(get_args(Weighing))
+            raise SigdegError(f"unknown weighing {weighing!r}: choose from {known}")
+        plain, relative = self.residual.sum(-1), (self.residual / self.variance).sum(-1)
+        if weighing == "balanced":
+            units = [max(shortest_path(cost, steps)[1], TINY) for cost in (plain, relative)]
+            plain = plain / units[0] + relative / units[1]
+        cost: Array = relative if weighing == "relative" else plain
+        return cost
 
-    def grid(self, steps: int, relative: bool = False) -> PlannedGrid:
+    def grid(self, steps: int, weighing: Weighing | None = None) -> PlannedGrid:
         """The cheapest grid of K steps; its points are indices of candidates.
 
         Raises:
-            SigdegError: If there are not 1 to C - 1 steps.
+            SigdegError: As `cost`.
         """
-        points, cost = shortest_path(self.cost(relative), steps)
+        points, cost = shortest_path(self.cost(steps, weighing), steps)
         return PlannedGrid(tuple(points), self.times[points], cost)
 
-    def balanced(self, steps: int) -> PlannedGrid:
-        """The cheapest grid by the sum of both costs, each in units of its own cheapest grid.
-
-        Its cost is 2 where both agree. The relative cost alone may spend a single step on all that
-        noise still covers, the plain one alone neglects directions of little variance.
-
-        Raises:
-            SigdegError: If there are not 1 to C - 1 steps.
-        """
-        costs = [self.cost(relative) for relative in (False, True)]
-        total = sum(cost / max(shortest_path(cost, steps)[1], TINY) for cost in costs)
-        points, cost = shortest_path(total, steps)
-        return PlannedGrid(tuple(points), self.times[points], cost)
-
-    def nearest(self, grid: Tensor, relative: bool = False) -> PlannedGrid:
+    def nearest(self, grid: Tensor, weighing: Weighing | None = None) -> PlannedGrid:
         """A grid moved to the nearest distinct candidates, with its measured cost.
 
         Arguments:
             grid: Decreasing times from the first candidate to 0.
-            relative: The cost, see `cost`.
+            weighing: Of its cost, see `cost`.
 
         Raises:
             SigdegError: If it is not a grid between the candidates' ends, or has more times.
@@ -240,21 +249,21 @@ class MeasuredCost:
         inner = np.arange(1, len(known) - 1)
         chosen = linear_sum_assignment((place[:, None] - inner) ** 2)[1]
         points = [0, *sorted(int(inner[i]) for i in chosen), len(known) - 1]
-        cost = self.cost(relative)[points[:-1], points[1:]].sum()
+        cost = self.cost(len(points) - 1, weighing)[points[:-1], points[1:]].sum()
         return PlannedGrid(tuple(points), self.times[points], float(cost))
 
-    def compare(self, gaussian: PlannedGrid, relative: bool = False) -> Comparison:
+    def compare(self, gaussian: PlannedGrid, weighing: Weighing | None = None) -> Comparison:
         """Set a Gaussian plan against the measured plan of as many steps.
 
         Arguments:
             gaussian: The plan, as from `dp_grid`.
-            relative: The cost, see `cost`.
+            weighing: Of the cost, see `cost`.
 
         Raises:
             SigdegError: If the plan's grid does not fit the candidates, see `nearest`.
         """
-        moved = self.nearest(gaussian.times, relative)
-        best = self.grid(len(gaussian.times) - 1, relative)
+        moved = self.nearest(gaussian.times, weighing)
+        best = self.grid(len(gaussian.times) - 1, weighing)
         ratio = moved.cost / best.cost if best.cost > 0 else 1.0
         return Comparison(moved, best, ratio, best if ratio > 2 else gaussian)
 
@@ -352,7 +361,7 @@ def plan_times(
     """Times for a student of a teacher, at the least measured cost, and the calls it took.
 
     A single direction is measured with cubic features; several with linear ones, along principal
-    components, by `MeasuredCost.balanced`.
+    components.
 
     Arguments:
         teacher: The teacher's step.
@@ -382,6 +391,5 @@ def plan_times(
         None if size == 1 else min(size, DIRECTIONS),
         **options,
     )
-    planned = found.grid(steps) if size == 1 else found.balanced(steps)
     calls = TeacherPaths(teacher, list(refine(teacher.schedule, candidates, refinement)), shape, 1)
-    return planned.times, paths * calls.teacher_nfe
+    return found.grid(steps).times, paths * calls.teacher_nfe

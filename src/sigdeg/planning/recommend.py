@@ -19,7 +19,7 @@ import torch
 from sigdeg.errors import SigdegError
 from sigdeg.planning.budget import Accounting, Prediction, plan_cost, predict, training_time
 from sigdeg.planning.grids import PlannedGrid, dp_grid, warped_points
-from sigdeg.planning.measured import WIDE, Comparison, MeasuredCost
+from sigdeg.planning.measured import Comparison, MeasuredCost, Weighing
 from sigdeg.planning.operators import (
     Array,
     StepSchedule,
@@ -207,7 +207,7 @@ class GridAdvice:
         exponent: Its exponent p.
         measured: What was measured of a teacher, if anything.
         comparison: The planned grid against the measured one, under the measured cost.
-        relative: Whether measured losses are relative to the variance of the states.
+        weighing: How measured losses are weighed, see `MeasuredCost.cost`.
         lossless: Whether every grid is exact for Gaussian data: then the planned one is that of the
             same student without its noise.
     """
@@ -218,7 +218,7 @@ class GridAdvice:
     exponent: float
     measured: MeasuredCost | None = None
     comparison: Comparison | None = None
-    relative: bool = True
+    weighing: Weighing | None = None
     lossless: bool = False
 
     @property
@@ -239,27 +239,23 @@ class GridAdvice:
         """The grid to take."""
         return self.grids[self.name]
 
-    def with_measured(self, measured: MeasuredCost, relative: bool | None = None) -> GridAdvice:
+    def with_measured(self, measured: MeasuredCost, weighing: Weighing | None = None) -> GridAdvice:
         """The same advice, set against what was measured of a teacher.
 
         Arguments:
             measured: What coarse steps of the teacher lose.
-            relative: Weigh the losses by the variance of the states; None: where the variances of
-                the data are wide apart.
+            weighing: How losses are weighed, see `MeasuredCost.cost`.
 
         Raises:
             SigdegError: If there are more steps than candidates allow.
         """
-        if relative is None:
-            data = measured.variance[-1]
-            relative = bool(data.max() > WIDE * data.min())
-        comparison = measured.compare(self.planned, relative)
-        return replace(self, measured=measured, comparison=comparison, relative=relative)
+        comparison = measured.compare(self.planned, weighing)
+        return replace(self, measured=measured, comparison=comparison, weighing=weighing)
 
     def measured_cost(self, grid: PlannedGrid) -> float:
         """Measured cost of a grid moved to the candidates."""
         assert self.measured is not None
-        return self.measured.nearest(grid.times, self.relative).cost
+        return self.measured.nearest(grid.times, self.weighing).cost
 
     def warnings(self) -> list[str]:
         """What to know before using it."""
