@@ -101,7 +101,7 @@ def distill(
             stay.
         plan: Distil in rounds: vanilla, progressive, consistency, boot, hybrid-M or a tree such as
             "(1 (2 3..6))" over leaves that divide the refinement, see docs/planning.md.
-        grid: planned measures the teacher and puts the student's times where it loses least.
+        grid: planned measures the teacher and puts the student's times where that loses least.
         residual_noise: What to do about what the coefficients leave open: learn its mean (None),
             its variance (gaussian) or its law (energy).
         guidance: Scale of classifier-free guidance for a conditional teacher; 1 is none.

@@ -78,7 +78,7 @@ def test_runs_from_end_to_end(
     assert grids == ["power 2", "planned", "uniform"]
     series = [row for row in rows if row.get("study") == planning_series.GRIDS]
     powers = ("uniform", "power 1.5", "power 2", "power 3")
-    names = (*powers, "planned", "planned, relative cost", "planned, absolute cost", "spectrum")
+    names = (*powers, "planned", "measured", "measured, relative cost", "measured, plain cost")
     assert [row.get("grid") for row in series] == [None, *names]
     for row in series[1:]:
         assert set(row["metrics"]) == {*planning_series.METRICS, "path", "path_median"}

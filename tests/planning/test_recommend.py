@@ -8,7 +8,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
+from sigdeg.datasets import GaussianMixture1D
+from sigdeg.denoiser import GaussianDenoiser, GaussianMixtureDenoiser
 from sigdeg.errors import SigdegError
 from sigdeg.planning import (
     LinearStudent,
@@ -19,6 +22,7 @@ from sigdeg.planning import (
     evaluate,
     gamma,
     plan_cost,
+    plan_times,
     teacher_ops,
     vanilla,
     w2,
@@ -29,6 +33,7 @@ from sigdeg.planning.recommend import merge_time, recommend_grid, recommend_plan
 from sigdeg.planning.sources import find_source
 from sigdeg.planning.spectrum import Spectrum, covariance_eigenvalues
 from sigdeg.schedule import DiscreteVP, VPLinear
+from sigdeg.steps import Exponential
 
 COSINE = discretise("cosine", 32)
 SQUARE = np.arange(1, 33) ** -2.0
@@ -333,3 +338,21 @@ def test_a_measurement_that_disagrees_is_trusted_and_told() -> None:
     assert found.with_measured(measured(8.0), "relative").measured_cost(
         found.uniform
     ) == pytest.approx(2 * near.measured_cost(found.uniform))
+
+
+def test_times_for_gaussian_data_come_from_their_spectrum() -> None:
+    """Where measuring has nothing to object, the plan is not bound to the candidates."""
+    stds = torch.tensor([1.0, 0.3, 0.1])
+    teacher = Exponential(GaussianDenoiser(0.0, stds, VPLinear()))
+    times, spent = plan_times(teacher, 4, (3,), paths=3000, refinement=2)
+    exact = recommend_grid(spectrum(stds.double().numpy() ** 2), VPLinear(), 4).planned.times
+    torch.testing.assert_close(times, exact, rtol=0, atol=0.02)
+    assert spent == 3000 * 18 * 2
+
+
+def test_times_for_a_mixture_are_measured() -> None:
+    law = GaussianMixture1D()
+    teacher = Exponential(GaussianMixtureDenoiser(law.means, law.stds, law.weights, VPLinear()))
+    times, _ = plan_times(teacher, 3, (1,), paths=1500, refinement=4)
+    candidates = candidate_times(VPLinear())
+    assert all(float((candidates - t).abs().min()) < 1e-9 for t in times)

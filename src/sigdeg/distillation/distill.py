@@ -138,8 +138,9 @@ def distill(
         plan: Distil in rounds of merges, see `sigdeg.distillation.merging`: a plan over leaves that
             divide the fine steps of each coarse step, or a line that `parse_plan` reads (a name
             means every fine step a leaf). Each round trains as `config` says, in `out_dir/rounds`;
-            with `states="data"` what is merged costs no teacher calls any more.
-        grid: `planned` puts the student's times where the teacher loses least, see
+            with `states="data"` what is merged costs no teacher calls any more, and rounds that
+            merge nothing else draw their segments anew.
+        grid: `planned` puts the student's times where a student loses least, see
             `sigdeg.planning.plan_times`; the calls it takes are counted.
         resume: Go on with what the folder holds of this very run.
         device: Where to compute (default: what accelerate finds).

@@ -101,12 +101,13 @@ class Settings:
 
 DEFAULT = "default"
 
-# At 24 teacher calls a coarse step: 960,000 calls, then a fifth of them.
+# At 24 teacher calls a coarse step: 960,000 calls, then a fifth of them. Merging pairs of eight
+# leaves costs 6 calls a segment, and the rounds after it none.
 PLANS = (
     PlanSpec("one shot, whole paths", None, 8000, data=False),
     PlanSpec("one shot", None, 8000),
-    PlanSpec("progressive", "((1 2) (3 4))", 16_000),
-    PlanSpec("hybrid", "(1 (2 3 4))", 8000),
+    PlanSpec("progressive", "(((1 2) (3 4)) ((5 6) (7 8)))", 32_000),
+    PlanSpec("hybrid of pairs", "((1 2) ((3 4) (5 6) (7 8)))", 32_000),
 )
 
 PRESETS = {
@@ -130,8 +131,10 @@ PRESETS = {
         ),
         series=SeriesSettings(
             teacher="default",
-            steps=(5,),
+            steps=(5, 10),
             config=DistillConfig(iterations=600, paths=4000),
+            seeds=2,
+            draws=3,
             plans=PLANS,
         ),
     ),

@@ -81,10 +81,10 @@ class SeriesGrids:
             student = LinearStudent(self.settings.order)
             plans = {
                 steps: {
-                    "planned": cost.grid(steps),
-                    "planned, relative cost": cost.grid(steps, "relative"),
-                    "planned, absolute cost": cost.grid(steps, "plain"),
-                    "spectrum": dp_grid(sde, steps, student),
+                    "planned": cost.compare(dp_grid(sde, steps, student)).trusted,
+                    "measured": cost.grid(steps),
+                    "measured, relative cost": cost.grid(steps, "relative"),
+                    "measured, plain cost": cost.grid(steps, "plain"),
                 }
                 for steps in self.settings.steps
             }
@@ -106,14 +106,14 @@ class SeriesGrids:
         ]
         for steps in self.settings.steps:
             grids = {grid_name(p): coarse_grid(SCHEDULE, steps, power=p) for p in POWERS}
-            for name, times in self.planned()[str(steps)].items():
-                grids[name] = torch.tensor(times, dtype=torch.float64)
+            planned = self.planned()[str(steps)]
+            grids |= {name: torch.tensor(t, dtype=torch.float64) for name, t in planned.items()}
             for name, grid in grids.items():
                 slug = f"series-{steps}-{re.sub('[^a-z0-9]+', '-', name)}"
                 row = self.row(slug, grid)
                 more = {"grid": name, "times": grid.tolist(), "variant": f"{steps} steps, {name}"}
                 rows.append(row | more | {"study": GRIDS})
-                if name.startswith("planned"):
+                if name in planned:
                     rows[-1]["planning_nfe"] = self.planning_nfe
         return rows + plans
 

@@ -17,7 +17,6 @@ from sigdeg.planning.measured import (
     Weighing,
     candidate_times,
     measured_cost,
-    plan_times,
 )
 from sigdeg.planning.mixture_regime import MixtureTeacher, accumulated_error
 from sigdeg.planning.operators import (
@@ -50,7 +49,13 @@ from sigdeg.planning.plans import (
     vanilla,
 )
 from sigdeg.planning.programmes import HybridScan, dp_scalar, hybrid_operators, scan_hybrid
-from sigdeg.planning.recommend import GridAdvice, PlanAdvice, recommend_grid, recommend_plan
+from sigdeg.planning.recommend import (
+    GridAdvice,
+    PlanAdvice,
+    plan_times,
+    recommend_grid,
+    recommend_plan,
+)
 from sigdeg.planning.sde import FineSDE, FineStep, LinearStudent, Statistics
 from sigdeg.planning.spectrum import Spectrum
 from sigdeg.planning.trained import train_plan

@@ -14,9 +14,8 @@ References:
 from __future__ import annotations
 
 import itertools
-import math
 from dataclasses import dataclass
-from typing import Any, Literal, get_args
+from typing import Literal, get_args
 
 import numpy as np
 import torch
@@ -40,13 +39,11 @@ __all__ = [
     "Weighing",
     "candidate_times",
     "measured_cost",
-    "plan_times",
 ]
 
 Features = Literal["linear", "cubic"]
 Weighing = Literal["plain", "relative", "balanced"]
 CANDIDATES = 18  # steps between candidate times
-DIRECTIONS = 64  # principal components measured at most
 
 
 @dataclass(frozen=True)
@@ -347,49 +344,3 @@ def project(batch: Batch, directions: Tensor | None) -> tuple[Array, Array]:
 def candidate_times(schedule: Schedule, steps: int = CANDIDATES) -> Tensor:
     """Times for `measured_cost` to choose from: denser near the data, by power spacing."""
     return coarse_grid(schedule, steps, "power", 2.0)
-
-
-def plan_times(
-    teacher: Step,
-    steps: int,
-    shape: tuple[int, ...],
-    order: int = 2,
-    paths: int = 2000,
-    refinement: int = 6,
-    **options: Any,
-) -> tuple[Tensor, float]:
-    """Times for a student of a teacher, at the least measured cost, and the calls it took.
-
-    A single direction is measured with cubic features; several with linear ones, along principal
-    components.
-
-    Arguments:
-        teacher: The teacher's step.
-        steps: The number of steps of the student.
-        shape: Shape of one sample.
-        order: Order of its signatures.
-        paths: Simulated paths.
-        refinement: Fine steps between neighbouring candidates.
-        options: Passed on to `measured_cost`.
-
-    Returns:
-        Decreasing times that end at 0, shape (steps + 1,), and the teacher calls spent.
-
-    Raises:
-        SigdegError: If there are more steps than candidates, or the teacher cannot be run there.
-    """
-    candidates = candidate_times(teacher.schedule, max(CANDIDATES, 2 * steps))
-    size = math.prod(shape)
-    found = measured_cost(
-        teacher,
-        candidates,
-        shape,
-        order,
-        paths,
-        refinement,
-        "cubic" if size == 1 else "linear",
-        None if size == 1 else min(size, DIRECTIONS),
-        **options,
-    )
-    calls = TeacherPaths(teacher, list(refine(teacher.schedule, candidates, refinement)), shape, 1)
-    return found.grid(steps).times, paths * calls.teacher_nfe

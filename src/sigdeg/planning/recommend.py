@@ -11,15 +11,25 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import numpy as np
 import torch
+from torch import Tensor
 
+from sigdeg.distillation.paths import TeacherPaths
 from sigdeg.errors import SigdegError
+from sigdeg.grids import refine
 from sigdeg.planning.budget import Accounting, Prediction, plan_cost, predict, training_time
 from sigdeg.planning.grids import PlannedGrid, dp_grid, warped_points
-from sigdeg.planning.measured import Comparison, MeasuredCost, Weighing
+from sigdeg.planning.measured import (
+    CANDIDATES,
+    Comparison,
+    MeasuredCost,
+    Weighing,
+    candidate_times,
+    measured_cost,
+)
 from sigdeg.planning.operators import (
     Array,
     StepSchedule,
@@ -43,12 +53,14 @@ from sigdeg.planning.programmes import hybrid_operators
 from sigdeg.planning.sde import FineSDE, LinearStudent
 from sigdeg.planning.spectrum import Spectrum
 from sigdeg.schedule import Schedule
+from sigdeg.steps import Step
 
 __all__ = [
     "GridAdvice",
     "PlanAdvice",
     "Regime",
     "merge_time",
+    "plan_times",
     "recommend_grid",
     "recommend_plan",
     "regime",
@@ -59,6 +71,7 @@ Regime = Literal["boot", "vanilla", "mixed"]
 MOST_STEPS = 1000
 SEARCHED = 64  # steps of the largest plan whose neighbours are tried
 WORTHWHILE = 0.99  # what is hardly nearer is not worth a plan without a name
+DIRECTIONS = 64  # principal components that `plan_times` measures at most
 POWERS = tuple(np.arange(1.25, 4.01, 0.25).tolist())
 TINY = 1e-12  # a direction without variance stands as this share of the largest: A_t must be > 0
 
@@ -303,3 +316,52 @@ def recommend_grid(
     warped = {power: grid(power) for power in POWERS}
     exponent = min(warped, key=lambda power: warped[power].cost)
     return GridAdvice(planned, grid(1.0), warped[exponent], exponent, lossless=lossless)
+
+
+def plan_times(
+    teacher: Step,
+    steps: int,
+    shape: tuple[int, ...],
+    order: int = 2,
+    paths: int = 2000,
+    refinement: int = 6,
+    **options: Any,
+) -> tuple[Tensor, float]:
+    """Times for a student of a teacher, and the teacher calls that planning them took.
+
+    They are planned from the spectrum of the teacher's samples, unless its measured losses say that
+    it is not Gaussian: see `GridAdvice.name`. A single direction is measured with cubic features,
+    several with linear ones, along principal components.
+
+    Arguments:
+        teacher: The teacher's step.
+        steps: The number of steps of the student.
+        shape: Shape of one sample.
+        order: Order of its signatures.
+        paths: Simulated paths.
+        refinement: Fine steps between neighbouring candidates.
+        options: Passed on to `measured_cost`.
+
+    Returns:
+        Decreasing times that end at 0, shape (steps + 1,), and the teacher calls spent.
+
+    Raises:
+        SigdegError: If there are more steps than candidates, or the teacher cannot be run there.
+    """
+    candidates = candidate_times(teacher.schedule, max(CANDIDATES, 2 * steps))
+    size = math.prod(shape)
+    measured = measured_cost(
+        teacher,
+        candidates,
+        shape,
+        order,
+        paths,
+        refinement,
+        "cubic" if size == 1 else "linear",
+        None if size == 1 else min(size, DIRECTIONS),
+        **options,
+    )
+    spectrum = Spectrum.of_eigenvalues(measured.variance[-1], source="the teacher's samples")
+    advice = recommend_grid(spectrum, teacher.schedule, steps, LinearStudent(order))
+    calls = TeacherPaths(teacher, list(refine(teacher.schedule, candidates, refinement)), shape, 1)
+    return advice.with_measured(measured).best.times, paths * calls.teacher_nfe

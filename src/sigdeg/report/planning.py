@@ -16,8 +16,9 @@ __all__ = ["grids_plot", "prediction_plot"]
 
 GRIDS = {  # colour and marker
     "planned": ("#0072b2", "o"),
-    "planned, relative cost": ("#117733", "<"),
-    "planned, absolute cost": ("#332288", "P"),
+    "measured": ("#44aa99", "H"),
+    "measured, relative cost": ("#117733", "<"),
+    "measured, plain cost": ("#332288", "P"),
     "uniform": ("#9aa0a8", "s"),
     "power 1.5": ("#e69f00", "^"),
     "power 2": ("#cc79a7", "v"),
