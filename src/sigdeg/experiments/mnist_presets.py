@@ -136,7 +136,7 @@ def studies() -> Iterator[Spec]:
     """Tables beside the main one; every student of the later ones is alike and short."""
     title = "Distribution matching"
     yield replace(PAIRED, study=title, variant="before it: paths alone")
-    for steps, iterations in ((10, 200), (5, 300), (2, 300), (1, 300)):
+    for steps, iterations in ((10, 150), (5, 200), (2, 300)):
         yield Spec(
             (steps,),
             start=ELASTIC,
@@ -169,7 +169,14 @@ STUDENT = DistillConfig(
 )
 # All steps of the student in the loss, so that its samples can be judged.
 MATCHING = replace(
-    STUDENT, iterations=1200, learning_rate=2e-4, warmup=50, ema=0.99, q=0, matching=4.0
+    STUDENT,
+    iterations=2000,
+    batch_size=96,
+    learning_rate=5e-4,
+    warmup=50,
+    ema=0.995,
+    q=0,
+    matching=4.0,
 )
 QUARTER = Settings(
     widths=WIDTHS["quarter"],
