@@ -33,6 +33,14 @@ def test_fewest_calls_that_keep_quality() -> None:
     assert top.evidence == "FID: 12.9 beside the teacher’s 10 (floor 2)."
 
 
+def test_speed_is_told_against_the_teacher_that_is_named() -> None:
+    slow = {"method": "teacher", "nfe": 1000, "metrics": {}, "speedup": 1.0}
+    teacher, student = row("teacher", 120, 1.0, speedup=8.0), row("sig-deg", 5, 1.0, speedup=160.0)
+    top = headline(results(slow, teacher, student))
+    assert top is not None
+    assert top.claim == "5 network calls instead of 120, 20× faster, quality kept"
+
+
 def test_no_claim_of_quality_that_is_lost() -> None:
     one, two = row("sig-deg", 1, 40.0), row("sig-deg", 2, 20.0)
     top = headline(results(row("teacher", 300, 10.0), one, two))

@@ -102,6 +102,16 @@ def test_everything_but_the_rows_may_be_absent(tmp_path: Path) -> None:
     assert rows_of(page) == ["Method Steps", "Teacher 300"]
 
 
+def test_a_metric_of_the_floor_alone_has_no_column(tmp_path: Path) -> None:
+    """Side tables may be of other data, whose floor the main one does not need."""
+    rows = [{"method": "teacher", "steps": 300, "metrics": {"w1": {"mean": 0.5}}}]
+    floor = {"w1": {"mean": 0.25}, "iw1": {"mean": 0.125}}
+    (tmp_path / "results.json").write_text(json.dumps({"rows": rows, "floor": floor}))
+    table = rows_of(write_report(tmp_path).read_text())
+    assert table[0] == "Method Steps W1"
+    assert table[-1] == "Floor real data against real data 0.250"
+
+
 def test_text_of_a_run_is_text_on_the_page(tmp_path: Path) -> None:
     results = {"title": "<script>alert(1)</script>", "rows": [{"method": "<b>new</b>"}]}
     (tmp_path / "results.json").write_text(json.dumps(results))

@@ -71,7 +71,9 @@ def headline(results: Mapping[str, Any]) -> Headline | None:
         verdict = f"quality {digits(off(row), 2)} times worse"
     teacher = teacher_of(row)
     calls = "1 network call" if row["nfe"] == 1 else f"{row['nfe']:,} network calls"
-    faster = f", {digits(row['speedup'], 2)}× faster" if row.get("speedup") else ""
+    # Against the teacher that the sentence names, not against what the table's speed-ups are of.
+    speedup = (row.get("speedup") or 0) / (teacher.get("speedup") or 1)
+    faster = f", {digits(speedup, 2)}× faster" if speedup else ""
     label = quality.get("label", key)
     evidence = (
         f"{label}: {short(value(row, key))} beside the teacher’s {short(value(teacher, key))}"

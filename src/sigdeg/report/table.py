@@ -122,12 +122,12 @@ def study_tables(results: Mapping[str, Any]) -> dict[str, Table]:
 def metric_columns(
     rows: Sequence[tuple[str, Row]], results: Mapping[str, Any]
 ) -> dict[str, Column]:
-    """A column for every metric that a row has; an arrow marks the one that counts."""
+    """A column for every metric of more than the floor; an arrow marks the one that counts."""
     quality = results.get("quality") or {}
     arrow = " ↓" if quality.get("lower_is_better", True) else " ↑"
     return {
         metric_name(key) + (arrow if key == quality.get("metric") else ""): metric_column(key)
-        for key in dict.fromkeys(key for _, row in rows for key in row["metrics"])
+        for key in dict.fromkeys(k for kind, row in rows if kind != "floor" for k in row["metrics"])
     }
 
 
