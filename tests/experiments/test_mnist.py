@@ -18,7 +18,7 @@ from sigdeg.metrics import images as image_metrics_module
 from sigdeg.training import TrainConfig
 
 TINY = {"iterations": 3, "batch_size": 8, "tracker": "none"}
-CONFIG = DistillConfig(**TINY, paths=36, held_out=6, refinement=2, shard_size=8)
+CONFIG = DistillConfig(**TINY, paths=36, held_out=8, refinement=2, shard_size=8)
 PAIRED = Spec((2, 1), order=2)
 SETTINGS = Settings(
     widths=(16, 16, 16),
