@@ -19,7 +19,7 @@ from sigdeg.experiments.rbergomi import DATA_SEED, MODEL, SCHEDULE, Bench
 from sigdeg.experiments.results import grid_name, make_row, merge, remember, summarise
 from sigdeg.grids import coarse_grid, fine_grid, refine
 from sigdeg.metrics import Summary, median_path_error, path_error
-from sigdeg.planning import FineSDE, LinearStudent, dp_grid, measured_cost
+from sigdeg.planning import LinearStudent, Spectrum, measured_cost, recommend_grid
 from sigdeg.student import SignatureStudent
 from sigdeg.training import derive_generator
 
@@ -77,11 +77,12 @@ class SeriesGrids:
                 generator=derive_generator(self.seed, 54),
                 device=self.options["device"],
             )
-            sde = FineSDE(spectrum.numpy(), 256, SCHEDULE)
-            student = LinearStudent(self.settings.order)
+            known, student = Spectrum.of_eigenvalues(spectrum), LinearStudent(self.settings.order)
             plans = {
                 steps: {
-                    "planned": cost.compare(dp_grid(sde, steps, student)).trusted,
+                    "planned": recommend_grid(known, SCHEDULE, steps, student)
+                    .with_measured(cost)
+                    .best,
                     "measured": cost.grid(steps),
                     "measured, relative cost": cost.grid(steps, "relative"),
                     "measured, plain cost": cost.grid(steps, "plain"),

@@ -244,8 +244,8 @@ class GridAdvice:
     @property
     def name(self) -> str:
         """The grid to take: the measured one where the two disagree by more than a factor 2."""
-        trusted = self.comparison is not None and self.comparison.ratio > 2
-        return "measured" if trusted else "planned"
+        found = self.comparison
+        return "measured" if found is not None and found.trusted is found.measured else "planned"
 
     @property
     def best(self) -> PlannedGrid:
@@ -272,7 +272,7 @@ class GridAdvice:
 
     def warnings(self) -> list[str]:
         """What to know before using it."""
-        if self.comparison is None or self.comparison.ratio <= 2:
+        if self.comparison is None or self.name == "planned":
             return []
         return [
             f"the grid planned from the spectrum loses {self.comparison.ratio:.1f} times what the "
