@@ -80,7 +80,7 @@ def test_help_is_complete(command: str, capsys) -> None:
 def test_as_a_program() -> None:
     """The installed entry point: exit code 2 and one line on stderr."""
     run = subprocess.run(
-        [sys.executable, "-m", "sigdeg.cli", "run", "nothing"], capture_output=True, text=True
+        [sys.executable, "-m", "sigdeg", "run", "nothing"], capture_output=True, text=True
     )
     assert run.returncode == 2
     assert run.stderr.startswith("sigdeg: unknown experiment")

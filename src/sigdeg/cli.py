@@ -309,7 +309,3 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print("sigdeg: interrupted; the same command resumes", file=sys.stderr)
         return 1
     return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())
