@@ -346,6 +346,31 @@ def test_guided_latents_from_end_to_end(tmp_path: Path, monkeypatch, capsys) -> 
     assert SignatureStudent.from_pretrained(tmp_path / "matched" / "student").lookahead == 0.5
 
 
+def test_a_weaker_version_from_end_to_end(tmp_path: Path, monkeypatch, capsys) -> None:
+    """A teacher that another guides is distilled, and compared with what came of it."""
+    monkeypatch.setattr(
+        images,
+        "paired_seconds",
+        lambda functions: {k: 1.0 + len(f()) for k, f in functions.items()},
+    )
+    teacher, weak = tmp_path / "teacher", tmp_path / "weak"
+    save_teacher(teacher, True, None)
+    save_teacher(weak, True, None)
+    out, compared = tmp_path / "out", tmp_path / "compared"
+    options = ["--refinement", "2", "--samples", "4", "--device", "cpu", "--no-progress"]
+    options += ["--weak", str(weak)]
+    command = ["distill", str(teacher), "--steps", "2", "--order", "1", "--iterations", "2"]
+    command += ["--batch-size", "4", "--paths", "8", "--tracker", "none", *options]
+    assert "give guidance, such as 2" in refused(capsys, *command, "--out", str(out))
+    assert not out.exists()
+    assert main([*command, "--guidance", "1.5", "--out", str(out)]) == 0
+    pair = ["evaluate", str(out / "student"), str(teacher), *options, "--out", str(compared)]
+    assert main([*pair, "--guidance", "1.5"]) == 0
+    results = json.loads((compared / "results.json").read_text())
+    assert results["weak"] == str(weak)
+    assert results["rows"][0]["metrics"]["path"]["mean"] == 0
+
+
 def test_a_plan_on_a_planned_grid(teacher: Path, tmp_path: Path, capsys) -> None:
     out = tmp_path / "out"
     command = ["distill", str(teacher), "--steps", "2", "--order", "1", "--iterations", "2"]

@@ -11,6 +11,7 @@ from scipy import integrate, stats
 from torch import Generator, Tensor, nn
 
 from sigdeg.denoiser import (
+    AutoGuidance,
     ClassifierFreeGuidance,
     Denoiser,
     GaussianDenoiser,
@@ -333,6 +334,27 @@ def test_guidance_wants_exactly_its_own_conditions() -> None:
     guided = ClassifierFreeGuidance(inner, 2.0, {"label": torch.tensor([0])})
     with pytest.raises(SigdegError, match=r"needs the conditions \['label'\], got \[\]"):
         guided(torch.zeros(1, 2), torch.tensor(0.5))
+
+
+@pytest.mark.parametrize("scale", [0.0, 1.0, 1.5])
+@every
+def test_a_weaker_version_guides_by_a_power_of_the_densities(
+    schedule: Schedule, scale: float
+) -> None:
+    r"""$p^w q^{1-w}$ of two centred normals is normal, its precision the same mean of theirs."""
+    denoiser, weak = (GaussianDenoiser(0.0, std, schedule) for std in (STD, 2 * STD))
+    t, x = times(schedule), states(4, 3)
+    alpha, sigma = expand(schedule.alpha(t), x), expand(schedule.sigma(t), x)
+    precisions = [1 / (alpha**2 * std**2 + sigma**2) for std in (STD, 2 * STD)]
+    expected = -(scale * precisions[0] + (1 - scale) * precisions[1]) * x
+    close(AutoGuidance(denoiser, weak, scale).score(x, t), expected, 1e-8)
+
+
+def test_both_versions_are_told_the_condition() -> None:
+    (inner, network), (weak, other) = labelled(VPLinear()), labelled(VPLinear())
+    label = torch.tensor([2, 5])
+    AutoGuidance(inner, weak, 2.0)(torch.zeros(2, 2), torch.tensor(0.5), label=label)
+    assert len(network.seen) == len(other.seen) == 1
 
 
 def test_weights_of_a_mixture_are_normalised() -> None:

@@ -5,6 +5,7 @@ The core, in reading order: `signature`, `schedule`, `denoiser`, `steps`, `grids
 """
 
 from sigdeg.denoiser import (
+    AutoGuidance,
     ClassifierFreeGuidance,
     Denoiser,
     GaussianDenoiser,
@@ -33,6 +34,7 @@ __version__ = "0.1.0"
 
 __all__ = [
     "EDM",
+    "AutoGuidance",
     "ClassifierFreeGuidance",
     "Cosine",
     "Denoiser",

@@ -70,6 +70,7 @@ def distill(
     plan: str | None = None,
     grid: Literal["planned"] | None = None,
     residual_noise: Literal["gaussian", "energy"] | None = None,
+    weak: str | None = None,
     guidance: float | None = None,
     times: tuple[float, ...] | None = None,
     lookahead: float = 0.0,
@@ -104,7 +105,11 @@ def distill(
         grid: planned measures the teacher and puts the student's times where that loses least.
         residual_noise: What to do about what the coefficients leave open: learn its mean (None),
             its variance (gaussian) or its law (energy).
-        guidance: Scale of classifier-free guidance for a conditional teacher; 1 is none.
+        weak: Folder or hub id of a weaker version of the teacher, such as mnist-weak: smaller, or
+            trained for less long. The student learns to go the other way (see guidance), at no
+            cost in calls.
+        guidance: Scale of guidance, by the weaker version or else the classes of a conditional
+            teacher; 1 is none.
         times: The largest step count's times, from 1 down to 0 (default: power spacing); fewer
             steps take every so many of them.
         lookahead: Fraction of a step after which the student's network looks, 0.5 for few steps:
@@ -136,7 +141,7 @@ def distill(
     )
     print(
         distil_images(
-            load_teacher(teacher),
+            load_teacher(teacher, weak),
             out,
             steps,
             order,
@@ -226,6 +231,7 @@ def evaluate(
     teacher: Name,
     samples: int = 256,
     refinement: int = 12,
+    weak: str | None = None,
     guidance: float | None = None,
     out: Path = Path("runs/evaluation"),
     seed: int = 1,
@@ -239,7 +245,8 @@ def evaluate(
         teacher: Folder or hub id of the pipeline it was distilled from.
         samples: Samples behind the metrics.
         refinement: Fine teacher steps a coarse step.
-        guidance: Scale of classifier-free guidance that the student was distilled with.
+        weak: Folder or hub id of the weaker version that guided the teacher.
+        guidance: Scale of guidance that the student was distilled with.
         out: Run folder.
         seed: Seed of the noise.
         device: cpu or cuda (default: what is found).
@@ -254,7 +261,7 @@ def evaluate(
 
     if samples < 2:
         raise SigdegError(f"samples must be at least 2, got {samples}")
-    model, original = SignatureStudent.from_pretrained(student), load_teacher(teacher)
+    model, original = SignatureStudent.from_pretrained(student), load_teacher(teacher, weak)
     if model.sample_shape != original.sample_shape:
         raise SigdegError(
             f"the student draws samples of shape {model.sample_shape}, the teacher of "
@@ -263,6 +270,8 @@ def evaluate(
     identity = {"experiment": "evaluate", "student": student, "teacher": teacher, "seed": seed}
     if guidance is not None:
         identity["guidance"] = guidance
+    if weak is not None:
+        identity["weak"] = weak
     config = DistillConfig(refinement=refinement, seed=seed)
     refine(model.schedule, model.grid(), refinement)  # refuses what cannot be, before any writing
     original.step(guidance)

@@ -18,6 +18,7 @@ from sigdeg.errors import SigdegError
 from sigdeg.schedule import Schedule, expand
 
 __all__ = [
+    "AutoGuidance",
     "ClassifierFreeGuidance",
     "Denoiser",
     "GaussianDenoiser",
@@ -244,6 +245,33 @@ class ClassifierFreeGuidance(Denoiser):
         t = torch.as_tensor(t)
         means = self.denoiser(torch.cat([x, x]), t if t.ndim == 0 else torch.cat([t, t]), **both)
         return torch.lerp(means[n:], means[:n], self.scale)
+
+
+class AutoGuidance(Denoiser):
+    r"""Guidance by a denoiser's weaker version: $D_{weak} + w (D - D_{weak})$.
+
+    One of the same data that is smaller, or was trained for less long, errs where the good one
+    does, only more: away from it lies what both were after, no classes needed. $w = 1$ is the
+    denoiser itself.
+
+    Arguments:
+        denoiser: The denoiser.
+        weak: The weaker one, of the same noise levels.
+        scale: The guidance scale $w$; 1.5 to 2 is usual.
+
+    Reference:
+        Karras et al., *Guiding a diffusion model with a bad version of itself* (2024).
+    """
+
+    def __init__(self, denoiser: Denoiser, weak: Denoiser, scale: float) -> None:
+        super().__init__(denoiser.schedule)
+        self.denoiser = denoiser
+        self.weak = weak
+        self.scale = scale
+
+    def forward(self, x: Tensor, t: Tensor, **condition: Any) -> Tensor:
+        weak, mean = (part(x, t, **condition) for part in (self.weak, self.denoiser))
+        return torch.lerp(weak, mean, self.scale)
 
 
 class GaussianDenoiser(Denoiser):

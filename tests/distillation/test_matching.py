@@ -11,7 +11,13 @@ import pytest
 import torch
 from torch import Generator, Tensor, nn
 
-from sigdeg.denoiser import ClassifierFreeGuidance, GaussianDenoiser, NetworkDenoiser
+from sigdeg.denoiser import (
+    AutoGuidance,
+    ClassifierFreeGuidance,
+    Denoiser,
+    GaussianDenoiser,
+    NetworkDenoiser,
+)
 from sigdeg.distillation import DistillConfig, distill
 from sigdeg.distillation.matching import Matching, times_by_share
 from sigdeg.errors import SigdegError
@@ -177,10 +183,13 @@ def test_an_interrupted_matching_goes_on_to_the_bit(tmp_path: Path) -> None:
         assert torch.equal(a, b)
 
 
-def test_a_guided_teacher_is_matched_as_it_is_guided() -> None:
+@pytest.mark.parametrize("by", ["classes", "a weaker version"])
+def test_a_guided_teacher_is_matched_as_it_is_guided(by: str) -> None:
     """The critic starts as the network alone, the target is guided."""
     own = teacher()
-    guided = ClassifierFreeGuidance(own, 2.0, {"shift": torch.zeros(1)})
+    guided: Denoiser = AutoGuidance(own, teacher(8), 2.0)
+    if by == "classes":
+        guided = ClassifierFreeGuidance(own, 2.0, {"shift": torch.zeros(1)})
     guided.forward = lambda x, t, **_: own(x, t) + 1  # type: ignore[method-assign]
     matching = Matching(Exponential(guided), 1)
     x = torch.randn(50, 1, generator=seeded(), requires_grad=True)

@@ -178,6 +178,38 @@ class TestClasses:
             guided = teacher.step(2.5).denoiser(x, t, class_labels=labels)
         torch.testing.assert_close(guided, none + 2.5 * (conditional - none), rtol=1e-4, atol=1e-4)
 
+    def test_a_weaker_version_guides(
+        self, teacher_folder: Path, unet: MakeUnet, pipeline: MakePipeline, tmp_path: Path
+    ) -> None:
+        r"""$D_{weak} + w (D - D_{weak})$, with whatever classes there are."""
+        pipeline(unet=unet(layers_per_block=2)).save_pretrained(tmp_path / "weak")
+        teacher, weak = load_teacher(teacher_folder, tmp_path / "weak"), tmp_path / "weak"
+        x, t = torch.randn(3, 1, 8, 8), torch.tensor(0.4)
+        with torch.no_grad():
+            one, other = (load_teacher(f).denoiser(x, t) for f in (teacher_folder, weak))
+            guided = teacher.step(1.5).denoiser(x, t)
+        torch.testing.assert_close(guided, other + 1.5 * (one - other), rtol=1e-4, atol=1e-4)
+        assert teacher.weak is not None
+        assert {p.device.type for p in teacher.to("meta").weak.parameters()} == {"meta"}
+        with pytest.raises(SigdegError, match="guides by a scale: give guidance"):
+            teacher.step()
+
+    def test_what_is_no_weaker_version_is_refused(
+        self, teacher_folder: Path, unet: MakeUnet, pipeline: MakePipeline, tmp_path: Path
+    ) -> None:
+        others = {
+            "shape": pipeline(unet=unet(channels=3)),
+            "classes": pipeline(unet=unet(num_class_embeds=4)),
+            "levels": pipeline(timesteps=7),
+        }
+        for name, other in others.items():
+            other.save_pretrained(tmp_path / name)
+        for name in ("shape", "classes"):
+            with pytest.raises(SigdegError, match=r"with None: it is no version of it"):
+                load_teacher(teacher_folder, tmp_path / name)
+        with pytest.raises(SigdegError, match="has other noise levels than"):
+            load_teacher(teacher_folder, tmp_path / "levels")
+
     def test_guidance_of_a_model_without_classes_is_refused(self, teacher_folder: Path) -> None:
         teacher = load_teacher(teacher_folder)
         assert teacher.classes is None

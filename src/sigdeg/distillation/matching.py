@@ -29,7 +29,7 @@ from typing import Any
 import torch
 from torch import Generator, Tensor, nn
 
-from sigdeg.denoiser import ClassifierFreeGuidance, NetworkDenoiser
+from sigdeg.denoiser import AutoGuidance, ClassifierFreeGuidance, NetworkDenoiser
 from sigdeg.errors import SigdegError
 from sigdeg.networks import widen
 from sigdeg.schedule import Schedule
@@ -59,7 +59,8 @@ class Matching(nn.Module):
     def __init__(self, teacher: Step, channels: int, levels: int = 1) -> None:
         super().__init__()
         denoiser: Any = getattr(teacher, "denoiser", None)
-        own = denoiser.denoiser if isinstance(denoiser, ClassifierFreeGuidance) else denoiser
+        guided = isinstance(denoiser, AutoGuidance | ClassifierFreeGuidance)
+        own = denoiser.denoiser if guided else denoiser
         if not isinstance(own, NetworkDenoiser):
             raise SigdegError("distribution matching needs a teacher whose denoiser is a network")
         self.levels = levels

@@ -72,7 +72,7 @@ def distil_images(
         training: Further training curves for the report.
         folder: Where the distillation itself goes (default: the run folder).
         residual_noise: What the student does about what the coefficients leave open.
-        guidance: Scale of classifier-free guidance, for a conditional teacher.
+        guidance: Scale of guidance, for a conditional teacher or one with a weaker version.
         times: The student's finest grid (default: power spacing).
         lookahead: Fraction of a step after which the student's network looks.
         start: Folder or hub id of a student to go on from: its order, noise, look-ahead and times

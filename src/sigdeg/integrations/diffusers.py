@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from sigdeg.denoiser import ClassifierFreeGuidance, NetworkDenoiser
+from sigdeg.denoiser import AutoGuidance, ClassifierFreeGuidance, NetworkDenoiser
 from sigdeg.errors import SigdegError
 from sigdeg.files import find_folder, load_weights, read_json, save_json
 from sigdeg.integrations.decoders import Decoder, load_decoder, save_decoder
@@ -36,6 +37,7 @@ class Teacher:
         name: Name of the folder, or the hub id.
         decoder: What turns latents into images; None for a model of pixels.
         classes: The number of classes of a conditional model; None for another.
+        weak: A weaker version of it to be guided by, see `AutoGuidance`.
     """
 
     denoiser: NetworkDenoiser
@@ -43,26 +45,36 @@ class Teacher:
     name: str
     decoder: Decoder | None = None
     classes: int | None = None
+    weak: NetworkDenoiser | None = None
 
     def to(self, device: torch.device | str) -> Teacher:
         """The same teacher, its networks moved to a device."""
-        self.denoiser.to(device)
-        if self.decoder is not None:
-            self.decoder.to(device)
+        for part in (self.denoiser, self.decoder, self.weak):
+            if part is not None:
+                part.to(device)
         return self
 
     def step(self, guidance: float | None = None) -> Exponential:
-        """Its fine step; with guidance, that of `ClassifierFreeGuidance` at this scale.
+        """Its fine step; with guidance, of this scale by the weaker version or else by classes.
 
-        The exponential step: on images 60 of them are as good as 120 of Euler and Maruyama.
+        The exponential step: on images 60 of them are as good as 120 of Euler and Maruyama. See
+        `AutoGuidance` and `ClassifierFreeGuidance`.
 
         Raises:
-            SigdegError: If guidance is asked of a model without classes.
+            SigdegError: If guidance is asked of a model without classes or a weaker version, or a
+                weaker version comes without guidance.
         """
         if guidance is None:
+            if self.weak is not None:
+                raise SigdegError("a weaker version guides by a scale: give guidance, such as 2")
             return Exponential(self.denoiser)
+        if self.weak is not None:
+            return Exponential(AutoGuidance(self.denoiser, self.weak, guidance))
         if self.classes is None:
-            raise SigdegError(f"{self.name} knows no classes: guidance needs a conditional teacher")
+            raise SigdegError(
+                f"{self.name} knows no classes: guidance needs a conditional teacher, or a weaker "
+                "version of this one"
+            )
         none = {"class_labels": torch.tensor([self.classes])}
         return Exponential(ClassifierFreeGuidance(self.denoiser, guidance, none))
 
@@ -71,7 +83,7 @@ class Teacher:
         return samples if self.decoder is None else self.decoder(samples)
 
 
-def load_teacher(path: str | Path) -> Teacher:
+def load_teacher(path: str | Path, weak: str | Path | None = None) -> Teacher:
     """Load a teacher from a saved `DDPMPipeline`, `DDIMPipeline` or `LDMPipeline`.
 
     Any prediction type will do, and any scheduler with `alphas_cumprod`; its `clip_sample` becomes
@@ -81,10 +93,13 @@ def load_teacher(path: str | Path) -> Teacher:
 
     Arguments:
         path: Folder written by the pipeline's `save_pretrained`, or a hub id.
+        weak: The same of a weaker version, to guide this one. Of latents its U-Net and scheduler
+            are enough: a `DDPMPipeline`.
 
     Raises:
         SigdegError: If the folder is missing, incomplete or damaged, or holds no such pipeline. A
-            pickle is refused, never opened.
+            pickle is refused, never opened. If the weaker version is of other samples, noise levels
+            or classes.
     """
     folder = find_folder(path)
     pipeline = read_json(folder / "model_index.json").get("_class_name")
@@ -98,7 +113,18 @@ def load_teacher(path: str | Path) -> Teacher:
     decoder = load_decoder(folder / "vqvae") if pipeline == "LDMPipeline" else None
     denoiser = NetworkDenoiser(network, schedule, prediction_type, clip)
     name = folder.resolve().name if folder == Path(path) else str(path)
-    return Teacher(denoiser.eval(), shape, name, decoder, count_classes(network))
+    teacher = Teacher(denoiser.eval(), shape, name, decoder, count_classes(network))
+    if weak is None:
+        return teacher
+    other = load_teacher(weak)
+    if (other.sample_shape, other.classes) != (shape, teacher.classes):
+        raise SigdegError(
+            f"{weak} draws samples of shape {other.sample_shape} with classes {other.classes}, "
+            f"{path} of {shape} with {teacher.classes}: it is no version of it"
+        )
+    if other.denoiser.schedule != schedule:
+        raise SigdegError(f"{weak} has other noise levels than {path}: it cannot guide it")
+    return dataclasses.replace(teacher, weak=other.denoiser)
 
 
 def part(folder: Path, name: str, file: str) -> Path:
