@@ -12,7 +12,7 @@ from sigdeg import SignatureStudent
 from sigdeg.cli import main
 from sigdeg.distillation import DistillConfig
 from sigdeg.experiments import mnist, mnist_networks
-from sigdeg.experiments.mnist_presets import PRESETS, Guided, Settings, Spec
+from sigdeg.experiments.mnist_presets import PRESETS, Guided, Settings, Spec, Weak
 from sigdeg.integrations import find_decoder, load_teacher
 from sigdeg.metrics import images as image_metrics_module
 from sigdeg.training import TrainConfig
@@ -20,21 +20,23 @@ from sigdeg.training import TrainConfig
 TINY = {"iterations": 3, "batch_size": 8, "tracker": "none"}
 CONFIG = DistillConfig(**TINY, paths=36, held_out=8, refinement=2, shard_size=8)
 PAIRED = Spec((2, 1), order=2)
+MATCHED = replace(PAIRED, start=PAIRED)
 SETTINGS = Settings(
     widths=(16, 16, 16),
     autoencoder=TrainConfig(**TINY),
     classifier=TrainConfig(**TINY),
     teacher=TrainConfig(**TINY),
     specs=(
-        replace(PAIRED, start=PAIRED),
+        replace(MATCHED, start=MATCHED, guided=True),
         Spec((1,), order=1, residual_noise=None, study="Side table", variant="regression"),
     ),
     config=CONFIG,
     matching=replace(CONFIG, q=0, matching=1.0),
     train_steps=4,
     times=(1.0, 0.4, 0.0),
-    peers=(1,),
+    peers=(2,),
     guided=Guided(TrainConfig(**TINY), 2.0, Spec((2,), order=1), CONFIG),
+    weak=Weak((16, 16, 16), TrainConfig(**TINY, seed=1), 2.0, replace(CONFIG, q=0, matching=1.0)),
     draws=2,
     n=16,
     tried=16,
@@ -68,27 +70,29 @@ def test_runs_from_end_to_end(tmp_path, capsys):
     assert [(row["method"], row["nfe"]) for row in main_rows] == [
         ("teacher", 5),
         ("teacher", 4),
+        ("teacher", 8),
         ("sig-deg", 2),
         ("sig-deg", 1),
-        *((method, 1) for method in ("untrained", "ddim", "dpm-solver++")),
-        *((method, 1) for method in ("sde-dpm-solver++", "unipc")),
+        ("untrained", 2),
+        *2 * [(m, 2) for m in ("ddim", "dpm-solver++", "sde-dpm-solver++", "unipc")],
     ]
+    assert [row["nfe"] for row in main_rows if row.get("teacher")] == [8, 2, 1, 2, 2, 2, 2]
     assert main_rows[0]["metrics"] == {}  # timed only: what speed is compared with
-    for row in main_rows[1:4]:
+    for row in main_rows[1:5]:
         assert {"fid", "inception_score", "kid", "precision", "recall", "diversity"} <= set(
             row["metrics"]
         )
         assert all(math.isfinite(metric["mean"]) for metric in row["metrics"].values())
         assert 0 <= row["metrics"]["tv"]["mean"] <= 1
         assert row["speedup"] == 1.0  # the clock was stopped
-    assert main_rows[2]["elastic"]
-    assert main_rows[2]["teacher_nfe"] == 36 * 4
+    assert main_rows[3]["elastic"]
+    assert main_rows[3]["teacher_nfe"] == 36 * (4 + 8)
     guided = [row for row in rows if "guidance 2" in (row.get("study") or "")]
     assert [(row["method"], row["nfe"]) for row in guided] == [("teacher", 8), ("sig-deg", 2)]
     assert all(0 <= row["metrics"]["accuracy"]["mean"] <= 1 for row in guided)
     assert results["extractor"]["n"] == 60
     assert len(results["extractor"]["digest"]) == 64
-    assert {"test", "teacher, 4 calls", "student, 2 calls"} <= set(results["nearest"])
+    assert {"test", "teacher, 8 calls", "student, 2 calls"} <= set(results["nearest"])
     assert all((out / figure["file"]).exists() for figure in results["figures"])
 
     assert main([*command, "--out", str(out)]) == 0  # finished: found finished
@@ -101,7 +105,8 @@ def test_runs_from_end_to_end(tmp_path, capsys):
     whole = SignatureStudent.from_pretrained(out / "student")
     for own, other in zip(student.parameters(), whole.parameters(), strict=True):
         torch.testing.assert_close(own, other, rtol=1e-3, atol=1e-6)
-    assert load_teacher(shipped / "mnist-teacher").sample_shape == student.sample_shape
+    teacher = load_teacher(shipped / "mnist-teacher", shipped / "mnist-weak")
+    assert teacher.sample_shape == student.sample_shape
     assert mnist_networks.load_classifier(shipped / "mnist-classifier").config["features"] == 64
     assert find_decoder(shipped / "mnist") is not None
     assert main(["sample", str(shipped / "mnist"), "-n", "2", "--out", str(tmp_path / "s")]) == 0

@@ -15,7 +15,7 @@ import warnings
 from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from safetensors.torch import load_file
@@ -23,7 +23,14 @@ from torch import Generator, Tensor
 
 from sigdeg.datasets import load_mnist
 from sigdeg.denoiser import NetworkDenoiser
-from sigdeg.distillation import CachedPaths, Distilled, SharedPaths, TeacherPaths, distill
+from sigdeg.distillation import (
+    CachedPaths,
+    DistillConfig,
+    Distilled,
+    SharedPaths,
+    TeacherPaths,
+    distill,
+)
 from sigdeg.experiments.mnist_networks import (
     BATCH,
     CLASSES,
@@ -75,6 +82,7 @@ from sigdeg.schedule import from_scheduler
 from sigdeg.steps import Exponential, Step
 from sigdeg.student import SignatureStudent
 from sigdeg.training import (
+    TrainConfig,
     claim_folder,
     derive_generator,
     resolve_device,
@@ -139,7 +147,8 @@ def run(
     rows += size_rows(bench)
     first = len(rows)
     add(*bench.reference_row())
-    add(*bench.teacher_row())
+    for guided in bench.sources:
+        add(*bench.teacher_row(guided))
     for spec, result in distilled.items():
         for steps in (*spec.steps, *(settings.also if not spec.study else ())):
             add(*bench.student_row(spec, steps, result))
@@ -147,12 +156,16 @@ def run(
         add(*bench.ancestral_row(steps))
         for method in SOLVERS:
             add(*bench.peer_row(method, steps))
+    if settings.weak and settings.peers:  # two calls a step: only many steps may pay
+        for method in SOLVERS:
+            add(*bench.peer_row(method, max(settings.peers) // 2, guided=True))
     seconds = paired_seconds(timed)
     for i, own in seconds.items():
         rows[i] |= {"seconds": own, "speedup": seconds[first] / own}
     add_equal_quality(rows, ("fid",))
 
-    main = next(result.student for spec, result in distilled.items() if not spec.study)
+    spec = next(spec for spec in settings.specs if not spec.study)
+    main, source = distilled[spec].student, bench.sources[spec.guided]
     main.save_pretrained(out / "student")
     save_decoder(bench.decoder, out / "student" / "decoder")
     bench.ship(main)
@@ -178,8 +191,8 @@ def run(
                 for spec, result in distilled.items()
                 if not spec.study
             },
-            "nearest": bench.nearest(main),
-            "figures": bench.figures(main),
+            "nearest": bench.nearest(main, source),
+            "figures": bench.figures(main, source),
             "student": "student",
             "example": {"steps": 5},
             "timing_n": settings.timing_n,
@@ -187,6 +200,25 @@ def run(
         device,
     )
     return write_report(out)
+
+
+def guided_name(guided: bool) -> str | None:
+    """How rows of results tell of guidance by a weak teacher."""
+    return "guided" if guided else None
+
+
+class Source(NamedTuple):
+    """What a student learns from.
+
+    Arguments:
+        step: Its teacher's fine step.
+        cache: Paths of that teacher.
+        calls: Network calls behind each.
+    """
+
+    step: Exponential
+    cache: CachedPaths
+    calls: int
 
 
 class Bench:
@@ -202,10 +234,13 @@ class Bench:
         device: str,
         progress: bool,
     ) -> None:
+        import diffusers
+
         self.settings, self.train, self.test = settings, train, test
         self.out, self.seed, self.device = out, seed, device
         self.options: dict[str, Any] = {"device": device, "progress": progress}
         self.curves: dict[str, Any] = {}
+        self.classes: dict[bool, Tensor] = {}  # what share each has, by teacher: guided or not
         if settings.classifier is None:
             classifier = load_classifier()
         else:
@@ -226,45 +261,57 @@ class Bench:
         self.shares = class_histogram(train[1], CLASSES)
         self.latents = in_batches(autoencoder, "encode", train[0])
         self.shape = tuple(self.latents.shape[1:])
-        self.train_teacher()
+        self.scheduler = diffusers.DDPMScheduler(
+            num_train_timesteps=settings.train_steps,
+            prediction_type="v_prediction",
+            clip_sample=False,
+        )
+        network = self.train_unet("teacher", settings.widths, settings.teacher)
+        save_latent_pipeline(network, self.scheduler, self.decoder, out / "teacher")
         self.teacher = load_teacher(out / "teacher").to(device)
         self.step = self.teacher.step()
-        finest = torch.tensor(settings.times, dtype=torch.float64)
-        config = settings.config
-        rows = refine(self.step.schedule, finest, config.refinement, config.fine_power)
-        self.calls = sum(len(row) - 1 for row in rows)
-        # One more coefficient than the students see: the energy score needs noise.
-        order = 1 + max(spec.order for spec in settings.specs)
-        self.cache = CachedPaths(
-            TeacherPaths(self.step, list(rows), self.shape, order, device=device),
-            out / "paths",
-            config.paths,
-            seed,
-            config.held_out,
-            config.shard_size,
-            progress,
-        )
+        self.sources = {False: self.source(self.step, settings.config, out / "paths")}
+        weak = settings.weak
+        if weak is not None:
+            network = self.train_unet("weak", weak.widths, weak.teacher)
+            diffusers.DDPMPipeline(network, self.scheduler).save_pretrained(out / "weak")
+            guided = load_teacher(out / "teacher", out / "weak").to(device).step(weak.scale)
+            self.sources[True] = self.source(guided, weak.matching, out / "guided-paths", 2)
 
-    def train_teacher(self) -> None:
-        """Train the teacher and save it as a pipeline, as a user's own would be."""
-        import diffusers
-
-        s = self.settings
-        self.scheduler = diffusers.DDPMScheduler(
-            num_train_timesteps=s.train_steps, prediction_type="v_prediction", clip_sample=False
-        )
-        network = seeded(self.seed, lambda: unet(s.widths, s.blocks))
+    def train_unet(self, name: str, widths: tuple[int, ...], config: TrainConfig) -> Any:
+        """A trained U-Net of latents; the configuration's seed is counted from the run's."""
+        seed = self.seed + config.seed
+        network = seeded(seed, lambda: unet(widths, self.settings.blocks))
         trained, history = train_teacher(
             NetworkDenoiser(network, from_scheduler(self.scheduler), "v_prediction"),
             self.latents,
-            self.out / "teacher-training",
-            s.teacher,
-            seed=self.seed,
+            self.out / f"{name}-training",
+            config,
+            seed=seed,
             time_power=2.0,
             **self.options,
         )
-        self.curves["teacher"] = history.tolist()
-        save_latent_pipeline(trained.network, self.scheduler, self.decoder, self.out / "teacher")
+        self.curves[name] = history.tolist()
+        return trained.network
+
+    def source(
+        self, step: Exponential, config: DistillConfig, folder: Path, networks: int = 1
+    ) -> Source:
+        """Simulate a teacher's paths over the students' times."""
+        finest = torch.tensor(self.settings.times, dtype=torch.float64)
+        rows = refine(step.schedule, finest, config.refinement, config.fine_power)
+        # One more coefficient than the students see: the energy score needs noise.
+        order = 1 + max(spec.order for spec in self.settings.specs)
+        cache = CachedPaths(
+            TeacherPaths(step, list(rows), self.shape, order, device=self.device),
+            folder,
+            config.paths,
+            self.seed,
+            config.held_out,
+            config.shard_size,
+            self.options["progress"],
+        )
+        return Source(step, cache, networks * sum(len(row) - 1 for row in rows))
 
     def student(self, spec: Spec, teacher: Teacher) -> SignatureStudent:
         """An untrained student."""
@@ -282,26 +329,34 @@ class Bench:
 
     def distil(self, spec: Spec) -> Distilled:
         """Distil one student from the shared paths, or let one go on by distribution matching."""
+        settings, source = self.settings, self.sources[spec.guided]
         if spec.start:
             before = self.distil(spec.start)
             grid = before.student.grid(max(spec.steps))
-            start, config = before.student.at_times(grid, spec.steps), self.settings.matching
+            start, config = before.student.at_times(grid, spec.steps), settings.matching
         else:
             start = self.student(spec, self.teacher)
-            config = dataclasses.replace(self.settings.config, q=spec.q)
+            config = dataclasses.replace(settings.config, q=spec.q)
+        if spec.guided:
+            assert settings.weak is not None  # or there were no such source
+            config = settings.weak.matching
         found = distill(
             start,
-            self.step,
+            source.step,
             self.out / "students" / spec.slug,
             config,
-            cache=self.cache,
+            cache=source.cache,
             iterations=spec.iterations or config.iterations,
             seed=self.seed,
             **self.options,
         )
+        nfe = float(source.cache.count * source.calls)
         if not spec.start:
-            return found
-        return dataclasses.replace(found, seconds=found.seconds + before.seconds)
+            return dataclasses.replace(found, teacher_nfe=nfe)
+        if spec.start.guided != spec.guided:
+            nfe += before.teacher_nfe
+        seconds = found.seconds + before.seconds
+        return dataclasses.replace(found, seconds=seconds, teacher_nfe=nfe)
 
     def march(self, step: Step, grid: Tensor) -> Draw:
         """How a step marched over a grid draws n latents."""
@@ -356,30 +411,32 @@ class Bench:
         more = {"steps": steps, "grid": "uniform", "order": 1, "seeds": 1}
         return draw, make_row("teacher", self.teacher.denoiser, steps + 1, {}, **more)
 
-    def teacher_row(self) -> tuple[Draw, dict[str, Any]]:
-        """The teacher as students see it; its samples are the ends of the cached paths."""
-        ends = self.cache.ends
+    def teacher_row(self, guided: bool) -> tuple[Draw, dict[str, Any]]:
+        """A teacher as students see it; its samples are the ends of the cached paths."""
+        step, cache, calls = self.sources[guided]
+        ends = cache.ends
         draws = min(self.settings.draws, len(ends) // self.settings.n)
         drawn = iter(ends.split(self.settings.n))
-        metrics, self.classes = self.judge("teacher", lambda n, _: next(drawn), draws)
-        metrics["tv"] = single(total_variation(self.classes, self.shares), len(ends))
-        rows = self.cache.paths.rows
+        name = "guided teacher" if guided else "teacher"
+        metrics, classes = self.judge(name, lambda n, _: next(drawn), draws)
+        self.classes[guided] = classes
+        metrics["tv"] = single(total_variation(classes, self.shares), len(ends))
+        rows = cache.paths.rows
         grid = torch.cat([rows[0], *(row[1:] for row in rows[1:])])
-        more = {"grid": "chosen", "order": 1, "seeds": 1}
-        return self.march(self.step, grid), make_row(
-            "teacher", self.teacher.denoiser, self.calls, metrics, **more
-        )
+        more = {"grid": "chosen", "order": 1, "seeds": 1, "teacher": guided_name(guided)}
+        return self.march(step, grid), make_row("teacher", step.denoiser, calls, metrics, **more)
 
     def student_row(self, spec: Spec, steps: int, result: Distilled) -> tuple[Draw, dict[str, Any]]:
         """A student at one of its step counts."""
         student, grid = result.student.to(self.device), result.student.grid(steps)
+        cache, shares = self.sources[spec.guided].cache, self.classes[spec.guided]
         draw = self.march(student, grid)
         once = 1 if spec.iterations and not spec.start else None  # students of side tables
         metrics, classes = self.judge(f"{spec.slug} at {steps}", draw, once)
         metrics["tv"] = single(total_variation(classes, self.shares), self.settings.n)
-        metrics["tv_teacher"] = single(total_variation(classes, self.classes), self.settings.n)
+        metrics["tv_teacher"] = single(total_variation(classes, shares), self.settings.n)
         if steps in student.steps:  # only those grids are every so many of the cached times
-            shared = SharedPaths(self.cache, grid, student.order)
+            shared = SharedPaths(cache, grid, student.order)
             batch = shared.held_out(self.settings.config.held_out).to(self.device)
             with torch.no_grad():
                 replayed = batch.replay(student, grid)
@@ -397,6 +454,7 @@ class Bench:
             seeds=1,
             train_seconds=result.seconds,
             teacher_nfe=result.teacher_nfe,
+            teacher=guided_name(spec.guided),
             study=spec.study or None,
             variant=spec.variant or None,
         )
@@ -422,23 +480,29 @@ class Bench:
         draws = {name: self.march(step, grid) for name, grid in grids.items()}
         return self.best_row("untrained", steps, draws)
 
-    def peer_row(self, method: str, steps: int) -> tuple[Draw, dict[str, Any]]:
-        """A training-free solver."""
-        draws: dict[str, Draw] = {
-            grid: partial(self.solve, method, grid, steps) for grid in solver_grids(method, steps)
-        }
-        return self.best_row(method, steps, draws)
+    def peer_row(
+        self, method: str, steps: int, guided: bool = False
+    ) -> tuple[Draw, dict[str, Any]]:
+        """A training-free solver; of the guided teacher, whose steps are two calls each."""
 
-    def solve(self, method: str, grid: str, steps: int, n: int, generator: Generator) -> Tensor:
-        """Draw with a training-free solver."""
-        denoiser, shape = self.teacher.denoiser, (n, *self.shape)
-        return solver_sample(denoiser, method, grid, steps, shape, generator, batch_size=BATCH)
+        def solve(grid: str, n: int, generator: Generator) -> Tensor:
+            shape, denoiser = (n, *self.shape), self.sources[guided].step.denoiser
+            return solver_sample(denoiser, method, grid, steps, shape, generator, batch_size=BATCH)
+
+        draws: dict[str, Draw] = {
+            grid: partial(solve, grid) for grid in solver_grids(method, steps)
+        }
+        draw, row = self.best_row(f"guided {method}" if guided else method, steps, draws)
+        if guided:
+            row |= {"method": method, "nfe": 2 * steps, "teacher": "guided"}
+        return draw, row
 
     def ship(self, student: SignatureStudent) -> None:
         """The models in half precision, in a folder, as the package ships them."""
         folder = self.out / "pretrained"
         student.save_pretrained(folder / "mnist")
-        shutil.copytree(self.out / "teacher", folder / "mnist-teacher", dirs_exist_ok=True)
+        for name in ("teacher", "weak")[: len(self.sources)]:
+            shutil.copytree(self.out / name, folder / f"mnist-{name}", dirs_exist_ok=True)
         classifier = folder / "mnist-classifier"
         save_json(classifier / "config.json", network_config(self.extractor.network))
         save_tensors(classifier / "model.safetensors", self.extractor.network.state_dict())
@@ -448,15 +512,15 @@ class Bench:
                 file, {k: v.half() if v.is_floating_point() else v for k, v in tensors.items()}
             )
 
-    def nearest(self, student: SignatureStudent) -> dict[str, float]:
+    def nearest(self, student: SignatureStudent, source: Source) -> dict[str, float]:
         """Mean distance, in pixels, from images to their nearest training image.
 
         Samples much nearer than test images are would be training images learnt by heart.
         """
 
         def compute() -> dict[str, Any]:
-            ends = self.cache.ends[:NEAREST]
-            sets = {"test": self.test[0], f"teacher, {count_calls(self.calls)}": self.decode(ends)}
+            teacher = f"teacher, {count_calls(source.calls)}"
+            sets = {"test": self.test[0], teacher: self.decode(source.cache.ends[:NEAREST])}
             for steps in student.steps:
                 draw = self.march(student, student.grid(steps))
                 own = draw(NEAREST, derive_generator(self.seed, 55))
@@ -468,14 +532,15 @@ class Bench:
 
         return remember(self.out / "judged" / "nearest.json", compute)
 
-    def figures(self, student: SignatureStudent) -> list[dict[str, str]]:
+    def figures(self, student: SignatureStudent, source: Source) -> list[dict[str, str]]:
         """Figure 4 of the paper, the same seeds side by side; and reconstructions."""
         folder = self.out / "figures"
         shown = {}
         for steps in sorted(student.steps, reverse=True):
             grid = student.grid(steps)
-            batch = SharedPaths(self.cache, grid, student.order).held_out(SHOWN).to(self.device)
-            shown[f"teacher, {count_calls(self.calls)}"] = batch.states[:, -1]
+            shared = SharedPaths(source.cache, grid, student.order)
+            batch = shared.held_out(SHOWN).to(self.device)
+            shown[f"teacher, {count_calls(source.calls)}"] = batch.states[:, -1]
             with torch.no_grad():
                 shown[f"student, {count_calls(steps)}"] = batch.replay(student, grid)
         digits = [(self.decode(latents) + 1) / 2 for latents in shown.values()]

@@ -9,7 +9,7 @@ from sigdeg.distillation import DistillConfig
 from sigdeg.student import ResidualNoise
 from sigdeg.training import TrainConfig
 
-__all__ = ["DEFAULT", "PRESETS", "WIDTHS", "Settings", "Spec"]
+__all__ = ["DEFAULT", "PRESETS", "WIDTHS", "Settings", "Spec", "Weak"]
 
 # The paper's five sizes of the U-Net (C.3.3), of which full and quarter are given in so many words.
 WIDTHS = {
@@ -36,6 +36,7 @@ class Spec:
         q: Consecutive coarse steps in a loss term.
         iterations: Optimiser steps (default: the preset's).
         start: The student it goes on from, matching distributions as the preset says.
+        guided: Whether its teacher is guided by the weak one.
         study: The side table it stands in; the main one if empty.
         variant: What sets it apart there.
     """
@@ -47,6 +48,7 @@ class Spec:
     q: int = 1
     iterations: int | None = None
     start: Spec | None = None
+    guided: bool = False
     study: str = ""
     variant: str = ""
 
@@ -61,6 +63,7 @@ class Spec:
             *([f"q-{self.q}"] if self.q != 1 else []),
             *([f"iterations-{self.iterations}"] if self.iterations else []),
             *(["matched"] if self.start else []),
+            *(["guided"] if self.guided else []),
         ]
         return "-".join(parts)
 
@@ -83,6 +86,23 @@ class Guided:
 
 
 @dataclass(frozen=True)
+class Weak:
+    """A smaller teacher, trained for less long: it guides the other by its faults.
+
+    Arguments:
+        widths: Channels of its U-Net.
+        teacher: How it is trained.
+        scale: Of the guidance, see `AutoGuidance`.
+        matching: How a student goes on that learns from both, and their paths.
+    """
+
+    widths: tuple[int, ...]
+    teacher: TrainConfig
+    scale: float
+    matching: DistillConfig
+
+
+@dataclass(frozen=True)
 class Settings:
     """A preset: the networks, the students, and how much work.
 
@@ -101,6 +121,7 @@ class Settings:
         peers: Calls of the training-free solvers.
         sized: Whether to time networks of the paper's other sizes.
         guided: The class-conditional variant.
+        weak: The weak teacher, for the students that want it.
         draws: Sampling seeds.
         n: Samples of a draw, against as many test images.
         tried: Samples behind the choice of a solver's grid.
@@ -121,6 +142,7 @@ class Settings:
     peers: tuple[int, ...] = ()
     sized: bool = False
     guided: Guided | None = None
+    weak: Weak | None = None
     draws: int = 1
     n: int = 10_000
     tried: int = 2048
@@ -129,20 +151,22 @@ class Settings:
 
 DEFAULT = "default"
 PAIRED = Spec((10, 5, 2, 1))
-ELASTIC = replace(PAIRED, start=PAIRED)
+MATCHED = replace(PAIRED, start=PAIRED)
+ELASTIC = replace(MATCHED, start=MATCHED, guided=True)
 
 
 def studies() -> Iterator[Spec]:
     """Tables beside the main one; every student of the later ones is alike and short."""
     title = "Distribution matching"
     yield replace(PAIRED, study=title, variant="before it: paths alone")
+    yield replace(MATCHED, study=title, variant="its own teacher, not guided")
     for steps, iterations in ((10, 150), (5, 200), (2, 300)):
         yield Spec(
             (steps,),
-            start=ELASTIC,
+            start=MATCHED,
             iterations=iterations,
             study=title,
-            variant="going on with this step count alone",
+            variant="the same, going on with this step count alone",
         )
     five = Spec((5,), order=4, iterations=300)
     for order in (2, 4, 8):
@@ -178,6 +202,13 @@ MATCHING = replace(
     q=0,
     matching=4.0,
 )
+WEAK = Weak(
+    widths=(16, 32, 32),
+    teacher=replace(TRAINED, iterations=2000, ema=0.998, seed=1),
+    scale=1.5,
+    # Two networks a step, so half as many steps.
+    matching=replace(MATCHING, paths=10_256, refinement=6),
+)
 QUARTER = Settings(
     widths=WIDTHS["quarter"],
     autoencoder=TrainConfig(iterations=4000, batch_size=64, learning_rate=3e-3, ema=0.998),
@@ -195,6 +226,7 @@ QUARTER = Settings(
         spec=Spec((5,), order=4),
         config=replace(STUDENT, iterations=600, paths=2512, refinement=6, ema=0.995),
     ),
+    weak=WEAK,
     draws=3,
 )
 PRESETS = {
@@ -209,7 +241,22 @@ PRESETS = {
         tried=2048,
     ),
     "default": QUARTER,
-    "half": replace(QUARTER, widths=WIDTHS["half"], classifier=None, specs=(ELASTIC,)),
+    # Three times the cost of a call, so less of everything: an afternoon of two cores.
+    "half": replace(
+        QUARTER,
+        widths=WIDTHS["half"],
+        classifier=None,
+        teacher=replace(TRAINED, iterations=10_000, ema=0.999),
+        specs=(MATCHED,),
+        config=replace(STUDENT, iterations=1000, paths=10_256, refinement=6, ema=0.998),
+        matching=replace(MATCHING, iterations=300, paths=10_256, refinement=6, ema=0.99),
+        also=(),
+        peers=(),
+        sized=False,
+        guided=None,
+        weak=None,
+        draws=1,
+    ),
     # For an accelerator: full width, the scheduler of 1,500 steps.
     "paper": replace(
         QUARTER,
@@ -219,5 +266,10 @@ PRESETS = {
         train_steps=1500,
         config=replace(STUDENT, iterations=20_000, batch_size=256, paths=60_512),
         matching=replace(MATCHING, iterations=4000, batch_size=256),
+        weak=replace(
+            WEAK,
+            widths=WIDTHS["half"],
+            matching=replace(WEAK.matching, iterations=4000, batch_size=256, paths=60_512),
+        ),
     ),
 }
