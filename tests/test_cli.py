@@ -310,13 +310,19 @@ def test_a_student_is_sampled_from_within_its_folder(saved: Path, monkeypatch) -
     assert load_file(saved / "samples" / "samples.safetensors")["samples"].shape == (2, 1)
 
 
-def test_guided_latents_from_end_to_end(tmp_path: Path, monkeypatch, capsys) -> None:
-    """Distilled with guidance from a conditional `LDMPipeline`: sampled, compared, decoded."""
-    monkeypatch.setattr(  # each once: their times matter elsewhere
+@pytest.fixture
+def timed_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is to be timed runs once: its times matter elsewhere."""
+    monkeypatch.setattr(
         images,
         "paired_seconds",
         lambda functions: {k: 1.0 + len(f()) for k, f in functions.items()},
     )
+
+
+@pytest.mark.usefixtures("timed_once")
+def test_guided_latents_from_end_to_end(tmp_path: Path, capsys) -> None:
+    """Distilled with guidance from a conditional `LDMPipeline`: sampled, compared, decoded."""
     teacher, out, compared = (tmp_path / name for name in ("teacher", "out", "compared"))
     save_teacher(teacher, True, 2)
     options = ["--refinement", "2", "--samples", "4", "--device", "cpu", "--no-progress"]
@@ -346,13 +352,9 @@ def test_guided_latents_from_end_to_end(tmp_path: Path, monkeypatch, capsys) -> 
     assert SignatureStudent.from_pretrained(tmp_path / "matched" / "student").lookahead == 0.5
 
 
-def test_a_weaker_version_from_end_to_end(tmp_path: Path, monkeypatch, capsys) -> None:
+@pytest.mark.usefixtures("timed_once")
+def test_a_weaker_version_from_end_to_end(tmp_path: Path, capsys) -> None:
     """A teacher that another guides is distilled, and compared with what came of it."""
-    monkeypatch.setattr(
-        images,
-        "paired_seconds",
-        lambda functions: {k: 1.0 + len(f()) for k, f in functions.items()},
-    )
     teacher, weak = tmp_path / "teacher", tmp_path / "weak"
     save_teacher(teacher, True, None)
     save_teacher(weak, True, None)

@@ -23,6 +23,7 @@ __all__ = [
     "Denoiser",
     "GaussianDenoiser",
     "GaussianMixtureDenoiser",
+    "Guidance",
     "NetworkDenoiser",
     "Prediction",
     "network_target",
@@ -213,8 +214,22 @@ def unwrap(output: Any) -> Tensor:
     return tensor
 
 
-class ClassifierFreeGuidance(Denoiser):
-    r"""Guidance by a denoiser that wraps a denoiser: $D_\emptyset + w (D_c - D_\emptyset)$.
+class Guidance(Denoiser):
+    """Abstract: a denoiser that wraps another, and goes further where that one differs.
+
+    Arguments:
+        denoiser: The denoiser that is guided.
+        scale: The guidance scale; 1 is the denoiser itself.
+    """
+
+    def __init__(self, denoiser: Denoiser, scale: float) -> None:
+        super().__init__(denoiser.schedule)
+        self.denoiser = denoiser
+        self.scale = scale
+
+
+class ClassifierFreeGuidance(Guidance):
+    r"""Guidance by classes: $D_\emptyset + w (D_c - D_\emptyset)$.
 
     Convention: $w = 1$ is the conditional model, $w = 0$ the unconditional one (diffusers' scale).
     Both are computed in one call of twice the batch.
@@ -226,9 +241,7 @@ class ClassifierFreeGuidance(Denoiser):
     """
 
     def __init__(self, denoiser: Denoiser, scale: float, unconditional: dict[str, Tensor]) -> None:
-        super().__init__(denoiser.schedule)
-        self.denoiser = denoiser
-        self.scale = scale
+        super().__init__(denoiser, scale)
         self.unconditional = unconditional
 
     def forward(self, x: Tensor, t: Tensor, **condition: Any) -> Tensor:
@@ -247,7 +260,7 @@ class ClassifierFreeGuidance(Denoiser):
         return torch.lerp(means[n:], means[:n], self.scale)
 
 
-class AutoGuidance(Denoiser):
+class AutoGuidance(Guidance):
     r"""Guidance by a denoiser's weaker version: $D_{weak} + w (D - D_{weak})$.
 
     One of the same data that is smaller, or was trained for less long, errs where the good one
@@ -264,10 +277,8 @@ class AutoGuidance(Denoiser):
     """
 
     def __init__(self, denoiser: Denoiser, weak: Denoiser, scale: float) -> None:
-        super().__init__(denoiser.schedule)
-        self.denoiser = denoiser
+        super().__init__(denoiser, scale)
         self.weak = weak
-        self.scale = scale
 
     def forward(self, x: Tensor, t: Tensor, **condition: Any) -> Tensor:
         weak, mean = (part(x, t, **condition) for part in (self.weak, self.denoiser))

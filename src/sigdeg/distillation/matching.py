@@ -29,7 +29,7 @@ from typing import Any
 import torch
 from torch import Generator, Tensor, nn
 
-from sigdeg.denoiser import AutoGuidance, ClassifierFreeGuidance, NetworkDenoiser
+from sigdeg.denoiser import Guidance, NetworkDenoiser
 from sigdeg.errors import SigdegError
 from sigdeg.networks import widen
 from sigdeg.schedule import Schedule
@@ -59,8 +59,7 @@ class Matching(nn.Module):
     def __init__(self, teacher: Step, channels: int, levels: int = 1) -> None:
         super().__init__()
         denoiser: Any = getattr(teacher, "denoiser", None)
-        guided = isinstance(denoiser, AutoGuidance | ClassifierFreeGuidance)
-        own = denoiser.denoiser if guided else denoiser
+        own = denoiser.denoiser if isinstance(denoiser, Guidance) else denoiser
         if not isinstance(own, NetworkDenoiser):
             raise SigdegError("distribution matching needs a teacher whose denoiser is a network")
         self.levels = levels

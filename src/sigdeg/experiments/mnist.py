@@ -266,28 +266,41 @@ class Bench:
             prediction_type="v_prediction",
             clip_sample=False,
         )
-        network = self.train_unet("teacher", settings.widths, settings.teacher)
+        network = seeded(seed, lambda: unet(settings.widths, settings.blocks))
+        network = self.train_unet("teacher", network, settings.teacher, out / "teacher-training")
         save_latent_pipeline(network, self.scheduler, self.decoder, out / "teacher")
         self.teacher = load_teacher(out / "teacher").to(device)
         self.step = self.teacher.step()
-        self.sources = {False: self.source(self.step, settings.config, out / "paths")}
+        # One more coefficient than the students see: the energy score needs noise.
+        order = 1 + max(spec.order for spec in settings.specs)
+        seen = torch.tensor(settings.times, dtype=torch.float64), order
+        self.sources = {False: self.source(self.step, *seen, settings.config, out / "paths")}
         weak = settings.weak
         if weak is not None:
-            network = self.train_unet("weak", weak.widths, weak.teacher)
+            own = seed + weak.teacher.seed
+            network = seeded(own, lambda: unet(weak.widths, settings.blocks))
+            network = self.train_unet("weak", network, weak.teacher, out / "weak-training")
             diffusers.DDPMPipeline(network, self.scheduler).save_pretrained(out / "weak")
             guided = load_teacher(out / "teacher", out / "weak").to(device).step(weak.scale)
-            self.sources[True] = self.source(guided, weak.matching, out / "guided-paths", 2)
+            folder = out / "guided-paths"
+            self.sources[True] = self.source(guided, *seen, weak.matching, folder, networks=2)
 
-    def train_unet(self, name: str, widths: tuple[int, ...], config: TrainConfig) -> Any:
+    def train_unet(
+        self,
+        name: str,
+        network: torch.nn.Module,
+        config: TrainConfig,
+        folder: Path,
+        labels: Tensor | None = None,
+    ) -> Any:
         """A trained U-Net of latents; the configuration's seed is counted from the run's."""
-        seed = self.seed + config.seed
-        network = seeded(seed, lambda: unet(widths, self.settings.blocks))
         trained, history = train_teacher(
             NetworkDenoiser(network, from_scheduler(self.scheduler), "v_prediction"),
             self.latents,
-            self.out / f"{name}-training",
+            folder,
             config,
-            seed=seed,
+            labels=labels,
+            seed=self.seed + config.seed,
             time_power=2.0,
             **self.options,
         )
@@ -295,15 +308,19 @@ class Bench:
         return trained.network
 
     def source(
-        self, step: Exponential, config: DistillConfig, folder: Path, networks: int = 1
+        self,
+        step: Exponential,
+        grid: Tensor,
+        order: int,
+        config: DistillConfig,
+        folder: Path,
+        networks: int = 1,
+        labels: Tensor | None = None,
     ) -> Source:
-        """Simulate a teacher's paths over the students' times."""
-        finest = torch.tensor(self.settings.times, dtype=torch.float64)
-        rows = refine(step.schedule, finest, config.refinement, config.fine_power)
-        # One more coefficient than the students see: the energy score needs noise.
-        order = 1 + max(spec.order for spec in self.settings.specs)
+        """Simulate paths over students' times of a teacher of so many networks."""
+        rows = refine(step.schedule, grid, config.refinement, config.fine_power)
         cache = CachedPaths(
-            TeacherPaths(step, list(rows), self.shape, order, device=self.device),
+            TeacherPaths(step, list(rows), self.shape, order, device=self.device, labels=labels),
             folder,
             config.paths,
             self.seed,
@@ -330,16 +347,15 @@ class Bench:
     def distil(self, spec: Spec) -> Distilled:
         """Distil one student from the shared paths, or let one go on by distribution matching."""
         settings, source = self.settings, self.sources[spec.guided]
+        weak = settings.weak if spec.guided else None
         if spec.start:
             before = self.distil(spec.start)
             grid = before.student.grid(max(spec.steps))
-            start, config = before.student.at_times(grid, spec.steps), settings.matching
+            start = before.student.at_times(grid, spec.steps)
+            config = weak.matching if weak else settings.matching
         else:
             start = self.student(spec, self.teacher)
             config = dataclasses.replace(settings.config, q=spec.q)
-        if spec.guided:
-            assert settings.weak is not None  # or there were no such source
-            config = settings.weak.matching
         found = distill(
             start,
             source.step,

@@ -242,20 +242,13 @@ PRESETS = {
     ),
     "default": QUARTER,
     # Three times the cost of a call, so less of everything: an afternoon of two cores.
-    "half": replace(
-        QUARTER,
+    "half": Settings(
         widths=WIDTHS["half"],
-        classifier=None,
+        autoencoder=QUARTER.autoencoder,
         teacher=replace(TRAINED, iterations=10_000, ema=0.999),
         specs=(MATCHED,),
         config=replace(STUDENT, iterations=1000, paths=10_256, refinement=6, ema=0.998),
         matching=replace(MATCHING, iterations=300, paths=10_256, refinement=6, ema=0.99),
-        also=(),
-        peers=(),
-        sized=False,
-        guided=None,
-        weak=None,
-        draws=1,
     ),
     # For an accelerator: full width, the scheduler of 1,500 steps.
     "paper": replace(

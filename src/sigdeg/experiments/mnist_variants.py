@@ -8,16 +8,14 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from sigdeg.denoiser import NetworkDenoiser
-from sigdeg.distillation import CachedPaths, TeacherPaths, distill
+from sigdeg.distillation import distill
 from sigdeg.experiments.mnist_networks import BATCH, CLASSES, unet
 from sigdeg.experiments.mnist_presets import WIDTHS
 from sigdeg.experiments.results import count_calls, make_row, paired_seconds, single, summarise
-from sigdeg.grids import refine
 from sigdeg.integrations import load_teacher, save_latent_pipeline
 from sigdeg.report import image_grid
 from sigdeg.sampling import sample
-from sigdeg.training import derive_generator, seeded, train_teacher
+from sigdeg.training import derive_generator, seeded
 
 if TYPE_CHECKING:
     from sigdeg.experiments.mnist import Bench
@@ -41,37 +39,16 @@ def guided_rows(bench: Bench) -> list[dict[str, Any]]:
     # None starts as the unconditional teacher; the classes apart, or they would be slow to part.
     with torch.no_grad():
         network.get_parameter("class_embedding.weight")[-1] = 0
-    trained, history = train_teacher(
-        NetworkDenoiser(network, bench.step.schedule, "v_prediction"),
-        bench.latents,
-        out / "teacher-training",
-        guided.teacher,
-        labels=bench.train[1],
-        seed=bench.seed,
-        time_power=2.0,
-        **bench.options,
+    trained = bench.train_unet(
+        "conditional teacher", network, guided.teacher, out / "teacher-training", bench.train[1]
     )
-    bench.curves["conditional teacher"] = history.tolist()
-    save_latent_pipeline(trained.network, bench.scheduler, bench.decoder, out / "teacher")
+    save_latent_pipeline(trained, bench.scheduler, bench.decoder, out / "teacher")
     teacher = load_teacher(out / "teacher").to(bench.device)
     step, classes = teacher.step(guided.scale), torch.arange(CLASSES)
     student = bench.student(guided.spec, teacher)
     grid = student.grid()
-    cache = CachedPaths(
-        TeacherPaths(
-            step,
-            list(refine(step.schedule, grid, config.refinement, config.fine_power)),
-            bench.shape,
-            student.order,
-            device=bench.device,
-            labels=classes,
-        ),
-        out / "paths",
-        config.paths,
-        bench.seed,
-        config.held_out,
-        config.shard_size,
-        bench.options["progress"],
+    _, cache, calls = bench.source(
+        step, grid, student.order, config, out / "paths", networks=2, labels=classes
     )
     result = distill(
         student,
@@ -96,7 +73,6 @@ def guided_rows(bench: Bench) -> list[dict[str, Any]]:
             class_labels=wanted.to(bench.device),
         )
     rows = []
-    calls = 2 * sum(len(row) - 1 for row in cache.paths.rows)
     for method, model, nfe, latents in (
         ("teacher", teacher.denoiser, calls, ends),
         ("sig-deg", distilled, len(grid) - 1, drawn),

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import dataclasses
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -124,7 +123,7 @@ def load_teacher(path: str | Path, weak: str | Path | None = None) -> Teacher:
         )
     if other.denoiser.schedule != schedule:
         raise SigdegError(f"{weak} has other noise levels than {path}: it cannot guide it")
-    return dataclasses.replace(teacher, weak=other.denoiser)
+    return replace(teacher, weak=other.denoiser)
 
 
 def part(folder: Path, name: str, file: str) -> Path:
