@@ -364,13 +364,23 @@ def test_a_weaker_version_from_end_to_end(tmp_path: Path, capsys) -> None:
     command = ["distill", str(teacher), "--steps", "2", "--order", "1", "--iterations", "2"]
     command += ["--batch-size", "4", "--paths", "8", "--tracker", "none", *options]
     assert "give guidance, such as 2" in refused(capsys, *command, "--out", str(out))
+    early = [part for part in command if part not in ("--weak", str(weak))]
+    line = refused(capsys, *early, "--guidance-until", "0.6", "--out", str(out))
+    assert "there is no guidance to end at 0.6: give guidance, such as 2" in line
     assert not out.exists()
-    assert main([*command, "--guidance", "1.5", "--out", str(out)]) == 0
+    options += ["--guidance", "1.5", "--guidance-until", "0.6"]
+    never = [*command, "--guidance", "1.5", "--guidance-until", "0", "--out", str(out)]
+    assert "guidance must end at a time in (0, 1], got 0.0" in refused(capsys, *never)
+    assert not out.exists()
+    assert main([*command, *options, "--out", str(out)]) == 0
     pair = ["evaluate", str(out / "student"), str(teacher), *options, "--out", str(compared)]
-    assert main([*pair, "--guidance", "1.5"]) == 0
+    assert main(pair) == 0
     results = json.loads((compared / "results.json").read_text())
-    assert results["weak"] == str(weak)
+    assert (results["weak"], results["guidance_until"]) == (str(weak), 0.6)
     assert results["rows"][0]["metrics"]["path"]["mean"] == 0
+    assert results["rows"][0]["nfe"] == 6  # four steps, of which two begin below 0.6
+    other = [*pair, "--guidance-until", "0.7"]
+    assert "holds another run (it differs in guidance_until)" in refused(capsys, *other)
 
 
 def test_a_plan_on_a_planned_grid(teacher: Path, tmp_path: Path, capsys) -> None:

@@ -350,6 +350,31 @@ def test_a_weaker_version_guides_by_a_power_of_the_densities(
     close(AutoGuidance(denoiser, weak, scale).score(x, t), expected, 1e-8)
 
 
+def test_guidance_ends_at_a_time() -> None:
+    """Sample by sample; above it the other denoiser is not even asked."""
+    schedule = VPLinear()
+    denoiser, weak = (GaussianDenoiser(0.0, std, schedule) for std in (STD, 2 * STD))
+    guided = AutoGuidance(denoiser, weak, 2.0, until=0.5)
+    everywhere = AutoGuidance(denoiser, weak, 2.0)
+    x, t = states(3, 2), torch.tensor([0.4, 0.5, 0.6], dtype=torch.float64)
+    expected = torch.cat([everywhere(x[:2], t[:2]), denoiser(x[2:], t[2:])])
+    close(guided(x, t), expected, 1e-12)
+    assert (guided.calls(t), everywhere.calls(t), denoiser.calls(t)) == (5, 6, 3)
+    asked: list[Tensor] = []
+    weak.register_forward_pre_hook(lambda _, inputs: asked.append(inputs[1]))
+    close(guided(x, t[2]), denoiser(x, t[2]), 1e-12)
+    assert not asked
+    close(guided(x, t[0]), everywhere(x, t[0]), 1e-12)
+    assert len(asked) == 2
+
+
+@pytest.mark.parametrize("until", [0.0, -1.0, 1.5, float("nan")])
+def test_guidance_that_ends_nowhere_is_refused(until: float) -> None:
+    denoiser = GaussianDenoiser(0.0, STD, VPLinear())
+    with pytest.raises(SigdegError, match=r"must end at a time in \(0, 1\], got"):
+        AutoGuidance(denoiser, denoiser, 2.0, until)
+
+
 def test_both_versions_are_told_the_condition() -> None:
     (inner, network), (weak, other) = labelled(VPLinear()), labelled(VPLinear())
     label = torch.tensor([2, 5])

@@ -72,6 +72,7 @@ def distill(
     residual_noise: Literal["gaussian", "energy"] | None = None,
     weak: str | None = None,
     guidance: float | None = None,
+    guidance_until: float = 1.0,
     times: tuple[float, ...] | None = None,
     lookahead: float = 0.0,
     samples: int = 256,
@@ -110,6 +111,8 @@ def distill(
             cost in calls.
         guidance: Scale of guidance, by the weaker version or else the classes of a conditional
             teacher; 1 is none.
+        guidance_until: Time in (0, 1] above which there is none: 0.6 keeps the shares of the kinds
+            of samples, which are settled earlier.
         times: The largest step count's times, from 1 down to 0 (default: power spacing); fewer
             steps take every so many of them.
         lookahead: Fraction of a step after which the student's network looks, 0.5 for few steps:
@@ -151,6 +154,7 @@ def distill(
             progress=progress,
             residual_noise=residual_noise,
             guidance=guidance,
+            guidance_until=guidance_until,
             times=times,
             lookahead=lookahead,
             start=start,
@@ -233,6 +237,7 @@ def evaluate(
     refinement: int = 12,
     weak: str | None = None,
     guidance: float | None = None,
+    guidance_until: float = 1.0,
     out: Path = Path("runs/evaluation"),
     seed: int = 1,
     device: str | None = None,
@@ -247,6 +252,7 @@ def evaluate(
         refinement: Fine teacher steps a coarse step.
         weak: Folder or hub id of the weaker version that guided the teacher.
         guidance: Scale of guidance that the student was distilled with.
+        guidance_until: Time above which there was none.
         out: Run folder.
         seed: Seed of the noise.
         device: cpu or cuda (default: what is found).
@@ -270,11 +276,13 @@ def evaluate(
     identity = {"experiment": "evaluate", "student": student, "teacher": teacher, "seed": seed}
     if guidance is not None:
         identity["guidance"] = guidance
+    if guidance_until != 1:
+        identity["guidance_until"] = guidance_until
     if weak is not None:
         identity["weak"] = weak
     config = DistillConfig(refinement=refinement, seed=seed)
     refine(model.schedule, model.grid(), refinement)  # refuses what cannot be, before any writing
-    original.step(guidance)
+    original.step(guidance, guidance_until)
     claim_folder(out, "config.json", {**identity, "samples": samples, "refinement": refinement})
     rows, floor, pictures = images.evaluate(
         model,
@@ -282,6 +290,7 @@ def evaluate(
         config,
         samples,
         guidance=guidance,
+        guidance_until=guidance_until,
         device=resolve_device(device),
         progress=progress,
     )

@@ -9,10 +9,12 @@ from pathlib import Path
 import pytest
 import torch
 from diffusers import AutoencoderKL, AutoencoderTiny, VQModel
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from sigdeg.errors import SigdegError
 from sigdeg.integrations import Decoder, find_decoder, load_decoder, save_decoder
+from sigdeg.integrations.decoders import WEIGHTS
 from sigdeg.networks import Autoencoder
 
 BLOCKS = {
@@ -65,6 +67,18 @@ def test_diffusers_models_are_given_what_their_pipelines_give_them(kind: str) ->
     assert images.std() > 1e-3
     expected = model.decode(z / SCALES[kind]).sample
     close(images, expected)
+
+
+def test_attention_under_its_first_names_is_read(tmp_path: Path) -> None:
+    model = make("VQModel")
+    save_decoder(Decoder(model), tmp_path)
+    old = {"to_q": "query", "to_k": "key", "to_v": "value", "to_out.0": "proj_attn"}
+    weights = load_file(tmp_path / WEIGHTS)
+    for new, name in old.items():
+        weights = {key.replace(f".{new}.", f".{name}."): v for key, v in weights.items()}
+    assert any(".proj_attn." in key for key in weights)
+    save_file(weights, tmp_path / WEIGHTS)
+    close(load_decoder(tmp_path)(latents()), Decoder(model)(latents()))
 
 
 def test_our_own_takes_standardised_latents() -> None:

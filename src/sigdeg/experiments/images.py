@@ -50,6 +50,7 @@ def distil_images(
     folder: Path | None = None,
     residual_noise: ResidualNoise | None = None,
     guidance: float | None = None,
+    guidance_until: float = 1.0,
     times: Sequence[float] | None = None,
     lookahead: float = 0.0,
     start: str | Path | None = None,
@@ -73,6 +74,7 @@ def distil_images(
         folder: Where the distillation itself goes (default: the run folder).
         residual_noise: What the student does about what the coefficients leave open.
         guidance: Scale of guidance, for a conditional teacher or one with a weaker version.
+        guidance_until: The time above which there is none.
         times: The student's finest grid (default: power spacing).
         lookahead: Fraction of a step after which the student's network looks.
         start: Folder or hub id of a student to go on from: its order, noise, look-ahead and times
@@ -101,7 +103,7 @@ def distil_images(
         student = known.at_times(known.grid(max(steps)), steps)
     if evaluation_n < 2:
         raise SigdegError(f"samples must be at least 2, got {evaluation_n}")
-    step = teacher.step(guidance)
+    step = teacher.step(guidance, guidance_until)
     labels = None if teacher.classes is None else torch.arange(teacher.classes)
     folder = out if folder is None else folder
     result = distill(
@@ -128,6 +130,7 @@ def distil_images(
         evaluation_n,
         data,
         guidance=guidance,
+        guidance_until=guidance_until,
         device=resolve_device(device),
         progress=progress,
     )
@@ -194,6 +197,7 @@ def evaluate(
     n: int = 256,
     data: Tensor | None = None,
     guidance: float | None = None,
+    guidance_until: float = 1.0,
     batch_size: int = 64,
     device: torch.device | str = "cpu",
     progress: bool = True,
@@ -207,6 +211,7 @@ def evaluate(
         n: Samples behind the metrics.
         data: Real samples to compare with, at least 2n (default: other samples of the teacher).
         guidance: Scale of the guidance that the student was distilled with.
+        guidance_until: The time above which there was none.
         batch_size: Samples at a time.
         device: Where to compute.
         progress: Show a progress bar.
@@ -215,11 +220,11 @@ def evaluate(
         Rows of results, the floor, and 32 samples of each method by name.
     """
     teacher = teacher.to(device)
-    fine, student = teacher.step(guidance), student.to(device)
+    fine, student = teacher.step(guidance, guidance_until), student.to(device)
     labels = None if teacher.classes is None else torch.arange(teacher.classes)
     finest = student.grid(max(student.steps))
     rows = list(refine(student.schedule, finest, config.refinement, config.fine_power))
-    calls = sum(len(row) - 1 for row in rows)
+    calls = fine.denoiser.calls(torch.stack(rows)[:, :-1])
     paths = TeacherPaths(
         fine, rows, teacher.sample_shape, student.order, device=device, labels=labels
     )

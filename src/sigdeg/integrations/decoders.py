@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,8 @@ from sigdeg.networks import Autoencoder, build_network, network_config
 __all__ = ["Decoder", "find_decoder", "load_decoder", "save_decoder"]
 
 KNOWN = ("Autoencoder", "AutoencoderKL", "AutoencoderTiny", "VQModel")
+# Attention layers as the first versions of diffusers named them: many models on the hub still do.
+OLD_NAMES = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
 WEIGHTS = "diffusion_pytorch_model.safetensors"  # as diffusers names them
 
 
@@ -53,8 +56,13 @@ def load_decoder(folder: Path) -> Decoder:
     if name not in KNOWN:
         raise SigdegError(f"{folder} holds a {name}, a decoder is one of {', '.join(KNOWN)}")
     autoencoder = build_network({"class": name, "config": saved})
-    load_weights(autoencoder, folder / WEIGHTS)
+    load_weights(autoencoder, folder / WEIGHTS, modern)
     return Decoder(autoencoder).eval().requires_grad_(False)
+
+
+def modern(name: str) -> str:
+    """The present name of a weight."""
+    return re.sub(rf"(?<=\.)({'|'.join(OLD_NAMES)})(?=\.)", lambda m: OLD_NAMES[m[0]], name)
 
 
 def find_decoder(folder: Path) -> Decoder | None:

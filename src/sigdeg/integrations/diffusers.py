@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -13,7 +12,7 @@ from torch import Tensor, nn
 from sigdeg.denoiser import AutoGuidance, ClassifierFreeGuidance, NetworkDenoiser
 from sigdeg.errors import SigdegError
 from sigdeg.files import find_folder, load_weights, read_json, save_json
-from sigdeg.integrations.decoders import Decoder, load_decoder, save_decoder
+from sigdeg.integrations.decoders import Decoder, load_decoder, modern, save_decoder
 from sigdeg.networks import build_network, count_classes, network_config
 from sigdeg.schedule import DiscreteVP, from_scheduler
 from sigdeg.steps import Exponential
@@ -22,8 +21,6 @@ __all__ = ["Teacher", "load_teacher", "save_latent_pipeline"]
 
 PIPELINES = ("DDPMPipeline", "DDIMPipeline", "LDMPipeline")
 PREDICTIONS = ("epsilon", "v_prediction", "sample")
-# Attention layers as the first versions of diffusers named them: many teachers on the hub still do.
-OLD_NAMES = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
 
 
 @dataclass(frozen=True)
@@ -53,29 +50,35 @@ class Teacher:
                 part.to(device)
         return self
 
-    def step(self, guidance: float | None = None) -> Exponential:
+    def step(self, guidance: float | None = None, until: float = 1.0) -> Exponential:
         """Its fine step; with guidance, of this scale by the weaker version or else by classes.
+
+        Above the time `until` there is none.
 
         The exponential step: on images 60 of them are as good as 120 of Euler and Maruyama. See
         `AutoGuidance` and `ClassifierFreeGuidance`.
 
         Raises:
             SigdegError: If guidance is asked of a model without classes or a weaker version, or a
-                weaker version comes without guidance.
+                weaker version or an end comes without guidance.
         """
         if guidance is None:
             if self.weak is not None:
                 raise SigdegError("a weaker version guides by a scale: give guidance, such as 2")
+            if until != 1:
+                raise SigdegError(
+                    f"there is no guidance to end at {until:g}: give guidance, such as 2"
+                )
             return Exponential(self.denoiser)
         if self.weak is not None:
-            return Exponential(AutoGuidance(self.denoiser, self.weak, guidance))
+            return Exponential(AutoGuidance(self.denoiser, self.weak, guidance, until))
         if self.classes is None:
             raise SigdegError(
                 f"{self.name} knows no classes: guidance needs a conditional teacher, or a weaker "
                 "version of this one"
             )
         none = {"class_labels": torch.tensor([self.classes])}
-        return Exponential(ClassifierFreeGuidance(self.denoiser, guidance, none))
+        return Exponential(ClassifierFreeGuidance(self.denoiser, guidance, none, until))
 
     def decode(self, samples: Tensor) -> Tensor:
         """Images of samples: of latents what their decoder makes, of pixels the pixels."""
@@ -191,11 +194,6 @@ def load_unet(folder: Path) -> tuple[nn.Module, tuple[int, int, int]]:
         )
     height, width = (size, size) if isinstance(size, int) else size
     return network, (channels, height, width)
-
-
-def modern(name: str) -> str:
-    """The present name of a weight."""
-    return re.sub(rf"(?<=\.)({'|'.join(OLD_NAMES)})(?=\.)", lambda m: OLD_NAMES[m[0]], name)
 
 
 def save_latent_pipeline(network: Any, scheduler: Any, decoder: Decoder, folder: Path) -> None:
