@@ -203,6 +203,7 @@ def test_what_does_not_fit_is_refused_before_anything_is_written(tmp_path: Path)
     other = Exponential(GaussianDenoiser(0.0, 1.0, SCHEDULE))
     for student, options, message in [
         (untrained(steps=(2,)), {"teacher": other}, "holds the paths of another teacher"),
+        (untrained(steps=(2,)), {"states": "data", "data": torch.zeros(5, 1)}, "leave the data"),
         (untrained(steps=(3,)), {}, "do not pass through the times of 3"),
         (untrained(6, steps=(2,)), {}, "whole paths of order 6 or more"),
         (untrained(5, steps=(2,), residual_noise="energy"), {}, "whole paths of order 6 or more"),

@@ -138,7 +138,8 @@ def test_equal_quality_is_the_cheapest_that_is_no_worse() -> None:
         row("sig-deg", 0.02, 0.02, 2.0, study="factors"),
     ]
     add_equal_quality(rows, ("w1", "iw1"))
-    assert rows[3]["equal_quality"] == {"method": "unipc", "nfe": 20, "grid": None, "speedup": 4.0}
+    equal = {"method": "unipc", "nfe": 20, "grid": None, "teacher": None, "speedup": 4.0}
+    assert rows[3]["equal_quality"] == equal
     assert ["equal_quality" in r for r in rows] == [False, False, False, True, False, False]
 
 

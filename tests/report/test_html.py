@@ -127,14 +127,27 @@ def test_rows_are_told_apart_by_what_differs(tmp_path: Path) -> None:
         {"method": "teacher", "teacher": "analytic", "grid": "uniform"},
         {"method": "sig-deg", "grid": "power", "q": 1, "head": "gaussian"},
         {"method": "sig-deg", "grid": "uniform", "q": 1, "head": "none", "teacher": "learned"},
+        {"method": "ddim", "grid": "uniform", "teacher": "analytic"},
     ]
     (tmp_path / "results.json").write_text(json.dumps({"rows": rows}))
     assert sorted(rows_of(write_report(tmp_path).read_text())[1:]) == [
+        "DDIM analytic teacher",
         "Student gaussian noise, power grid",
         "Student learned teacher, uniform grid",
         "Teacher analytic",
         "Teacher learned",
     ]
+
+
+@pytest.mark.parametrize(
+    ("teacher", "text"), [("guided", "5.5× over UniPC, guided with 10 calls"), (None, "UniPC with")]
+)
+def test_an_equal_is_told_with_its_teacher(tmp_path: Path, teacher: str | None, text: str) -> None:
+    equal = {"method": "unipc", "nfe": 10, "grid": "best of 9", "teacher": teacher, "speedup": 5.5}
+    (tmp_path / "results.json").write_text(
+        json.dumps({"rows": [{"method": "sig-deg", "steps": 1, "equal_quality": equal}]})
+    )
+    assert text in write_report(tmp_path).read_text()
 
 
 def drop_bytes(run: Path) -> None:

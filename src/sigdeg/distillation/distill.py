@@ -443,6 +443,8 @@ def check_fit(
         raise SigdegError(
             f"data has samples of shape {tuple(data.shape[1:])}, the student {student.sample_shape}"
         )
+    if data is not None and cache is not None:
+        raise SigdegError("a cache holds the teacher's paths: leave the data out")
     if data is not None:
         check_data(data)
 

@@ -127,7 +127,7 @@ def add_equal_quality(rows: Sequence[dict[str, Any]], keys: Sequence[str]) -> No
         if equals:
             cheapest = min(equals, key=lambda other: other["seconds"])
             row["equal_quality"] = {
-                **{key: cheapest[key] for key in ("method", "nfe", "grid")},
+                **{key: cheapest.get(key) for key in ("method", "nfe", "grid", "teacher")},
                 "speedup": cheapest["seconds"] / row["seconds"],
             }
 

@@ -80,11 +80,13 @@ def value(row: Row, key: str) -> float | None:
 def details(row: Row, rows: Iterable[Row]) -> list[str]:
     """What a row is beyond its method, steps and order.
 
-    Elastic students and noise heads are always named; teacher, preset, grid and q only where the
-    rows of the method differ in them. A row of a study is told by its variant alone.
+    Elastic students and noise heads are always named; preset, grid and q only where the rows of
+    the method differ in them, the teacher where any rows do. A row of a study is told by its
+    variant alone.
     """
     if row.get("variant"):
         return [row["variant"]]
+    rows = list(rows)
     family = [other for other in rows if other["method"] == row["method"]]
     told = []
     if row.get("elastic"):
@@ -93,7 +95,8 @@ def details(row: Row, rows: Iterable[Row]) -> list[str]:
         head = row["head"]
         told.append(f"{head} noise" if isinstance(head, str) else "noise head")
     for key, form in DETAILS.items():
-        if row.get(key) is not None and len({str(other.get(key)) for other in family}) > 1:
+        others = rows if key == "teacher" else family
+        if row.get(key) is not None and len({str(other.get(key)) for other in others}) > 1:
             form = "{}" if key == row["method"] else form
             told.append(form.format(row[key]))
     return told

@@ -49,7 +49,8 @@ EQUAL = {
     "Against an equal": column(
         "equal_quality",
         lambda equal: (
-            f"{digits(equal['speedup'], 2)}× over {look(equal['method']).name} "
+            f"{digits(equal['speedup'], 2)}× over {look(equal['method']).name}"
+            f"{', ' + equal['teacher'] if equal.get('teacher') else ''} "
             f"with {equal['nfe']:,} calls"
         ),
     )
