@@ -36,7 +36,9 @@ SETTINGS = Settings(
     times=(1.0, 0.4, 0.0),
     peers=(2,),
     guided=Guided(TrainConfig(**TINY), 2.0, Spec((2,), order=1), CONFIG),
-    weak=Weak((16, 16, 16), TrainConfig(**TINY, seed=1), 2.0, replace(CONFIG, q=0, matching=1.0)),
+    weak=Weak(
+        (16, 16, 16), TrainConfig(**TINY, seed=1), 2.0, 0.6, replace(CONFIG, q=0, matching=1.0)
+    ),
     draws=2,
     n=16,
     tried=16,
@@ -70,13 +72,13 @@ def test_runs_from_end_to_end(tmp_path, capsys):
     assert [(row["method"], row["nfe"]) for row in main_rows] == [
         ("teacher", 5),
         ("teacher", 4),
-        ("teacher", 8),
+        ("teacher", 6),
         ("sig-deg", 2),
         ("sig-deg", 1),
         ("untrained", 2),
         *2 * [(m, 2) for m in ("ddim", "dpm-solver++", "sde-dpm-solver++", "unipc")],
     ]
-    assert [row["nfe"] for row in main_rows if row.get("teacher")] == [8, 2, 1, 2, 2, 2, 2]
+    assert [row["nfe"] for row in main_rows if row.get("teacher")] == [6, 2, 1, 2, 2, 2, 2]
     assert main_rows[0]["metrics"] == {}  # timed only: what speed is compared with
     for row in main_rows[1:5]:
         assert {"fid", "inception_score", "kid", "precision", "recall", "diversity"} <= set(
@@ -86,13 +88,13 @@ def test_runs_from_end_to_end(tmp_path, capsys):
         assert 0 <= row["metrics"]["tv"]["mean"] <= 1
         assert row["speedup"] == 1.0  # the clock was stopped
     assert main_rows[3]["elastic"]
-    assert main_rows[3]["teacher_nfe"] == 36 * (4 + 8)
+    assert main_rows[3]["teacher_nfe"] == 36 * (4 + 6)
     guided = [row for row in rows if "guidance 2" in (row.get("study") or "")]
     assert [(row["method"], row["nfe"]) for row in guided] == [("teacher", 8), ("sig-deg", 2)]
     assert all(0 <= row["metrics"]["accuracy"]["mean"] <= 1 for row in guided)
     assert results["extractor"]["n"] == 60
     assert len(results["extractor"]["digest"]) == 64
-    assert {"test", "teacher, 8 calls", "student, 2 calls"} <= set(results["nearest"])
+    assert {"test", "teacher, 6 calls", "student, 2 calls"} <= set(results["nearest"])
     assert all((out / figure["file"]).exists() for figure in results["figures"])
 
     assert main([*command, "--out", str(out)]) == 0  # finished: found finished

@@ -15,7 +15,7 @@ from torch import Generator, Tensor, nn
 from sigdeg.datasets import GaussianMixture1D
 from sigdeg.denoiser import Denoiser, GaussianDenoiser, GaussianMixtureDenoiser, NetworkDenoiser
 from sigdeg.errors import SigdegError
-from sigdeg.integrations import SOLVERS, solver_grids, solver_sample
+from sigdeg.integrations import SOLVERS, solver_grids, solver_sample, solver_times
 from sigdeg.metrics import w1_exact
 from sigdeg.schedule import EDM, Cosine, DiscreteVP, RectifiedFlow, Schedule, VPLinear
 
@@ -73,6 +73,7 @@ def test_a_solver_calls_the_denoiser_once_a_step_at_decreasing_times(
     assert sorted(solver_grids(method, steps)) == sorted(GRIDS)
     for grid in GRIDS:
         times = witnessed(SCHEDULE, method, grid, steps)
+        assert times == solver_times(SCHEDULE, method, grid, steps).tolist()
         assert len(times) == steps
         assert all(a > b for a, b in itertools.pairwise(times))
         assert SCHEDULE.t_min <= times[-1] <= times[0] <= SCHEDULE.t_max

@@ -13,7 +13,6 @@ import re
 import shutil
 import warnings
 from collections.abc import Callable, Mapping
-from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -64,6 +63,7 @@ from sigdeg.integrations import (
     save_latent_pipeline,
     solver_grids,
     solver_sample,
+    solver_times,
 )
 from sigdeg.metrics import (
     ClassifierExtractor,
@@ -156,9 +156,9 @@ def run(
         add(*bench.ancestral_row(steps))
         for method in SOLVERS:
             add(*bench.peer_row(method, steps))
-    if settings.weak and settings.peers:  # two calls a step: only many steps may pay
+    if settings.weak and settings.peers:  # guided steps are two calls: only many may pay
         for method in SOLVERS:
-            add(*bench.peer_row(method, max(settings.peers) // 2, guided=True))
+            add(*bench.guided_peer_row(method, max(settings.peers)))
     seconds = paired_seconds(timed)
     for i, own in seconds.items():
         rows[i] |= {"seconds": own, "speedup": seconds[first] / own}
@@ -281,9 +281,10 @@ class Bench:
             network = seeded(own, lambda: unet(weak.widths, settings.blocks))
             network = self.train_unet("weak", network, weak.teacher, out / "weak-training")
             diffusers.DDPMPipeline(network, self.scheduler).save_pretrained(out / "weak")
-            guided = load_teacher(out / "teacher", out / "weak").to(device).step(weak.scale)
+            both = load_teacher(out / "teacher", out / "weak").to(device)
+            guided = both.step(weak.scale, weak.until)
             folder = out / "guided-paths"
-            self.sources[True] = self.source(guided, *seen, weak.matching, folder, networks=2)
+            self.sources[True] = self.source(guided, *seen, weak.matching, folder)
 
     def train_unet(
         self,
@@ -314,10 +315,9 @@ class Bench:
         order: int,
         config: DistillConfig,
         folder: Path,
-        networks: int = 1,
         labels: Tensor | None = None,
     ) -> Source:
-        """Simulate paths over students' times of a teacher of so many networks."""
+        """Simulate a teacher's paths over students' times."""
         rows = refine(step.schedule, grid, config.refinement, config.fine_power)
         cache = CachedPaths(
             TeacherPaths(step, list(rows), self.shape, order, device=self.device, labels=labels),
@@ -328,7 +328,7 @@ class Bench:
             config.shard_size,
             self.options["progress"],
         )
-        return Source(step, cache, networks * sum(len(row) - 1 for row in rows))
+        return Source(step, cache, step.denoiser.calls(rows[:, :-1]))
 
     def student(self, spec: Spec, teacher: Teacher) -> SignatureStudent:
         """An untrained student."""
@@ -476,17 +476,20 @@ class Bench:
         )
 
     def best_row(
-        self, method: str, steps: int, draws: Mapping[str, Draw]
+        self, method: str, calls: int, draws: Mapping[str, Draw], guided: bool = False
     ) -> tuple[Draw, dict[str, Any]]:
         """A training-free sampler on the grid that a first, smaller draw finds best."""
+        name = f"guided {method} {calls}" if guided else f"{method} {calls}"
         tried = {
-            grid: self.judge(f"{method} {steps} {grid}", draw, 1, self.settings.tried)[0]
+            grid: self.judge(f"{name} {grid}", draw, 1, self.settings.tried)[0]
             for grid, draw in draws.items()
         }
         best = min(tried, key=lambda grid: tried[grid]["fid"]["mean"])
-        metrics, _ = self.judge(f"{method} {steps} {best}", draws[best], 1)
+        metrics, _ = self.judge(f"{name} {best}", draws[best], 1)
+        denoiser = self.sources[guided].step.denoiser
+        more = {"grid": f"best of {len(tried)}", "best_grid": best, "seeds": 1}
         return draws[best], make_row(
-            method, self.teacher.denoiser, steps, metrics, grid=f"best of {len(tried)}", seeds=1
+            method, denoiser, calls, metrics, teacher=guided_name(guided), **more
         )
 
     def ancestral_row(self, steps: int) -> tuple[Draw, dict[str, Any]]:
@@ -496,22 +499,35 @@ class Bench:
         draws = {name: self.march(step, grid) for name, grid in grids.items()}
         return self.best_row("untrained", steps, draws)
 
-    def peer_row(
-        self, method: str, steps: int, guided: bool = False
-    ) -> tuple[Draw, dict[str, Any]]:
-        """A training-free solver; of the guided teacher, whose steps are two calls each."""
+    def solver(self, method: str, grid: str, steps: int, guided: bool = False) -> Draw:
+        """How a training-free solver draws n latents."""
+        denoiser = self.sources[guided].step.denoiser
 
-        def solve(grid: str, n: int, generator: Generator) -> Tensor:
-            shape, denoiser = (n, *self.shape), self.sources[guided].step.denoiser
+        def draw(n: int, generator: Generator) -> Tensor:
+            shape = (n, *self.shape)
             return solver_sample(denoiser, method, grid, steps, shape, generator, batch_size=BATCH)
 
-        draws: dict[str, Draw] = {
-            grid: partial(solve, grid) for grid in solver_grids(method, steps)
+        return draw
+
+    def peer_row(self, method: str, steps: int) -> tuple[Draw, dict[str, Any]]:
+        """A training-free solver."""
+        grids = solver_grids(method, steps)
+        return self.best_row(method, steps, {g: self.solver(method, g, steps) for g in grids})
+
+    def guided_peer_row(self, method: str, calls: int) -> tuple[Draw, dict[str, Any]]:
+        """A training-free solver of the guided teacher, with all the steps that the calls allow."""
+        denoiser = self.sources[True].step.denoiser
+        most: dict[str, dict[str, int]] = {}
+        for steps in range(calls, 0, -1):
+            for grid in solver_grids(method, steps):
+                times = solver_times(denoiser.schedule, method, grid, steps)
+                if (spent := denoiser.calls(times)) <= calls:
+                    most.setdefault(grid, {"steps": steps, "nfe": spent})
+        draws = {
+            grid: self.solver(method, grid, own["steps"], guided=True) for grid, own in most.items()
         }
-        draw, row = self.best_row(f"guided {method}" if guided else method, steps, draws)
-        if guided:
-            row |= {"method": method, "nfe": 2 * steps, "teacher": "guided"}
-        return draw, row
+        draw, row = self.best_row(method, calls, draws, guided=True)
+        return draw, row | most[row["best_grid"]]
 
     def ship(self, student: SignatureStudent) -> None:
         """The models in half precision, in a folder, as the package ships them."""

@@ -47,9 +47,7 @@ def guided_rows(bench: Bench) -> list[dict[str, Any]]:
     step, classes = teacher.step(guided.scale), torch.arange(CLASSES)
     student = bench.student(guided.spec, teacher)
     grid = student.grid()
-    _, cache, calls = bench.source(
-        step, grid, student.order, config, out / "paths", networks=2, labels=classes
-    )
+    _, cache, calls = bench.source(step, grid, student.order, config, out / "paths", labels=classes)
     result = distill(
         student,
         step,

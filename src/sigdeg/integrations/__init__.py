@@ -2,7 +2,7 @@
 
 from sigdeg.integrations.decoders import Decoder, find_decoder, load_decoder, save_decoder
 from sigdeg.integrations.diffusers import Teacher, load_teacher, save_latent_pipeline
-from sigdeg.integrations.solvers import SOLVERS, solver_grids, solver_sample
+from sigdeg.integrations.solvers import SOLVERS, solver_grids, solver_sample, solver_times
 
 __all__ = [
     "SOLVERS",
@@ -15,4 +15,5 @@ __all__ = [
     "save_latent_pipeline",
     "solver_grids",
     "solver_sample",
+    "solver_times",
 ]

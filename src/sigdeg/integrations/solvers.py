@@ -30,7 +30,7 @@ from sigdeg.errors import SigdegError
 from sigdeg.schedule import Schedule, VPLinear
 from sigdeg.signature import randn
 
-__all__ = ["SOLVERS", "solver_grids", "solver_sample"]
+__all__ = ["SOLVERS", "solver_grids", "solver_sample", "solver_times"]
 
 MULTISTEP = "DPMSolverMultistepScheduler"
 SOLVERS: dict[str, tuple[str, dict[str, Any]]] = {
@@ -79,6 +79,26 @@ def solver_grids(method: str, steps: int) -> list[str]:
     return [grid for grid, scheduler in schedulers.items() if prepare(scheduler, steps)]
 
 
+def solver_times(schedule: Schedule, method: str, grid: str, steps: int) -> Tensor:
+    """Times at which a solver calls the denoiser, shape (K,).
+
+    Arguments:
+        schedule: The denoiser's, variance-preserving.
+        method: A name in `SOLVERS`.
+        grid: A name in `solver_grids(method, steps)`.
+        steps: The number of steps K, at least 1.
+
+    Raises:
+        SigdegError: If a name is unknown, steps < 1, the grid cannot have so many steps or the
+            schedule does not preserve variance.
+    """
+    check_steps(steps)
+    scheduler = build(method, grid, schedule)
+    if not prepare(scheduler, steps):
+        raise SigdegError(f"{method} has no {grid} grid of {steps} steps: use another grid")
+    return times_at(schedule, scheduler.sigmas[:-1])
+
+
 @torch.no_grad()
 def solver_sample(
     denoiser: Denoiser,
@@ -108,14 +128,10 @@ def solver_sample(
         SigdegError: If a name is unknown, steps or batch_size < 1, the grid cannot have so many
             steps, the schedule does not preserve variance, or a sample is not finite.
     """
-    check_steps(steps)
     if batch_size is not None and batch_size < 1:
         raise SigdegError(f"batch_size must be at least 1, got {batch_size}")
     schedule = denoiser.schedule
-    scheduler = build(method, grid, schedule)
-    if not prepare(scheduler, steps):
-        raise SigdegError(f"{method} has no {grid} grid of {steps} steps: use another grid")
-    times = times_at(schedule, scheduler.sigmas[:-1])
+    times, scheduler = solver_times(schedule, method, grid, steps), build(method, grid, schedule)
     # UniPC's step takes no generator: it draws nothing.
     source = {} if method == "unipc" else {"generator": generator}
     device = next((p.device for p in denoiser.parameters()), None)
