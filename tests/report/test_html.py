@@ -150,6 +150,21 @@ def test_an_equal_is_told_with_its_teacher(tmp_path: Path, teacher: str | None, 
     assert text in write_report(tmp_path).read_text()
 
 
+def test_rivals_and_further_speedups_have_columns(tmp_path: Path) -> None:
+    rival = {
+        "w1": {"method": "unipc", "verdict": "tie"},
+        "iw1": {"method": "ddim", "verdict": "better"},
+    }
+    student = {"method": "sig-deg", "speedup": 12.0, "over": {"1,001 calls": 120.0}}
+    rows = [{"method": "teacher", "speedup": 1.0, "over": {"1,001 calls": 10.0}}]
+    results = {"rows": [*rows, student | {"rival": rival}]}
+    (tmp_path / "results.json").write_text(json.dumps(results))
+    title, teacher, own = rows_of(write_report(tmp_path).read_text())
+    assert title == "Method At as many calls Speed‑up Over 1,001 calls"
+    assert teacher == "Teacher 1.0× 10×"
+    assert own == "Student W1: tie (UniPC), W1 of increments: better (DDIM) 12× 120×"
+
+
 def drop_bytes(run: Path) -> None:
     figure = run / "figures/samples.png"
     figure.write_bytes(figure.read_bytes()[:2000])

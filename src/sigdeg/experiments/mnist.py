@@ -43,6 +43,8 @@ from sigdeg.experiments.mnist_presets import DEFAULT, PRESETS, Settings, Spec
 from sigdeg.experiments.mnist_variants import guided_rows, size_rows
 from sigdeg.experiments.results import (
     add_equal_quality,
+    add_rivals,
+    add_speed,
     count_calls,
     grid_name,
     make_row,
@@ -159,12 +161,13 @@ def run(
     if settings.weak and settings.peers:  # guided steps are two calls: only many may pay
         for method in SOLVERS:
             add(*bench.guided_peer_row(method, max(settings.peers)))
-    seconds = paired_seconds(timed)
-    for i, own in seconds.items():
-        rows[i] |= {"seconds": own, "speedup": seconds[first] / own}
+    spec = next(spec for spec in settings.specs if not spec.study)
+    learned_from = first + 1 + list(bench.sources).index(spec.guided)
+    over = {count_calls(rows[first]["nfe"]): first}
+    add_speed(rows, paired_seconds(timed), learned_from, over)
+    add_rivals(rows, ("fid",))
     add_equal_quality(rows, ("fid",))
 
-    spec = next(spec for spec in settings.specs if not spec.study)
     main, source = distilled[spec].student, bench.sources[spec.guided]
     main.save_pretrained(out / "student")
     save_decoder(bench.decoder, out / "student" / "decoder")

@@ -15,11 +15,13 @@ import torch
 from torch import nn
 
 from sigdeg.files import read_json, save_json
-from sigdeg.metrics import Summary, over_draws
+from sigdeg.metrics import Summary, over_draws, verdict
 from sigdeg.networks import count_parameters
 
 __all__ = [
     "add_equal_quality",
+    "add_rivals",
+    "add_speed",
     "count_calls",
     "grid_name",
     "hardware",
@@ -60,24 +62,28 @@ def pool(summaries: Sequence[Summary]) -> Summary:
     return {"mean": mean, "std": (squares / max(1, n - 1)) ** 0.5, "n": n}
 
 
-def paired_seconds(functions: Mapping[K, Callable[[], object]], rounds: int = 3) -> dict[K, float]:
+def paired_seconds(
+    functions: Mapping[K, Callable[[], object]], rounds: int = 3, least: float = 0.5
+) -> dict[K, float]:
     """Median time of each function, measured in turn so that a drifting machine is fair to all.
 
-    On one thread: two that wait for each other make short functions jitter. A short function is
-    repeated until it has filled half a second.
+    On one thread: two that wait for each other make short functions jitter. On a CPU it is the time
+    of the processor, which other programs of the machine do not slow down. A short function is
+    repeated until it has filled `least` seconds.
     """
+    clock = time.perf_counter if torch.cuda.is_available() else time.process_time
     times: dict[K, list[float]] = {name: [] for name in functions}
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     for _ in range(rounds):
         for name, function in functions.items():
             synchronise()
-            began, calls = time.perf_counter(), 0
-            while calls == 0 or time.perf_counter() - began < 0.5:
+            began, calls = clock(), 0
+            while calls == 0 or clock() - began < least:
                 function()
                 calls += 1
                 synchronise()
-            times[name].append((time.perf_counter() - began) / calls)
+            times[name].append((clock() - began) / calls)
     torch.set_num_threads(threads)
     return {name: statistics.median(values) for name, values in times.items()}
 
@@ -107,24 +113,67 @@ def make_row(
     }
 
 
-def add_equal_quality(rows: Sequence[dict[str, Any]], keys: Sequence[str]) -> None:
-    """Beside the speed-up over the reference, that over the cheapest training-free equal.
+def add_speed(
+    rows: Sequence[dict[str, Any]],
+    seconds: Mapping[int, float],
+    teacher: int,
+    over: Mapping[str, int] | None = None,
+) -> None:
+    """Write times into rows, and speed-ups over the teacher that students learned from.
 
-    Equal is a setting of the teacher, or a solver, that is at most 5% above the student in each of
-    the metrics named. Side tables stay out of it, and so do rows without these metrics.
+    Arguments:
+        rows: The rows.
+        seconds: Times by index of a row.
+        teacher: Index of the row of that teacher, at its own step count.
+        over: Rows to tell speed-ups over as well, in this order, by what a reader calls them.
     """
+    for i, own in seconds.items():
+        rows[i] |= {"seconds": own, "speedup": seconds[teacher] / own}
+        if over:
+            rows[i]["over"] = {name: seconds[j] / own for name, j in over.items()}
+
+
+def rivals(
+    rows: Sequence[dict[str, Any]], keys: Sequence[str]
+) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    """Students, and what samples without training, that have these metrics; no side tables."""
     main = [row for row in rows if not row.get("study") and set(keys) <= row["metrics"].keys()]
-    free = [row for row in main if row["method"] != "sig-deg"]
-    for row in main:
-        if row["method"] != "sig-deg":
-            continue
-        bounds = {key: 1.05 * row["metrics"][key]["mean"] for key in keys}
+    students = [row for row in main if row["method"] == "sig-deg"]
+    return students, [row for row in main if row["method"] != "sig-deg"]
+
+
+def add_rivals(rows: Sequence[dict[str, Any]], keys: Sequence[str]) -> None:
+    """Compare students with every training-free sampler of as many calls, metric by metric.
+
+    `rival` holds for each metric the sampler with the best mean and what the student is beside it:
+    better, worse, or a tie within two standard errors. All metrics are distances.
+    """
+    students, others = rivals(rows, keys)
+    for row in students:
+        equal = [other for other in others if other["nfe"] == row["nfe"]]
+        for key in keys if equal else ():
+            best = min(equal, key=lambda other: other["metrics"][key]["mean"])
+            found = verdict(row["metrics"][key], best["metrics"][key])
+            row.setdefault("rival", {})[key] = {"method": best["method"], "verdict": found}
+
+
+def add_equal_quality(rows: Sequence[dict[str, Any]], keys: Sequence[str]) -> None:
+    """Beside the speed-up over the teacher, that over the cheapest training-free equal.
+
+    Equal is a setting of the teacher, or a solver, that is not worse than the student by more than
+    two standard errors in any of the metrics named, all distances. Side tables stay out of it, and
+    so do rows without these metrics. Where a single draw is all there is, nothing is claimed.
+    """
+    students, others = rivals(rows, keys)
+    for row in students:
+        own = row["metrics"]
+        found = [[verdict(other["metrics"][k], own[k]) for k in keys] for other in others]
         equals = [
             other
-            for other in free
-            if all(other["metrics"][key]["mean"] <= bound for key, bound in bounds.items())
+            for other, verdicts in zip(others, found, strict=True)
+            if "worse" not in verdicts and other.get("seconds")
         ]
-        if equals:
+        if equals and not any(None in verdicts for verdicts in found):
             cheapest = min(equals, key=lambda other: other["seconds"])
             row["equal_quality"] = {
                 **{key: cheapest.get(key) for key in ("method", "nfe", "grid", "teacher")},

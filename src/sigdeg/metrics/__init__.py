@@ -21,7 +21,7 @@ from sigdeg.metrics.images import (
     inception_score,
     total_variation,
 )
-from sigdeg.metrics.moments import Summary, over_draws, variance_score
+from sigdeg.metrics.moments import Summary, Verdict, over_draws, variance_score, verdict
 from sigdeg.metrics.options import atm_skew, implied_volatility, skew_error, smile
 from sigdeg.metrics.paths import median_path_error, path_error, sliced_w1
 from sigdeg.metrics.series import (
@@ -44,6 +44,7 @@ __all__ = [
     "Reference",
     "Statistics",
     "Summary",
+    "Verdict",
     "atm_skew",
     "autocorrelation_discrepancy",
     "average_w1",
@@ -69,6 +70,7 @@ __all__ = [
     "tail_error",
     "total_variation",
     "variance_score",
+    "verdict",
     "w1_exact",
     "w1_samples",
 ]

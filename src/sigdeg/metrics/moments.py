@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Callable
-from typing import TypedDict, TypeVar
+from typing import Literal, TypedDict, TypeVar
 
 import numpy as np
 import torch
@@ -13,9 +13,10 @@ from torch import Tensor
 
 from sigdeg.errors import SigdegError
 
-__all__ = ["Summary", "over_draws", "scalars", "variance_score"]
+__all__ = ["Summary", "Verdict", "over_draws", "scalars", "variance_score", "verdict"]
 
 T = TypeVar("T")
+Verdict = Literal["better", "tie", "worse"]
 
 
 class Summary(TypedDict):
@@ -45,6 +46,30 @@ def over_draws(metric: Callable[[T], float], draw: Callable[[int], T], count: in
     values = [float(metric(draw(i))) for i in range(count)]
     std = statistics.stdev(values) if count > 1 else 0.0
     return {"mean": statistics.fmean(values), "std": std, "n": count}
+
+
+def verdict(own: Summary, other: Summary, lower_is_better: bool = True) -> Verdict | None:
+    r"""Whether a metric tells two samplers apart: within two standard errors it is a tie.
+
+    The standard error of the difference of two means is
+    $\sqrt{s_1^2 / n_1 + s_2^2 / n_2}$, and draws are taken as independent.
+
+    Arguments:
+        own: The metric of the sampler that is judged.
+        other: That of the one it is compared with.
+        lower_is_better: Whether the metric is a distance.
+
+    Returns:
+        What the first is beside the second; None where either has a single draw, or no deviation:
+        nobody knows the error of that.
+    """
+    if min(own["n"], other["n"]) < 2 or min(own["std"], other["std"]) <= 0:
+        return None
+    error = (own["std"] ** 2 / own["n"] + other["std"] ** 2 / other["n"]) ** 0.5
+    difference = own["mean"] - other["mean"]
+    if abs(difference) <= 2 * error:
+        return "tie"
+    return "better" if (difference < 0) == lower_is_better else "worse"
 
 
 def variance_score(

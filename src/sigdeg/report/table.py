@@ -44,14 +44,21 @@ KEYS = {
 SPEED = {
     "Seconds": column("seconds", digits),
     "Speed\N{NON-BREAKING HYPHEN}up": column("speedup", lambda times: f"{digits(times, 2)}×"),
-}
-EQUAL = {
-    "Against an equal": column(
+    "Over an equal": column(
         "equal_quality",
         lambda equal: (
             f"{digits(equal['speedup'], 2)}× over {look(equal['method']).name}"
             f"{', ' + equal['teacher'] if equal.get('teacher') else ''} "
             f"with {equal['nfe']:,} calls"
+        ),
+    ),
+}
+RIVAL = {
+    "At as many calls": column(
+        "rival",
+        lambda rival: ", ".join(
+            f"{metric_name(key)}: {told['verdict'] or 'one draw'} ({look(told['method']).name})"
+            for key, told in rival.items()
         ),
     )
 }
@@ -105,7 +112,7 @@ def result_table(results: Mapping[str, Any], best: Row | None) -> Table:
         rows.append(("floor", {"method": "Floor", "metrics": floor}))
     rows += [("paper", row) for row in paper]
 
-    return lay(rows, KEYS | metric_columns(rows, results) | SPEED | EQUAL)
+    return lay(rows, KEYS | metric_columns(rows, results) | RIVAL | SPEED | over_columns(own))
 
 
 def study_tables(results: Mapping[str, Any]) -> dict[str, Table]:
@@ -130,6 +137,16 @@ def metric_columns(
         metric_name(key) + (arrow if key == quality.get("metric") else ""): metric_column(key)
         for key in dict.fromkeys(k for kind, row in rows if kind != "floor" for k in row["metrics"])
     }
+
+
+def over_columns(rows: Sequence[Row]) -> dict[str, Column]:
+    """A column for every other speed-up that rows tell, by what it is over."""
+
+    def over(name: str) -> Column:
+        return lambda row: (f"{digits(x, 2)}×" if (x := row.get("over", {}).get(name)) else "", "")
+
+    names = dict.fromkeys(name for row in rows for name in row.get("over", {}))
+    return {f"Over {name}": over(name) for name in names}
 
 
 def cost_table(results: Mapping[str, Any]) -> Table:
