@@ -22,6 +22,7 @@ from torch import Generator, Tensor
 from sigdeg.datasets import GaussianMixture1D, mixture_split
 from sigdeg.denoiser import Denoiser, GaussianMixtureDenoiser, NetworkDenoiser
 from sigdeg.distillation import DistillConfig, Distilled, distill
+from sigdeg.experiments import paper
 from sigdeg.experiments.results import (
     grid_name,
     make_row,
@@ -45,12 +46,6 @@ SCHEDULE = VPLinear()
 LAW = GaussianMixture1D()
 STD = LAW.variance**0.5
 TEACHER_STEPS = 300
-# Table 1 of the paper: W1 and the speed-up over the 300-step teacher; it has no exact law.
-PAPER = [
-    {"method": "teacher", "steps": 300, "metrics": {"w1_2000": {"mean": 0.56}}, "speedup": 1},
-    {"method": "sig-deg", "steps": 10, "metrics": {"w1_2000": {"mean": 0.64}}, "speedup": 6},
-    {"method": "sig-deg", "steps": 5, "metrics": {"w1_2000": {"mean": 0.57}}, "speedup": 7},
-]
 
 
 @dataclass(frozen=True)
@@ -261,7 +256,7 @@ def run(
                 "lower_is_better": True,
             },
             "rows": rows,
-            "paper": PAPER,
+            "paper": paper.MIXTURE1D,
             "floor": judge.floor(seed),
             "training": {"teacher": curve.tolist(), **curves},
             "figures": figures,
@@ -370,7 +365,7 @@ def density(x: NDArray[np.float64]) -> NDArray[np.float64]:
 def draw(
     out: Path, teacher: Step, students: dict[str, SignatureStudent], seed: int
 ) -> list[dict[str, str]]:
-    """Figures 2 and 3 of the paper: trajectories in diffusion time, and histograms."""
+    """Figure 2 of the paper: trajectories in diffusion time, and histograms of their ends."""
     panels: dict[str, tuple[Tensor, Tensor]] = {}
     histograms: dict[str, Tensor] = {"data": LAW.sample(20_000, derive_generator(seed, 14))}
     steps: dict[str, tuple[Step, Tensor]] = {
@@ -392,10 +387,10 @@ def draw(
         {
             "file": "figures/trajectories.png",
             "caption": "Sixty trajectories from noise (left) to data (right), teacher and students "
-            "with the same seeds (the paper's Figure 2).",
+            "with the same seeds (the paper's Figure 2, a and b).",
         },
         {
             "file": "figures/histograms.png",
-            "caption": "Histograms of 20,000 samples beside the data (the paper's Figure 3).",
+            "caption": "Histograms of 20,000 samples beside the data (the paper's Figure 2c).",
         },
     ]

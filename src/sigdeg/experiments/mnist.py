@@ -30,6 +30,7 @@ from sigdeg.distillation import (
     TeacherPaths,
     distill,
 )
+from sigdeg.experiments import paper
 from sigdeg.experiments.mnist_networks import (
     BATCH,
     CLASSES,
@@ -94,14 +95,6 @@ from sigdeg.training import (
 
 __all__ = ["DEFAULT", "PRESETS", "Settings", "images", "run"]
 
-# The paper's FIDs (Table 2) are of Inception features of a teacher whose own value is not at hand:
-# only their ratios to the teacher's, and the speed-ups (Table 7), are quoted.
-PAPER = [
-    {"method": "teacher", "steps": 1000, "metrics": {"fid_ratio": 1.0}, "speedup": 1},
-    {"method": "sig-deg", "steps": 10, "metrics": {"fid_ratio": 0.88}, "speedup": 39},
-    {"method": "sig-deg", "steps": 5, "metrics": {"fid_ratio": 0.91}, "speedup": 51},
-    {"method": "sig-deg", "steps": 1, "metrics": {"fid_ratio": 1.48}},
-]
 POWERS = (1.0, 1.5, 2.0, 3.0)  # grids of the ancestral sampler
 SHOWN = 32  # samples in a figure
 NEAREST = 1000  # samples whose nearest training image is looked for
@@ -184,7 +177,7 @@ def run(
                 "lower_is_better": True,
             },
             "rows": rows,
-            "paper": PAPER,
+            "paper": paper.MNIST,
             "floor": bench.floor(),
             "reconstruction": bench.reconstruction(),
             "extractor": bench.reference.describe(),

@@ -21,6 +21,7 @@ from torch import Generator, Tensor
 from sigdeg.datasets import RoughBergomi, SeriesSplit, rough_bergomi_split
 from sigdeg.denoiser import NetworkDenoiser
 from sigdeg.distillation import Distilled, TeacherPaths, distill
+from sigdeg.experiments import paper
 from sigdeg.experiments.rbergomi_presets import DEFAULT, PRESETS, Settings, Spec
 from sigdeg.experiments.results import (
     add_equal_quality,
@@ -63,13 +64,6 @@ MODEL = RoughBergomi()
 # The data are the same in every run. The test paths of seed 0 hold one of log-price -13.9, which
 # alone would double the floor of the correlation.
 DATA_SEED = 1
-# What the paper says of speed (Table 7). The losses of its Tables 3 and 6 depend on histogram bins
-# that are not at hand: see docs/rough-bergomi.md.
-PAPER = [
-    {"method": "teacher", "steps": 1000, "metrics": {}, "speedup": 1},
-    {"method": "sig-deg", "steps": 10, "metrics": {}, "speedup": 24},
-    {"method": "sig-deg", "steps": 1, "metrics": {}, "speedup": 267},
-]
 METRICS: dict[str, Callable[[Tensor, Tensor], float]] = {
     "w1": average_w1,
     "iw1": increment_w1,
@@ -158,7 +152,7 @@ def run(
                 "lower_is_better": True,
             },
             "rows": rows,
-            "paper": PAPER,
+            "paper": paper.RBERGOMI,
             "floor": bench.floor(),
             "training": {
                 "teacher": bench.curve.tolist(),

@@ -60,7 +60,10 @@ def write_report(folder: Path) -> Path:
     """
     folder = Path(folder)
     whole = read_results(folder / "results.json")
-    results = {**whole, "rows": [row for row in whole["rows"] if not row.get("study")]}
+    main = {
+        kind: [row for row in whole[kind] if not row.get("study")] for kind in ("rows", "paper")
+    }
+    results = {**whole, **main}
     config = folder / "config.json"
     top = headline(results)
     page = ENVIRONMENT.get_template("template.html.j2").render(

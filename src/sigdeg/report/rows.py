@@ -30,6 +30,9 @@ DETAILS = {
     "preset": "{} preset",
     "grid": "{} grid",
     "q": "q = {}",
+    "teacher_steps": "teacher of {:,} steps",
+    "blocks": "blocks: {}",
+    "width": "width: {}",
 }
 
 

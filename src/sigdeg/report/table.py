@@ -116,15 +116,22 @@ def result_table(results: Mapping[str, Any], best: Row | None) -> Table:
 
 
 def study_tables(results: Mapping[str, Any]) -> dict[str, Table]:
-    """Side tables by title: the rows that name a study, in their own order, with what they cost."""
+    """Side tables by title: the rows that name a study, in their own order, with what they cost.
+
+    Those of the paper have their steps and speed-ups too.
+    """
     studies: dict[str, list[tuple[str, Row]]] = {}
-    for row in results["rows"]:
-        if row.get("study"):
-            studies.setdefault(row["study"], []).append(("own", row))
+    for kind, rows in (("own", results["rows"]), ("paper", results["paper"])):
+        for row in rows:
+            if row.get("study"):
+                studies.setdefault(row["study"], []).append((kind, row))
     columns = {key: COSTS[key] for key in ("Weights", "Teacher calls")}
-    return {
-        title: lay(rows, metric_columns(rows, results) | columns) for title, rows in studies.items()
-    }
+    tables = {}
+    for title, lines in studies.items():
+        quoted = lines[0][0] == "paper"
+        before, after = (KEYS, SPEED | columns) if quoted else ({}, columns)
+        tables[title] = lay(lines, before | metric_columns(lines, results) | after)
+    return tables
 
 
 def metric_columns(
