@@ -6,13 +6,16 @@ import dataclasses
 import itertools
 import json
 import time
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from sigdeg import SignatureStudent
 from sigdeg.cli import main
+from sigdeg.datasets import rough_bergomi_split
 from sigdeg.distillation import DistillConfig
 from sigdeg.experiments import rbergomi
 from sigdeg.experiments.rbergomi_presets import PLAIN, PRESETS, Spec, ladder
@@ -69,7 +72,13 @@ def test_runs_from_end_to_end(tmp_path: Path, monkeypatch: Any, capsys: Any) -> 
     for row in rows:
         paths = {"path", "path_median"} if row["method"] == "sig-deg" else set()
         assert set(row["metrics"]) == KEYS | paths
-    assert {row["metrics"]["w1"]["n"] for row in rows if row["seeds"] == 2} == {4}
+    # Solvers and the untrained step have as many draws as students over both training seeds.
+    drawn = {row["metrics"]["w1"]["n"] for row in rows if row["method"] != "teacher"}
+    assert drawn == {4, rbergomi.STUDY_DRAWS}
+    # A row is i + 1 seconds: the second teacher, at 2, is the one that was learned from.
+    assert [row["speedup"] for row in rows[:3]] == [2 / 1, 1, 2 / 3]
+    assert [row["over"] for row in rows[:3]] == [{"9 calls": 1 / k} for k in (1, 2, 3)]
+    assert set(rows[3]["rival"]) == set(rbergomi.QUALITY)
     assert set(results["floor"]) == KEYS
     assert results["floor"]["w1"]["n"] == 10
     assert [row["variant"] for row in rows if row.get("study")] == ["plain"]
@@ -104,6 +113,24 @@ def test_damaged_data_are_refused(tmp_path: Path, monkeypatch: Any, capsys: Any)
     file.write_bytes(content)
     assert main(arguments) == 2
     assert "its checksum does not match" in capsys.readouterr().err
+
+
+def test_what_is_chosen_is_chosen_by_validation_paths(tmp_path: Path) -> None:
+    """A grid that is perfect on test paths is not taken before one perfect on validation paths."""
+    bench = object.__new__(rbergomi.Bench)
+    bench.out, bench.seed, bench.settings = tmp_path, 0, tiny()
+    bench.split = split = rough_bergomi_split(0, 500)
+    samples = {"karras": split.validation, "linspace": split.test}
+
+    def draw(n: int, generator: Any, grid: str = "") -> torch.Tensor:
+        return split.standardise(samples.get(grid, split.train[:n] + 1))
+
+    bench.solve = lambda method, grid, steps, n, generator: draw(n, generator, grid)  # type: ignore[method-assign]
+    assert bench.choose_grid("ddim", 5) == "karras"
+    for study, perfect in ((True, "karras"), (False, "linspace")):
+        for grid in samples:
+            found = bench.judge(grid, partial(draw, grid=grid), 0, study=study)
+            assert (found["w1"]["mean"] < 1e-4) == (grid == perfect)
 
 
 @pytest.mark.parametrize("preset", PRESETS)

@@ -2,7 +2,9 @@
 
 A residual network is trained on 60,000 simulated paths and marched by Euler-Maruyama; students are
 distilled from it and compared with it, with real paths, and with training-free solvers that take as
-many calls. What the presets train stands in `rbergomi_presets.py`.
+many calls. Whatever is chosen, a solver's grid or a recipe in a side table, is chosen by validation
+paths; the main table is judged by test paths. What the presets train stands in
+`rbergomi_presets.py`.
 """
 
 from __future__ import annotations
@@ -25,6 +27,8 @@ from sigdeg.experiments import paper
 from sigdeg.experiments.rbergomi_presets import DEFAULT, PRESETS, Settings, Spec
 from sigdeg.experiments.results import (
     add_equal_quality,
+    add_rivals,
+    add_speed,
     count_calls,
     grid_name,
     make_row,
@@ -75,8 +79,8 @@ METRICS: dict[str, Callable[[Tensor, Tensor], float]] = {
     "tails": tail_error,
     "skew": skew_error,
 }
+QUALITY = ("w1", "iw1")  # what a solver's grid is chosen by, and an equal is told by
 PATHS = 2000  # fresh teacher paths behind `path`
-PEER_DRAWS = 1  # on each of a solver's nine grids: the luckiest of them counts
 STUDY_DRAWS = 2
 SHOWN = 5000  # paths behind the other figures
 TRAJECTORIES = 40  # samples in the figures of lines
@@ -127,10 +131,11 @@ def run(
         add(*bench.untrained_row(steps))
         for method in SOLVERS:
             add(*bench.peer_row(method, steps))
-    seconds = paired_seconds(timed)
-    for i, own in seconds.items():
-        rows[i] |= {"seconds": own, "speedup": seconds[0] / own}
-    add_equal_quality(rows, ("w1", "iw1"))
+    learned_from = len(settings.teachers) - 1
+    over = {count_calls(rows[0]["nfe"]): 0} if learned_from else {}
+    add_speed(rows, paired_seconds(timed), learned_from, over)
+    add_rivals(rows, QUALITY)
+    add_equal_quality(rows, QUALITY)
 
     shown = {
         count_calls(steps): results[0].student
@@ -145,7 +150,8 @@ def run(
             **identity,
             "title": "Rough Bergomi: log-price and log-variance at 25 dates",
             "summary": "Students of a diffusion model of rough volatility, judged by "
-            f"{len(split.test):,} samples against as many simulated test paths.",
+            f"{len(split.test):,} samples against as many simulated test paths. Grids of the "
+            "solvers and side tables: by as many validation paths.",
             "quality": {
                 "metric": "w1",
                 "label": "Wasserstein-1 distance to test paths, mean of 50 coordinates",
@@ -175,7 +181,7 @@ def run(
 
 
 class Bench:
-    """Teacher, test paths and folder of a run: what every row needs."""
+    """Teacher, paths to judge by and folder of a run: what every row needs."""
 
     def __init__(
         self,
@@ -245,20 +251,27 @@ class Bench:
 
         return draw
 
-    def measure(self, series: Tensor) -> dict[str, float]:
-        """Every metric of a set of paths against the test paths."""
-        return {key: metric(series, self.split.test) for key, metric in METRICS.items()}
+    def measure(
+        self, series: Tensor, study: bool = False, keys: Sequence[str] = tuple(METRICS)
+    ) -> dict[str, float]:
+        """Metrics of a set of paths against the test paths, those of a study against validation."""
+        real = self.split.validation if study else self.split.test
+        return {key: METRICS[key](series, real) for key in keys}
 
     def judge(
-        self, name: str, draw: Draw, seed: int, draws: int | None = None
+        self, name: str, draw: Draw, seed: int, draws: int | None = None, study: bool = False
     ) -> dict[str, Summary]:
-        """Metrics over several draws of as many samples as there are test paths."""
-        n, draws = len(self.split.test), draws or self.settings.draws
-        slug = re.sub("[^a-z0-9]+", "-", f"{name} seed {seed}")
+        """Metrics over several draws of as many samples as there are real paths.
+
+        By default there are as many draws as of a student over all its training seeds.
+        """
+        n, draws = len(self.split.test), draws or self.settings.draws * self.settings.seeds
+        slug = re.sub("[^a-z0-9]+", "-", f"{'study ' if study else ''}{name} seed {seed}")
 
         def compute() -> dict[str, Any]:
             generators = [derive_generator(seed, 41, i) for i in range(draws)]
-            return {"draws": [self.measure(self.split.restore(draw(n, g))) for g in generators]}
+            drawn = (self.split.restore(draw(n, g)) for g in generators)
+            return {"draws": [self.measure(series, study) for series in drawn]}
 
         return summarise(remember(self.out / "judged" / f"{slug}.json", compute)["draws"])
 
@@ -289,20 +302,27 @@ class Bench:
         )
 
     def peer_row(self, method: str, steps: int) -> tuple[Draw, dict[str, Any]]:
-        """A training-free solver: each metric on the grid that suits it best."""
-        draws: dict[str, Draw] = {
-            grid: partial(self.solve, method, grid, steps) for grid in solver_grids(method, steps)
-        }
-        found = {
-            grid: self.judge(f"{method} {steps} {grid}", draw, self.seed, PEER_DRAWS)
-            for grid, draw in draws.items()
-        }
-        best = min(found, key=lambda grid: found[grid]["w1"]["mean"])
-        metrics = {
-            key: min((f[key] for f in found.values()), key=lambda s: s["mean"]) for key in METRICS
-        }
-        row = make_row(method, self.denoiser, steps, metrics, grid=f"best of {len(found)}", seeds=1)
-        return draws[best], row
+        """A training-free solver on the grid that validation chose."""
+        grid = self.choose_grid(method, steps)
+        draw = partial(self.solve, method, grid, steps)
+        metrics = self.judge(f"{method} {steps} {grid}", draw, self.seed)
+        return draw, make_row(method, self.denoiser, steps, metrics, grid=grid, seeds=1)
+
+    def choose_grid(self, method: str, steps: int) -> str:
+        """The grid with the smallest sum of W1 of levels and increments to validation paths."""
+
+        def compute() -> dict[str, float]:
+            scores = {}
+            for grid in solver_grids(method, steps):
+                generator = derive_generator(self.seed, 46)
+                series = self.solve(method, grid, steps, len(self.split.validation), generator)
+                found = self.measure(self.split.restore(series), True, QUALITY)
+                scores[grid] = sum(found.values())
+            return scores
+
+        slug = re.sub("[^a-z0-9]+", "-", f"grid {method} {steps}")
+        scores = remember(self.out / "judged" / f"{slug}.json", compute)
+        return min(scores, key=scores.__getitem__)
 
     def solve(self, method: str, grid: str, steps: int, n: int, generator: Generator) -> Tensor:
         """Draw with a training-free solver."""
@@ -316,8 +336,8 @@ class Bench:
         parts = []
         for seed, result in enumerate(results, start=self.seed):
             draw = self.march(result.student, result.student.grid(steps))
-            draws = STUDY_DRAWS if spec.study else None
-            metrics = self.judge(f"{spec.slug} {steps}", draw, seed, draws)
+            draws = STUDY_DRAWS if spec.study else self.settings.draws
+            metrics = self.judge(f"{spec.slug} {steps}", draw, seed, draws, bool(spec.study))
             parts.append(metrics | self.path(spec, steps, result.student, seed))
         first = results[0]
         return self.march(first.student, first.student.grid(steps)), make_row(

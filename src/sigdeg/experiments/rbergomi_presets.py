@@ -82,11 +82,11 @@ class Settings:
         specs: The students.
         config: How they are distilled.
         fine_steps: Teacher steps a path that students learn from.
-        teachers: Steps, spacing exponent and draws of the teacher's own rows; the first is the
-            reference of the speed-ups, the last stands in the figures.
+        teachers: Steps, spacing exponent and draws of the teacher's own rows; the last is the one
+            that students learn from, the first stands beside it as a reference of the speed-ups.
         peers: Calls of the training-free solvers.
         seeds: Training seeds of the main table; its side tables have one.
-        draws: Sampling seeds a training seed, for the main table.
+        draws: Sampling seeds a training seed, for the main table; others have as many in all.
         n: Simulated paths.
         timing_n: Samples behind the seconds; few enough to stay in the cache, or memory is timed.
     """
@@ -174,8 +174,8 @@ PRESETS = {
         specs=(Spec((10,), paths=4000), Spec((5,), paths=4000), Spec((1,), order=8, paths=4000)),
         config=DistillConfig(iterations=600, batch_size=512, ema=0.99),
         fine_steps=60,
-        teachers=((60, 2.0, 1),),
-        draws=1,
+        teachers=((60, 2.0, 2),),
+        draws=2,
         n=50_000,
     ),
     "default": Settings(
@@ -184,7 +184,7 @@ PRESETS = {
         specs=(*MAIN, *(replace(spec, iterations=600) for spec in studies())),
         config=DistillConfig(iterations=4000),
         fine_steps=120,
-        teachers=((1000, 1.0, 1), *((k, 2.0, 2) for k in (20, 40, 60)), (120, 2.0, 4)),
+        teachers=((1000, 1.0, 2), *((k, 2.0, 8) for k in (20, 40, 60, 120))),
         peers=(1, 2, 5, 10, 20),
         seeds=2,
     ),
