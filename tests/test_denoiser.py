@@ -161,6 +161,36 @@ def test_scalar_time_equals_a_batch_of_times() -> None:
     assert torch.equal(denoiser(x, 0.4), denoiser(x, t))
 
 
+def test_whole_timesteps_are_the_nearest_and_never_below_the_first() -> None:
+    schedule = DiscreteVP.from_alphas_cumprod(torch.linspace(0.99, 0.01, 1000))
+    table = nn.Embedding(1000, 1)  # which takes int64 and nothing else
+    network = Stub(lambda x, timestep: x * table(timestep))
+    denoiser = NetworkDenoiser(network, schedule, timesteps="integer")
+    k = torch.arange(1000)
+    denoiser(torch.zeros(1000, 1), (k + 1).double() / 1000)
+    denoiser(torch.zeros(3, 1), torch.tensor([0.0004, 0.49974, 0.50026], dtype=torch.float64))
+    denoiser(torch.zeros(2, 1), torch.tensor(1.0))
+    whole, between, alike = (timestep for _, timestep, _ in network.seen)
+    assert torch.equal(whole, k)
+    assert between.tolist() == [0, 499, 499]
+    assert alike.tolist() == [999, 999]
+
+
+def test_whole_timesteps_need_a_schedule_that_counts_them() -> None:
+    NetworkDenoiser(nn.Identity(), RectifiedFlow(timesteps=1000.0), "flow", timesteps="integer")
+    for other in (VPLinear(), EDM(), RectifiedFlow()):
+        with pytest.raises(SigdegError, match="integer ones need a schedule that counts them"):
+            NetworkDenoiser(nn.Identity(), other, timesteps="integer")
+    for lookup in (nn.Embedding(9, 1), lambda timestep: torch.ones(9)[timestep]):
+        tables = NetworkDenoiser(Stub(lambda x, t, f=lookup: x * f(t)), VPLinear())
+        with pytest.raises(
+            SigdegError, match='in a table: give NetworkDenoiser timesteps="integer"'
+        ):
+            tables(torch.zeros(2, 1), torch.tensor(0.5))
+    with pytest.raises(SigdegError, match="unknown timesteps 'whole': choose from continuous, "):
+        NetworkDenoiser(nn.Identity(), VPLinear(), timesteps="whole")  # type: ignore[arg-type]
+
+
 def test_learned_variance_is_dropped() -> None:
     x = states(2, 3, 4, 4)
     twice = Stub(lambda x, _: torch.cat([x.sin(), 100 + x], dim=1))
@@ -348,6 +378,14 @@ def test_a_weaker_version_guides_by_a_power_of_the_densities(
     precisions = [1 / (alpha**2 * std**2 + sigma**2) for std in (STD, 2 * STD)]
     expected = -(scale * precisions[0] + (1 - scale) * precisions[1]) * x
     close(AutoGuidance(denoiser, weak, scale).score(x, t), expected, 1e-8)
+
+
+def test_what_guides_predicts_what_is_guided() -> None:
+    network = Stub(lambda x, *_: x)
+    kinds: list[Prediction] = ["epsilon", "v_prediction"]
+    one, other = (NetworkDenoiser(network, VPLinear(), kind) for kind in kinds)
+    with pytest.raises(SigdegError, match="predicts v_prediction, this one epsilon"):
+        AutoGuidance(one, other, 2.0)
 
 
 def test_guidance_ends_at_a_time() -> None:

@@ -7,6 +7,7 @@ $\nabla \log p_t(x) = (\alpha_t E[x_0 | x_t = x] - x) / \sigma_t^2$ (Tweedie).
 from __future__ import annotations
 
 import math
+import re
 from abc import abstractmethod
 from collections.abc import Callable, Sequence
 from typing import Any, Literal, get_args
@@ -26,7 +27,10 @@ __all__ = [
     "Guidance",
     "NetworkDenoiser",
     "Prediction",
+    "Timesteps",
+    "check_timesteps",
     "network_target",
+    "network_time",
     "posterior_mean",
     "scale_input",
     "unwrap",
@@ -34,6 +38,8 @@ __all__ = [
 ]
 
 Prediction = Literal["epsilon", "v_prediction", "sample", "score", "flow", "edm"]
+Timesteps = Literal["continuous", "integer"]
+MIN_TIMESTEPS = 8  # a schedule of fewer does not count them: EDM's run from -1.6 to 1.1
 
 
 def posterior_mean(
@@ -140,6 +146,14 @@ class Denoiser(nn.Module):
             condition: Passed on to the network (class labels, embeddings ...).
         """
 
+    def output(self, x: Tensor, t: Tensor, **condition: Any) -> Tensor:
+        r"""What guidance acts on: a network's own output (default: the mean), shape (batch, \*)."""
+        return self(x, t, **condition)
+
+    def to_mean(self, output: Tensor, x: Tensor, t: Tensor) -> Tensor:
+        """The mean that an output, guided or not, stands for."""
+        return output
+
     def calls(self, t: Tensor) -> int:
         """Network calls a sample that the means at the times t cost."""
         return t.numel()
@@ -165,7 +179,16 @@ class NetworkDenoiser(Denoiser):
         prediction_type: What it predicts, see `posterior_mean`.
         clip: Clamp the mean to [-clip, clip], as diffusers' `clip_sample` does for pixel models.
         data_std: The data's standard deviation, for `edm` only.
+        timesteps: `integer` gives the network whole timesteps, the nearest, in int64: a table or an
+            embedding of them takes no others.
+
+    Raises:
+        SigdegError: If the prediction type or the kind of timesteps is unknown, or the schedule
+            has no whole timesteps.
     """
+
+    # Not an attribute of every instance: caches made before there was a choice stay valid.
+    timesteps: Timesteps = "continuous"
 
     def __init__(
         self,
@@ -174,8 +197,12 @@ class NetworkDenoiser(Denoiser):
         prediction_type: Prediction = "epsilon",
         clip: float | None = None,
         data_std: float = 0.5,
+        timesteps: Timesteps = "continuous",
     ) -> None:
         super().__init__(schedule)
+        check_timesteps(schedule, timesteps)
+        if timesteps != self.timesteps:
+            self.timesteps = timesteps
         if prediction_type not in get_args(Prediction):
             raise SigdegError(
                 f"unknown prediction type {prediction_type!r}: "
@@ -194,15 +221,56 @@ class NetworkDenoiser(Denoiser):
     def output(self, x: Tensor, t: Tensor, **condition: Any) -> Tensor:
         r"""What the network itself says, shape (batch, \*)."""
         scaled = scale_input(x, *self.scales(x, t), self.prediction_type, self.data_std)
-        t = torch.as_tensor(t, dtype=torch.float64)
-        timestep = self.schedule.timestep(t).to(x.device, wide(x)).expand(x.shape[0])
-        return unwrap(self.network(scaled, timestep, **condition))[:, : x.shape[1]]
+        timestep = network_time(self.schedule, t, x, self.timesteps)
+        try:
+            output = self.network(scaled, timestep, **condition)
+        except (RuntimeError, IndexError) as error:
+            if timestep.is_floating_point() and re.search(
+                "(?i)types?: long|must be long", str(error)
+            ):
+                raise SigdegError(
+                    "the network looks its timesteps up in a table: give NetworkDenoiser "
+                    'timesteps="integer"'
+                ) from error
+            raise
+        return unwrap(output)[:, : x.shape[1]]
 
     def forward(self, x: Tensor, t: Tensor, **condition: Any) -> Tensor:
-        output = self.output(x, t, **condition)
+        return self.to_mean(self.output(x, t, **condition), x, t)
+
+    def to_mean(self, output: Tensor, x: Tensor, t: Tensor) -> Tensor:
+        """The mean, clipped at the very end."""
         alpha, sigma = self.scales(x, t)
         mean = posterior_mean(output, x, alpha, sigma, self.prediction_type, self.data_std)
         return mean if self.clip is None else mean.clamp(-self.clip, self.clip)
+
+
+def network_time(schedule: Schedule, t: Tensor | float, x: Tensor, timesteps: Timesteps) -> Tensor:
+    """The times as the network of a state is told them, shape (batch,)."""
+    timestep = schedule.timestep(torch.as_tensor(t, dtype=torch.float64))
+    if timesteps == "integer":  # rounded before anything else; below the first there is none
+        timestep = timestep.round().clamp(min=0).long()
+        return timestep.to(x.device).expand(x.shape[0])
+    return timestep.to(x.device, wide(x)).expand(x.shape[0])
+
+
+def check_timesteps(schedule: Schedule, timesteps: str) -> None:
+    """Refuse an unknown kind of timesteps, and whole ones of a schedule that has none.
+
+    Raises:
+        SigdegError: In both cases.
+    """
+    if timesteps not in get_args(Timesteps):
+        raise SigdegError(
+            f"unknown timesteps {timesteps!r}: choose from {', '.join(get_args(Timesteps))}"
+        )
+    ends = torch.tensor([schedule.t_min, schedule.t_max], dtype=torch.float64)
+    first, last = schedule.timestep(ends).tolist()
+    if timesteps == "integer" and last - first < MIN_TIMESTEPS:
+        raise SigdegError(
+            f"the timesteps of this {type(schedule).__name__} run from {first:.4g} to {last:.4g}: "
+            "integer ones need a schedule that counts them, such as from_scheduler gives"
+        )
 
 
 def wide(x: Tensor) -> torch.dtype:
@@ -219,7 +287,10 @@ def unwrap(output: Any) -> Tensor:
 
 
 class Guidance(Denoiser):
-    r"""Abstract: $D_{other} + w (D - D_{other})$, which goes further where another differs.
+    r"""Abstract: $F_{other} + w (F - F_{other})$, which goes further where another differs.
+
+    $F$ is what the denoisers predict, so the means are guided by the same rule; where one clips,
+    what guidance has made of them is clipped, as diffusers does it: they are not clipped before.
 
     At high noise the two differ in which mode they expect, and guidance shifts the shares of the
     modes; what it gains, it gains later. `until` keeps it from there (Kynkäänniemi et al.,
@@ -243,18 +314,25 @@ class Guidance(Denoiser):
         """Two where guided."""
         return t.numel() + int((t <= self.until).sum())
 
-    def forward(self, x: Tensor, t: Tensor, **condition: Any) -> Tensor:
+    def output(self, x: Tensor, t: Tensor, **condition: Any) -> Tensor:
+        """The guided output."""
         guided = torch.as_tensor(t) <= self.until
         if not bool(guided.any()):
-            mean: Tensor = self.denoiser(x, t, **condition)
-            return mean
-        mean, other = self.both(x, t, condition)
-        scale = torch.where(guided, self.scale, 1.0).to(mean)
-        return torch.lerp(other, mean, expand(scale, mean))
+            return self.denoiser.output(x, t, **condition)
+        output, other = self.both(x, t, condition)
+        moved = other + self.scale * (output - other)
+        return moved if bool(guided.all()) else torch.where(expand(guided, x).bool(), moved, output)
+
+    def to_mean(self, output: Tensor, x: Tensor, t: Tensor) -> Tensor:
+        """As the denoiser that is guided does it."""
+        return self.denoiser.to_mean(output, x, t)
+
+    def forward(self, x: Tensor, t: Tensor, **condition: Any) -> Tensor:
+        return self.to_mean(self.output(x, t, **condition), x, t)
 
     @abstractmethod
     def both(self, x: Tensor, t: Tensor, condition: dict[str, Any]) -> tuple[Tensor, Tensor]:
-        """Means of the denoiser and of the other one."""
+        """Outputs of the denoiser and of the other one."""
 
 
 class ClassifierFreeGuidance(Guidance):
@@ -292,8 +370,9 @@ class ClassifierFreeGuidance(Guidance):
             for key, value in condition.items()
         }
         t = torch.as_tensor(t)
-        means = self.denoiser(torch.cat([x, x]), t if t.ndim == 0 else torch.cat([t, t]), **both)
-        return means[:n], means[n:]
+        t = t if t.ndim == 0 else torch.cat([t, t])
+        output = self.denoiser.output(torch.cat([x, x]), t, **both)
+        return output[:n], output[n:]
 
 
 class AutoGuidance(Guidance):
@@ -305,9 +384,12 @@ class AutoGuidance(Guidance):
 
     Arguments:
         denoiser: The denoiser.
-        weak: The weaker one, of the same noise levels.
+        weak: The weaker one, of the same noise levels, that predicts the same.
         scale: The guidance scale $w$; 1.5 to 2 is usual.
         until: The time above which there is none.
+
+    Raises:
+        SigdegError: If one predicts another quantity than the other.
 
     Reference:
         Karras et al., *Guiding a diffusion model with a bad version of itself* (2024).
@@ -317,10 +399,16 @@ class AutoGuidance(Guidance):
         self, denoiser: Denoiser, weak: Denoiser, scale: float, until: float = 1.0
     ) -> None:
         super().__init__(denoiser, scale, until)
+        kinds = [getattr(d, "prediction_type", "sample") for d in (denoiser, weak)]
+        if kinds[0] != kinds[1]:
+            raise SigdegError(
+                f"the weaker version predicts {kinds[1]}, this one {kinds[0]}: what guides and "
+                "what is guided must be the same quantity"
+            )
         self.weak = weak
 
     def both(self, x: Tensor, t: Tensor, condition: dict[str, Any]) -> tuple[Tensor, Tensor]:
-        return self.denoiser(x, t, **condition), self.weak(x, t, **condition)
+        return self.denoiser.output(x, t, **condition), self.weak.output(x, t, **condition)
 
 
 class GaussianDenoiser(Denoiser):

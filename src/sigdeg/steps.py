@@ -33,7 +33,7 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.overrides import TorchFunctionMode
 
-from sigdeg.denoiser import Denoiser
+from sigdeg.denoiser import Denoiser, Guidance
 from sigdeg.schedule import Schedule, expand
 from sigdeg.signature import PartialSignature, gauss_legendre, legendre_basis
 
@@ -44,6 +44,7 @@ __all__ = [
     "Step",
     "StochasticTaylor",
     "exponential_coefficients",
+    "network_calls",
     "response",
     "weigh",
 ]
@@ -86,6 +87,15 @@ class Step(Protocol):
         """
 
 
+def network_calls(step: Step, t: float, s: float) -> int:
+    """Network calls a sample of a step from t to s, those of guidance included.
+
+    A step that has no `network_calls(t, s)` of its own takes `nfe`, and one for the final denoise.
+    """
+    own: Callable[[float, float], int] | None = getattr(step, "network_calls", None)
+    return own(t, s) if own is not None else step.nfe if s > 0 else 1
+
+
 class DenoiserStep(nn.Module):
     """Base of the training-free steps: holds the denoiser, handles the final denoise."""
 
@@ -102,6 +112,17 @@ class DenoiserStep(nn.Module):
     def schedule(self) -> Schedule:
         """The denoiser's schedule."""
         return self.denoiser.schedule
+
+    def network_calls(self, t: float, s: float) -> int:
+        """One a mean that it asks for, and those of guidance."""
+        asked = self.looks_at(t, s) if s > 0 else (t,)
+        if isinstance(self.denoiser, Guidance):
+            return self.denoiser.calls(torch.tensor(asked, dtype=torch.float64))
+        return len(asked)
+
+    def looks_at(self, t: float, s: float) -> tuple[float, ...]:
+        """Times at which a step to s > 0 calls the denoiser."""
+        return (t,)
 
     def forward(
         self, x: Tensor, t: Time, s: Time, signature: PartialSignature, **condition: Any
@@ -237,6 +258,9 @@ class ShARK(DenoiserStep):
 
     order = 2
     nfe = 2
+
+    def looks_at(self, t: float, s: float) -> tuple[float, ...]:
+        return t, t - 5 / 6 * (t - s)
 
     def advance(
         self, x: Tensor, t: Tensor, s: Tensor, signature: PartialSignature, **condition: Any

@@ -33,7 +33,16 @@ from typing import Any, Literal, get_args
 import torch
 from torch import Tensor, nn
 
-from sigdeg.denoiser import NetworkDenoiser, Prediction, posterior_mean, scale_input, unwrap, wide
+from sigdeg.denoiser import (
+    NetworkDenoiser,
+    Prediction,
+    Timesteps,
+    check_timesteps,
+    network_time,
+    posterior_mean,
+    scale_input,
+    unwrap,
+)
 from sigdeg.errors import SigdegError
 from sigdeg.files import find_folder, load_weights, read_json, save_json, save_tensors
 from sigdeg.grids import Spacing, check_grid, coarse_grid
@@ -82,9 +91,11 @@ class SignatureStudent(nn.Module):
         times: The times of its finest grid, decreasing to 0, in place of a spacing; a grid of fewer
             steps takes every so many of them.
         sample_shape: Shape of one sample, for sampling from a saved student.
+        timesteps: `integer` for a network that takes whole timesteps only, see `NetworkDenoiser`.
     """
 
     nfe = 1
+    timesteps: Timesteps = "continuous"  # set where it is another, as in `NetworkDenoiser`
     directions: Tensor | None
     stds: Tensor | None
 
@@ -106,8 +117,12 @@ class SignatureStudent(nn.Module):
         power: float = 1.5,
         times: Sequence[float] | None = None,
         sample_shape: tuple[int, ...] | None = None,
+        timesteps: Timesteps = "continuous",
     ) -> None:
         super().__init__()
+        check_timesteps(schedule, timesteps)
+        if timesteps != self.timesteps:
+            self.timesteps = timesteps
         if order < 1 or (kind == "plain" and order != 2):
             raise SigdegError(
                 f"order must be at least 1 (and 2 for the plain student), got {order}"
@@ -211,6 +226,7 @@ class SignatureStudent(nn.Module):
             order,
             prediction_type=denoiser.prediction_type,
             clip=denoiser.clip,
+            timesteps=denoiser.timesteps,
             **options,
         )
 
@@ -282,7 +298,7 @@ class SignatureStudent(nn.Module):
         t, s = (torch.as_tensor(v, dtype=torch.float64) for v in (t, s))
         at = self.looks_at(t, s)
         alpha, sigma = expand(self.schedule.alpha(at), x), expand(self.schedule.sigma(at), x)
-        timestep = self.schedule.timestep(at).to(x.device, wide(x)).expand(x.shape[0])
+        timestep = network_time(self.schedule, at, x, self.timesteps)
         if self.kind == "plain":
             inputs = [
                 x,
@@ -410,6 +426,7 @@ class SignatureStudent(nn.Module):
             "lookahead": self.lookahead,
             "residual_noise": self.residual_noise,
             "clip": self.clip,
+            "timesteps": self.timesteps,
             "steps": list(self.steps),
             "spacing": self.spacing,
             "power": self.power,

@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 from scipy import stats
 from torch import Generator, Tensor, nn
 
-from sigdeg.denoiser import Denoiser, GaussianDenoiser
+from sigdeg.denoiser import AutoGuidance, Denoiser, GaussianDenoiser
 from sigdeg.distillation import Batch, CachedPaths, FreshPaths, TeacherPaths, simulate
 from sigdeg.errors import SigdegError
 from sigdeg.grids import coarse_grid, refine
@@ -286,6 +286,17 @@ class TestTeacherCalls:
         paths.draw(7, seeded())
         assert counter.calls == 7 * paths.teacher_nfe
         assert paths.teacher_nfe == step.nfe * 11 + 1  # the final denoise is one call
+
+    @pytest.mark.parametrize("make", [EulerMaruyama, Exponential, ShARK])
+    @pytest.mark.parametrize("until", [1.0, 0.6])
+    def test_guidance_counts(self, make: Callable[[Denoiser], Step], until: float) -> None:
+        """Two where it guides, at every time that the step asks at."""
+        one, weak = Counter(), Counter()
+        step = make(AutoGuidance(one, weak, 2.0, until))
+        paths = TeacherPaths(step, ROWS, (1,), 2)
+        paths.draw(7, seeded())
+        assert one.calls + weak.calls == 7 * paths.teacher_nfe
+        assert weak.calls == one.calls if until == 1 else 0 < weak.calls < one.calls
 
     def test_segments_from_data(self) -> None:
         """Rows of different lengths: the mean over the starts."""

@@ -22,12 +22,12 @@ def make_unet(channels=1, **options):
 
 
 def make_pipeline(kind="DDPM", unet=None, timesteps=20, **options):
-    options = {"clip_sample_range": 0.7, **options}
+    options = {"clip_sample_range": 0.7, "beta_end": 0.4, **options}
     if kind == "DDIM":
-        scheduler = DDIMScheduler(num_train_timesteps=timesteps, beta_end=0.4, **options)
+        scheduler = DDIMScheduler(num_train_timesteps=timesteps, **options)
         pipeline = DDIMPipeline(unet or make_unet(), scheduler)
     else:
-        scheduler = DDPMScheduler(num_train_timesteps=timesteps, beta_end=0.4, **options)
+        scheduler = DDPMScheduler(num_train_timesteps=timesteps, **options)
         pipeline = DDPMPipeline(unet or make_unet(), scheduler)
     pipeline.set_progress_bar_config(disable=True)
     return pipeline

@@ -12,12 +12,15 @@ import torch
 from diffusers import AutoencoderKL, DDIMScheduler, LDMPipeline, UNet2DModel, VQModel
 from torch import Tensor, nn
 
+from sigdeg.distillation.paths import TeacherPaths
 from sigdeg.errors import SigdegError
+from sigdeg.grids import refine
 from sigdeg.integrations import Decoder, Teacher, load_teacher, save_latent_pipeline
 from sigdeg.networks import Autoencoder
 from sigdeg.sampling import march
 from sigdeg.signature import PartialSignature
 from sigdeg.steps import Exponential
+from sigdeg.student import SignatureStudent
 
 BLOCKS = {
     "in_channels": 3,
@@ -169,26 +172,77 @@ class TestClasses:
         close(moved(teacher.step(1.0), [0, 1, 2]), conditional)
         close(moved(teacher.step(0.0), [0, 1, 2]), unconditional)
 
-    def test_its_formula(self, teacher: Teacher) -> None:
-        r"""$D_\emptyset + w (D_c - D_\emptyset)$, the clip inside."""
-        x, t, labels = torch.randn(3, 1, 8, 8), torch.tensor(0.4), torch.tensor([2, 0, 1])
-        with torch.no_grad():
-            conditional = teacher.denoiser(x, t, class_labels=labels)
-            none = teacher.denoiser(x, t, class_labels=torch.full((3,), 3))
-            guided = teacher.step(2.5).denoiser(x, t, class_labels=labels)
-        torch.testing.assert_close(guided, none + 2.5 * (conditional - none), rtol=1e-4, atol=1e-4)
+    @pytest.mark.parametrize("prediction", ["epsilon", "v_prediction", "sample"])
+    @pytest.mark.parametrize("by", ["classes", "weaker version"])
+    def test_it_guides_first_and_clips_last_as_schedulers_do(
+        self,
+        unet: MakeUnet,
+        pipeline: MakePipeline,
+        tmp_path: Path,
+        by: str,
+        prediction: str,
+    ) -> None:
+        """The scheduler's own `pred_original_sample` of the guided output, at all its timesteps."""
+        options = {"prediction_type": prediction, "timesteps": 100, "beta_end": 0.2}
+        classes = 4 if by == "classes" else None
+        made = pipeline(unet=unet(num_class_embeds=classes), **options)
+        weak = pipeline(unet=unet(layers_per_block=2), **options)
+        if classes:
+            nn.init.normal_(made.unet.class_embedding.weight, std=20.0)
+        for folder, saved in (("one", made), ("weak", weak)):
+            saved.save_pretrained(tmp_path / folder)
+        if classes:
+            teacher = load_teacher(tmp_path / "one")
+        else:
+            teacher = load_teacher(tmp_path / "one", tmp_path / "weak")
+        guided, clipped = teacher.step(3.0).denoiser, 0.0
+        labels, none = torch.tensor([2, 0, 1]), torch.tensor([3, 3, 3])
+        asked = {"class_labels": labels} if classes else {}
+        generator = torch.Generator().manual_seed(0)
+        for k in range(99, -1, -7):
+            t = torch.tensor((k + 1) / 100, dtype=torch.float64)
+            x = torch.randn(3, 1, 8, 8, generator=generator)
+            with torch.no_grad():
+                output = made.unet(x, k, **asked).sample
+                other = made.unet(x, k, none) if classes else weak.unet(x, k)
+                told = other.sample + 3 * (output - other.sample)
+                right = made.scheduler.step(told, k, x).pred_original_sample
+                ours = guided(x, t, **asked)
+            torch.testing.assert_close(ours, right, rtol=0, atol=1e-5)
+            clipped += float((ours.abs() == 0.7).double().mean())
+        assert 1 < clipped < 14  # of 15 batches: the clip is felt, and not everywhere
+
+    def test_a_student_of_a_guided_clipping_teacher_stays_in_the_clip(
+        self, unet: MakeUnet, pipeline: MakePipeline, tmp_path: Path
+    ) -> None:
+        pipeline(unet=unet(num_class_embeds=4)).save_pretrained(tmp_path)
+        teacher = load_teacher(tmp_path)
+        nn.init.normal_(teacher.denoiser.network.get_parameter("class_embedding.weight"), std=20.0)
+        student = SignatureStudent.from_denoiser(
+            teacher.denoiser, 1, 2, steps=(2,), sample_shape=(1, 8, 8)
+        )
+        rows = list(refine(student.schedule, student.grid(), 3))
+        labels, generator = torch.arange(3), torch.Generator().manual_seed(0)
+        paths = TeacherPaths(teacher.step(4.0), rows, (1, 8, 8), 2, labels=labels)
+        batch = paths.draw(4, generator)
+        for ends in (batch.states[:, -1], batch.replay(student, student.grid())):
+            assert float(ends.detach().abs().max()) == pytest.approx(0.7)
+        assert paths.teacher_nfe == 2 * 6
 
     def test_a_weaker_version_guides(
         self, teacher_folder: Path, unet: MakeUnet, pipeline: MakePipeline, tmp_path: Path
     ) -> None:
-        r"""$D_{weak} + w (D - D_{weak})$, with whatever classes there are."""
+        r"""$D_{weak} + w (D - D_{weak})$ inside the clip, which comes last."""
         pipeline(unet=unet(layers_per_block=2)).save_pretrained(tmp_path / "weak")
         teacher, weak = load_teacher(teacher_folder, tmp_path / "weak"), tmp_path / "weak"
         x, t = torch.randn(3, 1, 8, 8), torch.tensor(0.4)
         with torch.no_grad():
-            one, other = (load_teacher(f).denoiser(x, t) for f in (teacher_folder, weak))
+            one, other = (load_teacher(f).denoiser for f in (teacher_folder, weak))
+            one.clip = other.clip = None
+            one, other = one(x, t), other(x, t)
             guided = teacher.step(1.5).denoiser(x, t)
-        torch.testing.assert_close(guided, other + 1.5 * (one - other), rtol=1e-4, atol=1e-4)
+        expected = (other + 1.5 * (one - other)).clamp(-0.7, 0.7)
+        torch.testing.assert_close(guided, expected, rtol=1e-4, atol=1e-4)
         assert teacher.weak is not None
         assert {p.device.type for p in teacher.to("meta").weak.parameters()} == {"meta"}
         with pytest.raises(SigdegError, match="guides by a scale: give guidance"):

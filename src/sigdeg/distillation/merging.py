@@ -27,7 +27,7 @@ from sigdeg.errors import SigdegError
 from sigdeg.planning.plans import Plan, merges, plan_steps
 from sigdeg.schedule import Schedule
 from sigdeg.signature import PartialSignature
-from sigdeg.steps import Step, Time
+from sigdeg.steps import Step, Time, network_calls
 
 __all__ = ["Blocks", "Round", "rounds"]
 
@@ -78,9 +78,9 @@ class Blocks(nn.Module):
         """Which step goes on from a time: 0 is the teacher."""
         return self.which[bisect.bisect_right(self.starts, 1e-9 - float(t), key=neg) - 1]
 
-    def merged(self, t: Time) -> bool:
-        """Whether the step from a time is a student's: it calls the teacher no more."""
-        return self.kind(t) > 0
+    def network_calls(self, t: float, s: float) -> int:
+        """Calls of the teacher: what is merged takes none."""
+        return 0 if self.kind(t) else network_calls(self.kinds[0], t, s)
 
     def forward(
         self, x: Tensor, t: Time, s: Time, signature: PartialSignature, **condition: Any

@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 import mmap
 import statistics
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
 from pathlib import Path
@@ -28,7 +28,7 @@ from sigdeg.files import save_tensors
 from sigdeg.sampling import march
 from sigdeg.schedule import expand
 from sigdeg.signature import PartialSignature, restriction
-from sigdeg.steps import Step
+from sigdeg.steps import Step, network_calls
 from sigdeg.training import derive_generator, fingerprint
 
 __all__ = ["Batch", "CachedPaths", "FreshPaths", "SharedPaths", "TeacherPaths", "simulate"]
@@ -199,7 +199,7 @@ class TeacherPaths:
     def teacher_nfe(self) -> float:
         """Mean number of teacher calls a segment costs."""
         calls = [
-            sum(teacher_calls(self.teacher, t, s) for t, s in pairwise(row.tolist()))
+            sum(network_calls(self.teacher, t, s) for t, s in pairwise(row.tolist()))
             for row in self.rows
         ]
         if self.data is None:
@@ -247,12 +247,6 @@ class TeacherPaths:
         condition = {} if labels is None else {"class_labels": labels}
         found = simulate(self.teacher, rows, x, self.order, generator, **condition)
         return Batch(torch.full((len(x),), start), *found, labels)
-
-
-def teacher_calls(step: Step, t: float, s: float) -> int:
-    """Teacher calls of a fine step: the final denoise is one, what a plan has merged none."""
-    merged: Callable[[float], bool] = getattr(step, "merged", lambda _: False)
-    return 0 if merged(t) else step.nfe if s > 0 else 1
 
 
 def draw_starts(

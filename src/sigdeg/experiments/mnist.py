@@ -324,7 +324,7 @@ class Bench:
             config.shard_size,
             self.options["progress"],
         )
-        return Source(step, cache, step.denoiser.calls(rows[:, :-1]))
+        return Source(step, cache, round(cache.paths.teacher_nfe))
 
     def student(self, spec: Spec, teacher: Teacher) -> SignatureStudent:
         """An untrained student."""
@@ -362,11 +362,9 @@ class Bench:
             seed=self.seed,
             **self.options,
         )
-        nfe = float(source.cache.count * source.calls)
         if not spec.start:
-            return dataclasses.replace(found, teacher_nfe=nfe)
-        if spec.start.guided != spec.guided:
-            nfe += before.teacher_nfe
+            return found
+        nfe = found.teacher_nfe + (before.teacher_nfe if spec.start.guided != spec.guided else 0)
         seconds = found.seconds + before.seconds
         return dataclasses.replace(found, seconds=seconds, teacher_nfe=nfe)
 

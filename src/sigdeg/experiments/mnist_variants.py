@@ -89,7 +89,7 @@ def guided_rows(bench: Bench) -> list[dict[str, Any]]:
                 seeds=1,
                 study=f"A digit of each class, guidance {guided.scale:g}",
                 variant=count_calls(nfe),
-                teacher_nfe=result.teacher_nfe * 2 if method == "sig-deg" else None,
+                teacher_nfe=result.teacher_nfe if method == "sig-deg" else None,
             )
         )
     picked = torch.arange(CLASSES).repeat_interleave(4)
