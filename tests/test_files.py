@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from torch import nn
+from torch import Tensor, nn
 
 from sigdeg import files
 from sigdeg.errors import SigdegError
@@ -24,8 +24,12 @@ from sigdeg.files import (
     find_folder,
     load_weights,
     read_json,
+    read_tensors,
     save_json,
+    save_model,
     save_tensors,
+    seal,
+    unseal,
 )
 
 
@@ -180,6 +184,43 @@ class TestWeights:
         with pytest.raises(SigdegError, match=message):
             load_weights(network, file)
 
+    @pytest.mark.parametrize(
+        ("value", "message"),
+        [
+            (torch.tensor([1.0, torch.nan, 0.0]), "bias holds NaN or infinite values in"),
+            (torch.tensor([1.0, 2.0, -torch.inf]), "bias holds NaN or infinite values in"),
+            (torch.tensor([1e300, 0, 0], dtype=torch.float64), "bias holds NaN or infinite"),
+            *(
+                (torch.ones(3).to(dtype), rf"bias is of type {dtype} .* needs torch\.float32")
+                for dtype in (torch.int64, torch.bool, torch.complex64, torch.float8_e4m3fn)
+            ),
+        ],
+        ids=str,
+    )
+    def test_numbers_that_are_no_weights(self, file: Path, value: Tensor, message: str) -> None:
+        """However the file was made: here by others, without a digest."""
+        save_file({**nn.Linear(2, 3).state_dict(), "bias": value}, file)
+        with pytest.raises(SigdegError, match=message) as caught:
+            load_weights(nn.Linear(2, 3), file)
+        assert "\n" not in str(caught.value)
+
+    def test_a_model_is_one_thing(self, tmp_path: Path) -> None:
+        """Configuration and weights: neither may be replaced by another's, or changed."""
+        config, network = {"width": 3}, nn.Linear(2, 3)
+        for name, bias in (("a", 0.0), ("b", 1.0)):
+            nn.init.constant_(network.bias, bias)
+            save_model(tmp_path / name, config, network.state_dict())
+        weights = tmp_path / "a" / "model.safetensors"
+        read = read_json(tmp_path / "a" / "config.json")
+        load_weights(network, weights, config=read)
+        assert bool((network.bias == 0).all())
+        with pytest.raises(SigdegError, match=r"config\.json was changed"):
+            load_weights(network, weights, config={**read, "width": 4})
+        (tmp_path / "b" / "model.safetensors").replace(weights)
+        with pytest.raises(SigdegError, match="do not belong together"):
+            load_weights(network, weights, config=read)
+        load_weights(network, weights, config=config)  # nothing is said of its weights
+
     @pytest.mark.parametrize("length", [0, 4, 40, -1])
     def test_truncated(self, file: Path, length: int) -> None:
         file.write_bytes(file.read_bytes()[:length])
@@ -252,7 +293,112 @@ def test_folder_and_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None
         find_folder("user/gone")
 
 
-def test_written_files_can_be_read_by_others(tmp_path: Path) -> None:
-    save_json(tmp_path / "a.json", {})
-    assert (tmp_path / "a.json").stat().st_mode & 0o777 == 0o644
-    save_file({"x": torch.ones(1)}, tmp_path / "b.safetensors")
+@pytest.mark.parametrize(("mask", "mode"), [(0o022, 0o644), (0o077, 0o600), (0o002, 0o664)])
+def test_files_have_the_modes_that_the_user_wants(tmp_path: Path, mask: int, mode: int) -> None:
+    before = os.umask(mask)
+    try:
+        save_json(tmp_path / "a.json", {})
+        save_tensors(tmp_path / "b.safetensors", {"x": torch.ones(1)})
+    finally:
+        os.umask(before)
+    assert {path.stat().st_mode & 0o777 for path in tmp_path.iterdir()} == {mode}
+
+
+def test_what_killed_writers_left_goes_with_the_next_write(tmp_path: Path) -> None:
+    """Of this file alone, and never what a living writer, in whatever process, holds."""
+    code = (
+        "import sys, time; from pathlib import Path; from sigdeg.files import atomic_write\n"
+        "def write(part): part.write_text('half'); print('on', flush=True); time.sleep(60)\n"
+        "atomic_write(Path(sys.argv[1]), write)"
+    )
+    path, others = tmp_path / "x.json", {".x.json", ".y.json.0a1b2c3d.part", ".x.json.swp"}
+    for name in others:
+        (tmp_path / name).write_text("not ours")
+    writer = subprocess.Popen(
+        [sys.executable, "-c", code, str(path)], stdout=subprocess.PIPE, text=True
+    )
+    assert writer.stdout is not None
+    assert writer.stdout.readline() == "on\n"
+    save_json(path, 1)
+    left = contents(tmp_path).keys() - others - {"x.json"}
+    assert len(left) == 1  # it is still being written
+    writer.kill()
+    writer.communicate()
+    assert contents(tmp_path).keys() == others | left | {"x.json"}
+    save_json(path, 2)
+    assert contents(tmp_path).keys() == others | {"x.json"}
+
+
+def test_numbers_that_json_does_not_know_are_null(tmp_path: Path) -> None:
+    """What is written is JSON by the letter: other programs read it."""
+    save_json(tmp_path / "a.json", {"a": [1.5, float("nan")], "b": (float("-inf"), {"c": 1e308})})
+
+    def strict(name: str) -> None:
+        raise AssertionError(name)
+
+    text = (tmp_path / "a.json").read_text()
+    assert json.loads(text, parse_constant=strict) == {"a": [1.5, None], "b": [None, {"c": 1e308}]}
+
+
+def test_tensors_are_the_same_bytes_each_time(tmp_path: Path) -> None:
+    """Whatever order a hash table gives: two metadata keys and more have many."""
+    tensors = {name: torch.arange(i) for i, name in enumerate("abcdefg")}
+    metadata = {name: name * 3 for name in "zyxwvé"}
+    written = set()
+    for _ in range(8):
+        found = save_tensors(tmp_path / "a.safetensors", tensors, metadata)
+        written.add((tmp_path / "a.safetensors").read_bytes())
+    assert len(written) == 1
+    again, read = read_tensors(tmp_path / "a.safetensors")
+    assert read == {**metadata, "digest": found}
+    assert all(torch.equal(again[name], value) for name, value in tensors.items())
+
+
+TYPES = [torch.float64, torch.float16, torch.bfloat16, torch.bool, torch.int64, torch.float8_e5m2]
+
+
+@pytest.mark.parametrize("dtype", TYPES, ids=str)
+def test_any_flipped_bit_is_noticed(tmp_path: Path, dtype: torch.dtype) -> None:
+    """All of a small file, header, metadata and tensors: the same is read, or nothing is."""
+    path = tmp_path / "a.safetensors"
+    tensors = {"x": torch.tensor([0.0, 1.0, 2.0]).to(dtype), "e": torch.zeros(0, 2)}
+    save_tensors(path, tensors, {"step": "12"})
+    whole, told = path.read_bytes(), read_tensors(path)[1]
+    refused = 0
+    for place in range(len(whole)):
+        damaged = bytearray(whole)
+        damaged[place] ^= 1 << place % 8
+        path.write_bytes(damaged)
+        try:
+            again, metadata = read_tensors(path)
+        except SigdegError:
+            refused += 1
+            continue
+        # All that can go unnoticed is that there is a digest, and blanks.
+        assert {**metadata, "digest": ""} == {**told, "digest": ""} or "digest" not in metadata
+        assert again.keys() == tensors.keys()
+        assert all(bytes_of(again[name]) == bytes_of(value) for name, value in tensors.items())
+    assert refused > 0.9 * len(whole)
+
+
+def bytes_of(tensor: Tensor) -> tuple[object, ...]:
+    return tensor.dtype, tensor.shape, tensor.reshape(-1).view(torch.uint8).tolist()
+
+
+def test_a_seal_tells_any_change(tmp_path: Path) -> None:
+    value = {"steps": [10, 5], "std": 0.1 + 0.2, "kind": "warm", "clip": None, "é": {"deep": True}}
+    path = tmp_path / "a.json"
+    save_json(path, seal(value))
+    assert unseal(read_json(path), path) == value
+    assert unseal(value, path) == value  # as older versions wrote it
+    text = path.read_text()
+    for old, new in (("10", "11"), ("0.30000000000000004", "0.3"), ("warm", "worm"), ("true", "1")):
+        path.write_text(text.replace(old, new))
+        with pytest.raises(SigdegError, match=r"a\.json was changed or damaged"):
+            unseal(read_json(path), path)
+
+
+def test_json_nested_without_end(tmp_path: Path) -> None:
+    (tmp_path / "a.json").write_text('{"a": ' + "[" * 100_000 + "]" * 100_000 + "}")
+    with pytest.raises(SigdegError, match=r"no readable a\.json"):
+        read_json(tmp_path / "a.json")

@@ -457,6 +457,77 @@ def test_config_that_is_no_students(tmp_path: Path, change: dict[str, Any], mess
     assert "\n" not in str(caught.value)
 
 
+def test_every_digit_of_a_saved_student_counts(tmp_path: Path) -> None:
+    """A figure or letter of the configuration changed by itself never gives another student."""
+    times = (1.0, 0.61, 0.37, 0.0)
+    covariance = torch.tensor([[2.0, 0.3], [0.3, 1.0]])
+    step = student(covariance=covariance, lookahead=0.4, times=times, steps=(3,), clip=3.5)
+    step.save_pretrained(tmp_path)
+    file, draw = tmp_path / "config.json", Generator().manual_seed(3)
+    text = file.read_text()
+    places = [i for i, c in enumerate(text) if c.isalnum()]
+    for i in torch.randperm(len(places), generator=draw)[:60].tolist():
+        at = places[i]
+        other = "7" if text[at] != "7" else "3"
+        file.write_text(text[:at] + other + text[at + 1 :])
+        with pytest.raises(SigdegError) as caught:
+            SignatureStudent.from_pretrained(tmp_path)
+        assert "\n" not in str(caught.value)
+    file.write_text(json.dumps(json.loads(text)))  # another layout is the same student
+    assert SignatureStudent.from_pretrained(tmp_path).times == times
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("channels", "abc"),
+        ("channels", 0),
+        ("channels", 10**30),
+        ("channels", True),
+        ("data_std", None),
+        ("data_std", [1, 2]),
+        ("data_std", -1),
+        ("data_std", float("nan")),
+        ("clip", float("inf")),
+        ("lookahead", "0.5"),
+        ("covariance", 1),
+        ("steps", [2.5]),
+        ("steps", [10**9]),
+        ("order", 1e3),
+        ("times", [1, 0.5, -0.1]),
+        ("sample_shape", [10**30, 8, 8]),
+        ("sample_shape", ["", 8]),
+        ("sample_shape", [3]),
+        ("schedule", {"kind": "DiscreteVP", "log_snrs": [[], 1]}),
+        ("schedule", {"kind": "DiscreteVP", "log_snrs": [float("nan"), 1]}),
+        ("schedule", {"kind": "VPLinear", "beta_min": "1"}),
+        ("network", {"class": "ResidualMLP", "config": {"in_channels": 2, "out_channels": -1}}),
+        ("network", {"class": "ResidualMLP", "config": {"in_channels": 2, "out_channels": 10**12}}),
+        ("network", {"class": "UNet2DModel", "config": {"layers_per_block": 10**9}}),
+        ("network", {"class": "UNet2DModel", "config": {"block_out_channels": [10**9] * 4}}),
+    ],
+)
+def test_a_configuration_without_a_seal_is_checked(tmp_path: Path, key: str, value: Any) -> None:
+    """Types and bounds, as far as they can be told: nothing large is built to find out."""
+    student().save_pretrained(tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    del config["_weights"], config["_digest"]
+    (tmp_path / "config.json").write_text(json.dumps({**config, key: value}))
+    with pytest.raises(SigdegError, match=key if key != "network" else "cannot be built") as caught:
+        SignatureStudent.from_pretrained(tmp_path)
+    assert "\n" not in str(caught.value)
+
+
+def test_weights_of_another_student_of_the_same_kind(tmp_path: Path) -> None:
+    for seed, name in enumerate("ab"):
+        other = student()
+        nn.init.normal_(other.network.head.bias, generator=Generator().manual_seed(seed))
+        other.save_pretrained(tmp_path / name)
+    (tmp_path / "b" / "model.safetensors").replace(tmp_path / "a" / "model.safetensors")
+    with pytest.raises(SigdegError, match="do not belong together"):
+        SignatureStudent.from_pretrained(tmp_path / "a")
+
+
 def test_weights_of_another_shape(tmp_path: Path) -> None:
     student(order=2).save_pretrained(tmp_path / "a")
     student(order=3).save_pretrained(tmp_path / "b")

@@ -26,6 +26,7 @@ import torch
 from torch import Tensor
 
 from sigdeg.errors import SigdegError
+from sigdeg.schema import listed, mapped, number
 
 __all__ = [
     "EDM",
@@ -298,11 +299,13 @@ def schedule_from_config(config: dict[str, Any]) -> Schedule:
     kind = parameters.pop("kind", None)
     if kind not in kinds:
         raise SigdegError(f"unknown schedule {kind!r}: choose from {', '.join(kinds)}")
-    if "log_snrs" in parameters:
-        parameters["log_snrs"] = tuple(parameters["log_snrs"])
     try:
+        mapped(number())({k: v for k, v in parameters.items() if k != "log_snrs"}, "")
+        if "log_snrs" in parameters:
+            listed(number())(parameters["log_snrs"], "log_snrs")
+            parameters["log_snrs"] = tuple(parameters["log_snrs"])
         schedule: Schedule = kinds[kind](**parameters)
-    except TypeError as error:
+    except (TypeError, ValueError) as error:
         raise SigdegError(f"schedule {kind}: {error}") from None
     return schedule
 

@@ -44,10 +44,11 @@ from sigdeg.denoiser import (
     unwrap,
 )
 from sigdeg.errors import SigdegError
-from sigdeg.files import find_folder, load_weights, read_json, save_json, save_tensors
+from sigdeg.files import count_weights, find_folder, load_weights, read_json, save_model
 from sigdeg.grids import Spacing, check_grid, coarse_grid
 from sigdeg.networks import build_network, count_classes, network_config, sinusoidal, widen
 from sigdeg.schedule import Schedule, expand, schedule_from_config
+from sigdeg.schema import flag, listed, mapped, maybe, number, record, text, whole
 from sigdeg.signature import PartialSignature
 from sigdeg.steps import Time, exponential_coefficients, response, weigh
 
@@ -57,6 +58,24 @@ ResidualNoise = Literal["gaussian", "energy"]
 COVARIANCE = ("directions", "stds")  # saved beside the network's weights
 CACHED = 64  # steps whose response is kept
 STEP_FEATURES = 16  # sinusoidal features of s, as constant maps beside the coefficients
+SAVED = record(  # config.json
+    {"channels": whole(1), "covariance": flag, "schedule": mapped(), "network": mapped()},
+    {
+        "order": whole(0, 1000),
+        "kind": text,
+        "prediction_type": text,
+        "data_std": number(0),
+        "lookahead": number(0),
+        "residual_noise": maybe(text),
+        "clip": maybe(number(0)),
+        "steps": listed(whole()),
+        "spacing": text,
+        "power": number(0),
+        "times": listed(number(0, 1)),
+        "sample_shape": listed(whole(1), 8),
+        "timesteps": text,
+    },
+)
 
 
 class SignatureStudent(nn.Module):
@@ -167,6 +186,11 @@ class SignatureStudent(nn.Module):
                 f"got {len(self.times)}"
             )
         self.sample_shape = tuple(sample_shape) if sample_shape is not None else (channels,)
+        if self.sample_shape[0] != channels:
+            raise SigdegError(
+                f"samples of {channels} channels have a sample_shape that begins with {channels}, "
+                f"got {self.sample_shape}"
+            )
         self._weights: dict[tuple[Any, ...], Tensor] = {}
         self._times: dict[tuple[float, float] | None, Tensor] = {}
         self.register_buffer("directions", None)  # U and the square root of Lambda, in float64
@@ -189,6 +213,14 @@ class SignatureStudent(nn.Module):
         variances, self.directions = torch.linalg.eigh(covariance.double())
         self.stds = variances.clamp(min=0).sqrt()
         self._weights.clear()
+
+    def make_room(self, weights: Path) -> None:
+        """Buffers for a covariance to be read from a file, if it is large enough to hold one."""
+        size = math.prod(self.sample_shape)
+        if size**2 > count_weights(weights):
+            raise SigdegError(f"{weights} holds no covariance of samples of {size:,} elements")
+        self.directions = torch.zeros(size, size, dtype=torch.float64)
+        self.stds = torch.zeros(size, dtype=torch.float64)
 
     @staticmethod
     def in_channels(
@@ -437,8 +469,7 @@ class SignatureStudent(nn.Module):
         }
         # The network's own names, so that its weights can be read without the student.
         own = {n: b for n, b in self.named_buffers(recurse=False) if n in COVARIANCE}
-        save_tensors(folder / "model.safetensors", self.network.state_dict() | own)
-        save_json(folder / "config.json", config)
+        save_model(folder, config, self.network.state_dict() | own)
 
     @classmethod
     def from_pretrained(
@@ -452,34 +483,34 @@ class SignatureStudent(nn.Module):
 
         Raises:
             SigdegError: If the folder is missing, is no student, or its weights are damaged, of
-                another format or of another shape. A pickle is refused, never opened.
+                another format or of another shape; if its configuration was changed by itself. A
+                pickle is refused, never opened.
         """
         folder = find_folder(path)
-        config = read_json(folder / "config.json")
+        written = read_json(folder / "config.json")
+        config = {key: value for key, value in written.items() if not key.startswith("_")}
         if config.pop("format", None) != "sigdeg-student":
             raise SigdegError(
                 f"{folder} holds no sigdeg student: its config.json is of another kind"
             )
+        weights = folder / "model.safetensors"
         try:
-            description = config.pop("network")
-            network = build_network(description) if network is None else network
+            SAVED(config, "")
+            description, known = config.pop("network"), config.pop("covariance")
+            network = build_network(description, weights) if network is None else network
             config["schedule"] = schedule_from_config(config["schedule"])
             for key in ("steps", "sample_shape"):
                 config[key] = tuple(config[key])
-            if config["covariance"]:  # its eigenvectors stand beside the weights
-                size = math.prod(config["sample_shape"])
-                config["covariance"] = torch.eye(size)
-            else:
-                config["covariance"] = None
             student = cls(network, **config)
-        except SigdegError:
-            raise
+            if known:  # its eigenvectors stand beside the weights
+                student.make_room(weights)
         except (AttributeError, KeyError, TypeError, ValueError) as error:
             raise SigdegError(f"{folder / 'config.json'} does not fit a student: {error}") from None
         load_weights(
             student,
-            folder / "model.safetensors",
+            weights,
             lambda name: name if name in COVARIANCE else f"network.{name}",
+            written,
         )
         return student.eval()
 

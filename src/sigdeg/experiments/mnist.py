@@ -8,6 +8,7 @@ by samples decoded to images, against the test images. What the presets train st
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import re
 import shutil
@@ -55,12 +56,13 @@ from sigdeg.experiments.results import (
     single,
     summarise,
 )
-from sigdeg.files import save_json, save_tensors
+from sigdeg.files import save_model, save_tensors
 from sigdeg.grids import coarse_grid, fine_grid, refine
 from sigdeg.integrations import (
     SOLVERS,
     Decoder,
     Teacher,
+    load_decoder,
     load_teacher,
     save_decoder,
     save_latent_pipeline,
@@ -526,17 +528,16 @@ class Bench:
     def ship(self, student: SignatureStudent) -> None:
         """The models in half precision, in a folder, as the package ships them."""
         folder = self.out / "pretrained"
-        student.save_pretrained(folder / "mnist")
+        copy.deepcopy(student).half().save_pretrained(folder / "mnist")
+        network = copy.deepcopy(self.extractor.network).half()
+        config = network_config(network)
+        save_model(folder / "mnist-classifier", config, network.state_dict())
         for name in ("teacher", "weak")[: len(self.sources)]:
             shutil.copytree(self.out / name, folder / f"mnist-{name}", dirs_exist_ok=True)
-        classifier = folder / "mnist-classifier"
-        save_json(classifier / "config.json", network_config(self.extractor.network))
-        save_tensors(classifier / "model.safetensors", self.extractor.network.state_dict())
-        for file in folder.rglob("*.safetensors"):
-            tensors = load_file(file)
-            save_tensors(
-                file, {k: v.half() if v.is_floating_point() else v for k, v in tensors.items()}
-            )
+        for file in folder.glob("*/unet/*.safetensors"):
+            save_tensors(file, {name: value.half() for name, value in load_file(file).items()})
+        for place in folder.glob("*/vqvae"):
+            save_decoder(load_decoder(place).half(), place)
 
     def nearest(self, student: SignatureStudent, source: Source) -> dict[str, float]:
         """Mean distance, in pixels, from images to their nearest training image.

@@ -146,10 +146,11 @@ def train_classifier(
 def load_classifier(path: str | Path = "mnist-classifier") -> Classifier:
     """The classifier that comes with the package, or one from a folder of its form."""
     folder = find_folder(path)
-    network = build_network(read_json(folder / "config.json"))
+    config, weights = read_json(folder / "config.json"), folder / "model.safetensors"
+    network = build_network(config, weights)
     if not isinstance(network, Classifier):
         raise SigdegError(f"{folder} holds a {type(network).__name__}, not a Classifier")
-    load_weights(network, folder / "model.safetensors")
+    load_weights(network, weights, config=config)
     return network.eval()
 
 

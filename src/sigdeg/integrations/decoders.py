@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from sigdeg.errors import SigdegError
-from sigdeg.files import load_weights, read_json, save_json, save_tensors
+from sigdeg.files import load_weights, read_json, save_model
 from sigdeg.networks import Autoencoder, build_network, network_config
 
 __all__ = ["Decoder", "find_decoder", "load_decoder", "save_decoder"]
@@ -52,11 +52,12 @@ def load_decoder(folder: Path) -> Decoder:
         SigdegError: If it is missing, damaged or of another class.
     """
     saved = read_json(folder / "config.json")
-    name = saved.pop("_class_name", None)
+    name = saved.get("_class_name")
     if name not in KNOWN:
         raise SigdegError(f"{folder} holds a {name}, a decoder is one of {', '.join(KNOWN)}")
-    autoencoder = build_network({"class": name, "config": saved})
-    load_weights(autoencoder, folder / WEIGHTS, modern)
+    config = {key: value for key, value in saved.items() if not key.startswith("_")}
+    autoencoder = build_network({"class": name, "config": config}, folder / WEIGHTS)
+    load_weights(autoencoder, folder / WEIGHTS, modern, saved)
     return Decoder(autoencoder).eval().requires_grad_(False)
 
 
@@ -80,6 +81,5 @@ def find_decoder(folder: Path) -> Decoder | None:
 def save_decoder(decoder: Decoder, folder: Path) -> None:
     """Write an autoencoder as `load_decoder` reads it."""
     description = network_config(decoder.autoencoder)
-    save_tensors(folder / WEIGHTS, decoder.autoencoder.state_dict())
     config = {"_class_name": description["class"], **description["config"]}
-    save_json(folder / "config.json", config)
+    save_model(folder, config, decoder.autoencoder.state_dict(), WEIGHTS)

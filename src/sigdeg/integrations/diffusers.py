@@ -175,8 +175,9 @@ def load_unet(folder: Path) -> tuple[nn.Module, tuple[int, int, int]]:
         raise SigdegError(
             f"{place} holds a {saved.get('_class_name')}, a teacher has a UNet2DModel"
         )
-    network = build_network({"class": "UNet2DModel", "config": saved})
-    load_weights(network, place / "diffusion_pytorch_model.safetensors", modern)
+    weights = place / "diffusion_pytorch_model.safetensors"
+    network = build_network({"class": "UNet2DModel", "config": saved}, weights)
+    load_weights(network, weights, modern)
     config = network_config(network)["config"]
     if config["class_embed_type"] is not None:
         kind = config["class_embed_type"]

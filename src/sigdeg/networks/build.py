@@ -2,18 +2,32 @@
 
 from __future__ import annotations
 
+import logging
+from pathlib import Path
 from typing import Any
 
+import torch
 from torch import nn
 
 from sigdeg.errors import SigdegError
+from sigdeg.files import count_weights
 from sigdeg.networks.autoencoder import Autoencoder
 from sigdeg.networks.classifier import Classifier
 from sigdeg.networks.mlp import ResidualMLP
+from sigdeg.schema import record, whole
 
 __all__ = ["build_network", "count_classes", "count_parameters", "network_config"]
 
 OWN: dict[str, Any] = {cls.__name__: cls for cls in (Autoencoder, Classifier, ResidualMLP)}
+
+
+def depth(value: Any, name: str) -> None:
+    """A number of layers, or several."""
+    for part in value if isinstance(value, list) else [value]:
+        whole(0, 1024)(part, name)
+
+
+SAVED = record({}, dict.fromkeys(("blocks", "layers_per_block", "num_layers"), depth))
 
 
 def network_config(network: nn.Module) -> dict[str, Any]:
@@ -33,8 +47,12 @@ def network_config(network: nn.Module) -> dict[str, Any]:
     return {"class": name}
 
 
-def build_network(description: dict[str, Any]) -> nn.Module:
+def build_network(description: dict[str, Any], weights: Path | None = None) -> nn.Module:
     """Build a network from `network_config`, with fresh weights.
+
+    Arguments:
+        description: Class name and parameters.
+        weights: The file with its weights: a network larger than what that holds takes no memory.
 
     Raises:
         SigdegError: If the class is unknown or its parameters do not fit.
@@ -52,12 +70,34 @@ def build_network(description: dict[str, Any]) -> nn.Module:
             )
     if not isinstance(config, dict):
         raise SigdegError(f"network {name} comes without its configuration")
+    held = None if weights is None else count_weights(weights)
     try:
-        network: nn.Module = cls(**config) if name in OWN else cls.from_config(config)
-    except (TypeError, ValueError) as error:
-        reason = " ".join(str(error).split())
+        SAVED(config, "")
+        if held is not None:
+            check_size(cls, config, held)
+        return build(cls, config)
+    except Exception as error:  # parameters of a wrong kind may break anything inside
+        reason = " ".join(str(error).split()) or type(error).__name__
         raise SigdegError(f"network {name} cannot be built: {reason}") from None
+
+
+def build(cls: Any, config: dict[str, Any]) -> nn.Module:
+    """A network of a class from its parameters."""
+    network: nn.Module = cls(**config) if cls in OWN.values() else cls.from_config(config)
     return network
+
+
+def check_size(cls: Any, config: dict[str, Any], held: int) -> None:
+    """Refuse a network far larger than what its file holds, before it takes memory."""
+    level = logging.root.manager.disable
+    logging.disable()  # what there is to say of the parameters is said when it is built
+    try:
+        with torch.device("meta"):
+            needed = count_parameters(build(cls, config))
+    finally:
+        logging.disable(level)
+    if needed > 2 * held + 10**6:
+        raise SigdegError(f"it has {needed:,} parameters, its file holds {held:,} numbers")
 
 
 def count_classes(network: nn.Module) -> int | None:
