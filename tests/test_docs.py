@@ -116,6 +116,23 @@ def test_code_that_is_named_exists(page: Path) -> None:
             assert wanted <= known, f"{name} has no {wanted - known}"
 
 
+def test_the_map_has_every_numbered_piece_of_the_paper() -> None:
+    found: dict[str, set[int]] = {}
+    for line in (ROOT / "docs/paper-map.md").read_text().splitlines():
+        kind = ""
+        for part in line.split("|")[1].split(",") if line.startswith("| ") else ():
+            named = re.fullmatch(r"(?:([A-Z][a-z]+?)s?\.? )?(\d+)(?:-(\d+))?", part.strip())
+            if named and (kind := named[1] or kind):
+                found.setdefault(kind, set()).update(
+                    range(int(named[2]), int(named[3] or named[2]) + 1)
+                )
+    # The last of each in the paper; statements of all kinds share one count.
+    statements = ("Theorem", "Remark", "Lemma", "Definition", "Example")
+    assert set().union(*(found[kind] for kind in statements)) == set(range(1, 18))
+    for kind, last in (("Eq", 30), ("Table", 7), ("Figure", 9), ("Algorithm", 1)):
+        assert found[kind] == set(range(1, last + 1)), kind
+
+
 def test_measured_orders_are_those_of_the_study() -> None:
     rows = json.loads((ROOT / "results/convergence.json").read_text())["rows"]
     written = table(ROOT / "docs/theory.md", "step")

@@ -271,6 +271,18 @@ def test_interpolated_path_loses_variance_that_vanishes_with_the_square_of_the_s
     assert float(coarse.norm() / fine.norm()) == pytest.approx(4, rel=0.01)
 
 
+@pytest.mark.parametrize("r", [1, 2, 30])
+def test_the_sum_of_algorithm_1_has_too_little_variance(r: int) -> None:
+    """A as the sum of W over left ends: (1 - 1/r) (1 - 1/2r) of the variance h^3/3 of Lemma 4."""
+    h, dW = 0.7, torch.eye(r, dtype=torch.float64) * (0.7 / r) ** 0.5  # an increment a row
+    left = (dW.cumsum(1) - dW).sum(1) * h / r
+    # The library's interpolation has the triangles too; what a step draws has the rest.
+    interpolated = PartialSignature.from_increments(dW, h / r).time_integral
+    close(interpolated, left + h / r / 2 * dW.sum(1))
+    share = float(left.square().sum() / (h**3 / 3))
+    assert share == pytest.approx((1 - 1 / r) * (1 - 1 / (2 * r)), abs=1e-12)
+
+
 # --- streams, step lengths, types -----------------------------------------------------------------
 
 

@@ -18,7 +18,7 @@ because the score is singular where the noise ends. A grid that ends at 0 theref
 call there.
 
 References:
-    Sig-DEG (arXiv 2508.16939), Eqs. 6, 7, 18 and Remark 3.
+    Sig-DEG (arXiv 2508.16939), Eqs. 5, 7, 18 and Remark 3.
     Foster, dos Reis, Strange, *High order splitting methods for SDEs* (ShARK; arXiv 2210.17543).
     Roessler, *Runge-Kutta methods for the strong approximation of SDEs* (SRA1; 2010).
 """
@@ -150,7 +150,7 @@ class DenoiserStep(nn.Module):
 
 
 class EulerMaruyama(DenoiserStep):
-    r"""Euler-Maruyama: $x_s = x_t + \mu h + g(t) W$. The paper's teacher.
+    r"""Euler-Maruyama: $x_s = x_t + \mu h + g(t) W$.
 
     One call a step. Strong order 1.0, not 0.5 as Remark 3 has it: for additive noise
     Euler-Maruyama *is* the Milstein scheme. Its local error is $O(h^{3/2})$.

@@ -11,7 +11,7 @@ from sigdeg.training import TrainConfig
 
 __all__ = ["DEFAULT", "PRESETS", "WIDTHS", "Settings", "Spec", "Weak"]
 
-# The paper's five sizes of the U-Net (C.3.3), of which full and quarter are given in so many words.
+# The paper's five sizes of the U-Net (C.3.3); of the fourth it lists one 96 too many.
 WIDTHS = {
     "full": (128, 256, 256),
     "three quarters": (96, 192, 192),

@@ -414,8 +414,14 @@ class Bench:
             {"file": f"figures/{file}.png", "caption": caption}
             for file, caption in (
                 ("paths", "Prices and variances on a logarithmic scale (the paper's Figure 5)."),
-                ("marginals-log-price", "Marginals of the log-price (the paper's Figure 6)."),
-                ("marginals-log-variance", "Marginals of the log-variance (its Figure 7)."),
+                (
+                    "marginals-log-price",
+                    "Marginals of the log-price (the paper's Figure 6 has those of its returns).",
+                ),
+                (
+                    "marginals-log-variance",
+                    "Marginals of the log-variance (its Figure 7 has those of increments).",
+                ),
                 (
                     "diffusion",
                     "Six coordinates, standardised, from noise to data in diffusion time, with the "

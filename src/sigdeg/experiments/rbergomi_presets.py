@@ -188,9 +188,10 @@ PRESETS = {
         peers=(1, 2, 5, 10, 20),
         seeds=2,
     ),
-    # The paper's own form and size, and the 1,000 uniform steps of its teacher; the budget is ours.
+    # The paper's own form, its widths and blocks (Table 6), and the 1,000 uniform steps of its
+    # teacher; the budget is ours.
     "paper": Settings(
-        network=(128, 16),
+        network=(256, 3),
         teacher=TrainConfig(iterations=6000, batch_size=512),
         specs=tuple(
             replace(PLAIN, steps=(k,), q=q, paths=4000, study="", variant="")
