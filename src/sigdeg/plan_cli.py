@@ -104,7 +104,8 @@ def merge(
         source: A spectrum, or what `sigdeg plan spectrum` takes.
         schedule: Schedule of the teacher (default: a teacher's own, otherwise cosine).
         teacher_steps: Teacher steps T that are merged into one.
-        training_time: Training time s of the one-shot student, learning rate times steps.
+        training_time: Training time s of the one-shot student, learning rate times steps of
+            gradient descent; under Adam the law does not hold (docs/planning.md).
         accounting: What other plans share with it: s a merge, optimiser steps in all, or network
             calls in all.
         seed: Seed of what is drawn.

@@ -25,7 +25,9 @@ from sigdeg.planning import (
     teacher_ops,
     train_plan,
     vanilla,
+    w2,
 )
+from sigdeg.planning.plans import fold
 
 Array = np.ndarray
 
@@ -225,6 +227,48 @@ def test_trained_students_obey_the_law(name: str) -> None:
     student = train_plan(plan, operators, lambda t: inputs[t - 1], s=0.3, rate=2e-4)
     expected = evaluate(plan, a, gamma(n2, 0.3))
     np.testing.assert_allclose(rotation.T @ student @ rotation, np.diag(expected), atol=1e-3)
+
+
+def test_the_law_is_that_of_gradient_descent_not_of_adam() -> None:
+    """Adam moves every weight alike, up to rate x steps a merge: many short merges all arrive.
+
+    One s, fitted to what a one-shot student has left, tells nothing of other plans: those of
+    `docs/planning.md`, 16 steps, 500 of Adam at 1e-3 a merge.
+    """
+    lam = np.arange(1, 17) ** -2.0
+    lam /= lam.mean()
+    a, n2 = teacher_ops(discretise("cosine", 16), lam)
+    target = a.prod(0)
+
+    def adam(plan: Plan) -> Array:
+        def merged(children: list[Array], time: int) -> Array:
+            x, goal = children[-1].copy(), np.prod(children, axis=0)
+            first, second = np.zeros(16), np.zeros(16)
+            for k in range(1, 501):
+                gradient = 2 * n2[time - 1] * (x - goal)
+                first = 0.9 * first + 0.1 * gradient
+                second = 0.999 * second + 0.001 * gradient**2
+                ratio = first / (1 - 0.9**k) / (np.sqrt(second / (1 - 0.999**k)) + 1e-8)
+                x -= 1e-3 * ratio
+            return x
+
+        return fold(plan, lambda t: a[t - 1], merged)
+
+    one_shot = adam(vanilla(16))
+    left = (one_shot - target) / (a[-1] - target)
+    own_s = -np.log(np.abs(left)) / (2 * n2[-1])
+    assert own_s.max() / own_s.min() > 50  # no single s
+    plans = {**canonical_plans(16), "hybrid-10": hybrid(16, 10)}
+    for name, law, found in (
+        ("vanilla", 1.690, 1.690),
+        ("progressive", 2.366, 0.750),
+        ("consistency", 2.937, 2.064),
+        ("boot", 1.559, 0.002),
+        ("hybrid-10", 1.488, 1.075),
+    ):
+        predicted = float(w2(evaluate(plans[name], a, gamma(n2, 0.298)), target, n2[-1]))
+        assert predicted == pytest.approx(law, abs=1e-3)
+        assert float(w2(adam(plans[name]), target, n2[-1])) == pytest.approx(found, abs=1e-3)
 
 
 def test_a_diagonal_student_is_the_full_one_in_principal_axes() -> None:

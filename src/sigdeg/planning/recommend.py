@@ -148,7 +148,7 @@ def recommend_plan(
     Arguments:
         spectrum: The spectrum; directions without variance count as nearly so.
         schedule: The schedule at the T steps that are merged into one.
-        s: Training time of the one-shot student, learning rate times steps.
+        s: Training time of the one-shot student, learning rate times steps of gradient descent.
         accounting: What the plans share.
 
     Raises:
