@@ -143,6 +143,35 @@ def test_measured_orders_are_those_of_the_study() -> None:
         assert float(measured) == pytest.approx(row["measured_order"], abs=0.01)
 
 
+@pytest.mark.parametrize("page", ["README.md", "docs/rough-bergomi.md"])
+def test_tables_of_rough_bergomi_are_the_results(page: str) -> None:
+    """Means, deviations and speed-ups; the README has the students and their two teachers."""
+    rows = json.loads((ROOT / "results/rbergomi.json").read_text())["rows"]
+    lines = [
+        [cell.strip() for cell in line.strip("|").split("|")]
+        for line in (ROOT / page).read_text().splitlines()
+        if line.startswith("|")
+    ]
+    students = [r for r in rows if r["method"] == "sig-deg" and not r.get("study")]
+    teachers = [r for r in rows if r["method"] == "teacher" and r["nfe"] in (121, 1001)]
+    whole = [r for r in rows if not r.get("study")]
+    for row in students + teachers if page == "README.md" else whole:
+        measured = [row["metrics"][key] for key in ("w1", "iw1")]
+        shown = [
+            f"{m['mean']:.4f}" + (f" ± {m['std']:.4f}" if m["n"] > 1 else "") for m in measured
+        ]
+        found = [line for line in lines if {f"{row['nfe']:,}", *shown} <= {*line}]
+        assert len(found) >= 1, (row["method"], row["nfe"], shown)
+        ratios = [row["speedup"], *row["over"].values()]
+        for ratio in ratios:
+            assert any(
+                float(cell) == pytest.approx(ratio, rel=0.06)
+                for line in found
+                for cell in line
+                if re.fullmatch(r"[\d.]+", cell)
+            ), (row["method"], row["nfe"], ratio)
+
+
 def left_open(order: int, paths: int = 4000, steps: int = 120) -> float:
     """Share of the variance of 1DN that the first coefficients of one step's path leave open.
 
