@@ -306,7 +306,8 @@ class Bench:
         grid = self.choose_grid(method, steps)
         draw = partial(self.solve, method, grid, steps)
         metrics = self.judge(f"{method} {steps} {grid}", draw, self.seed)
-        return draw, make_row(method, self.denoiser, steps, metrics, grid=grid, seeds=1)
+        more = {"grid": "chosen", "chosen": grid, "seeds": 1}
+        return draw, make_row(method, self.denoiser, steps, metrics, **more)
 
     def choose_grid(self, method: str, steps: int) -> str:
         """The grid with the smallest sum of W1 of levels and increments to validation paths."""
