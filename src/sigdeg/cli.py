@@ -140,7 +140,6 @@ def distill(
         mixed_precision=mixed_precision,
         tracker=tracker,
         seed=seed,
-        shard_size=batch_size,  # what fits in memory for training fits for the teacher too
     )
     print(
         distil_images(

@@ -129,7 +129,7 @@ def unseal(value: Mapping[str, Any], path: Path) -> dict[str, Any]:
     """
     whole = {key: part for key, part in value.items() if key != "_digest"}
     if value.keys() & {"_digest", "_weights"} and seal(whole) != value:
-        raise SigdegError(f"{path} was changed or damaged since it was written: write it anew")
+        raise SigdegError(f"{path} was changed or damaged since it was written")
     return whole
 
 

@@ -10,13 +10,14 @@ from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from scipy import stats
 from torch import Generator, Tensor, nn
 
 from sigdeg.denoiser import AutoGuidance, Denoiser, GaussianDenoiser
 from sigdeg.distillation import Batch, CachedPaths, FreshPaths, TeacherPaths, simulate
 from sigdeg.errors import SigdegError
+from sigdeg.files import read_tensors
 from sigdeg.grids import coarse_grid, refine
 from sigdeg.networks import ResidualMLP
 from sigdeg.schedule import Cosine, Schedule, VPLinear
@@ -309,8 +310,25 @@ class TestTeacherCalls:
         assert counter.calls == 11 * first + 14 * (400 - first)
 
 
+def test_streams_of_samples_are_white_and_independent() -> None:
+    """Generators seeded side by side: all noise of a path, and of it and the next one."""
+    streams = [Generator().manual_seed(1000 + i) for i in range(20_000)]
+    batch = TeacherPaths(EulerMaruyama(gaussian()), ROWS, (1,), 2).draw(20_000, streams)
+    start = batch.states[:, 0] / SCHEDULE.prior_std
+    noise = torch.cat([start, batch.coefficients.flatten(1)], dim=1)
+    for column in noise.T:
+        assert stats.kstest(column.numpy(), "norm").pvalue > 1e-4
+    for shift in (1, 2, 624):
+        both = torch.cat([noise, noise.roll(shift, 0)], dim=1)
+        assert (torch.cov(both.T) - torch.eye(14)).abs().max() < 5 / 20_000**0.5
+
+
 def test_fresh_paths_differ_by_stream_and_from_the_held_out() -> None:
-    source = FreshPaths(TeacherPaths(EulerMaruyama(gaussian()), ROWS, (1,), 2))
+    paths = TeacherPaths(EulerMaruyama(gaussian()), ROWS, (1,), 2)
+    source = FreshPaths(paths)
+    held_out = {seed: FreshPaths(paths, seed).held_out(5).states for seed in (0, 1)}
+    assert torch.equal(held_out[0], source.held_out(5).states)
+    assert not torch.isin(held_out[1][:, 0], held_out[0][:, 0]).any()
     first, again, other = (source.batch(5, seeded(s)) for s in (1, 1, 2))
     assert torch.equal(first.states, again.states)
     kept = source.held_out(5)
@@ -345,6 +363,45 @@ class TestCache:
         for name, value in whole.tensors.items():
             assert torch.equal(getattr(mixed, name), value[rows])
         assert len(whole.states[:, 0].unique()) == 50  # no shard repeats another
+
+    @pytest.mark.parametrize("kind", ["noise", "data", "labels"])
+    def test_a_path_is_a_function_of_the_seed_and_its_number(
+        self, tmp_path: Path, kind: str, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """Neither the files, nor what is simulated at a time, nor how many: to rounding."""
+
+        class Deaf(Exponential):
+            def forward(self, *given: Any, class_labels: Tensor | None = None) -> Tensor:
+                return super().forward(*given)
+
+        options = {
+            "noise": {},
+            "data": {"data": STD * torch.randn(30, 1, generator=seeded()), "steps": 2},
+            "labels": {"labels": torch.arange(4)},
+        }[kind]
+        paths = TeacherPaths(Deaf(gaussian(), 2, STD), ROWS, (1,), 2, **options)
+        whole = self.cache(tmp_path / "a", paths=paths)._gather(torch.arange(50))
+        for name, count, size in (("b", 50, 7), ("c", 50, 1000), ("d", 61, 13)):
+            again = self.cache(tmp_path / name, count, paths=paths, shard_size=size)
+            for key, value in again._gather(torch.arange(50)).tensors.items():
+                close(value.double(), whole.tensors[key].double(), 1e-6)
+        monkeypatch.setattr("sigdeg.distillation.paths.CHUNK", 12)
+        small = self.cache(tmp_path / "e", paths=paths)
+        assert [len(shard["start"]) for shard in small.shards] == [12, 12, 12, 12, 2]
+        close(small._gather(torch.arange(50)).states, whole.states, 1e-6)
+
+    @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64], ids=str)
+    def test_any_precision(self, tmp_path: Path, dtype: torch.dtype) -> None:
+        before = torch.get_default_dtype()
+        torch.set_default_dtype(dtype)
+        try:
+            drawn = self.cache(tmp_path).ends
+            read = self.cache(tmp_path).ends
+        finally:
+            torch.set_default_dtype(before)
+        assert read.dtype == dtype
+        assert torch.equal(read, drawn)
+        assert bool(read.isfinite().all())
 
     def test_one_shard_reads_the_same_way(self, tmp_path: Path) -> None:
         cache = self.cache(tmp_path, shard_size=64)
@@ -399,6 +456,20 @@ class TestCache:
         with pytest.raises(SigdegError, match=r"paths-00001.* not a whole safetensors") as caught:
             self.cache(tmp_path)
         assert "\n" not in str(caught.value)
+
+    def test_changed_or_moved(self, tmp_path: Path) -> None:
+        """Whole files whose numbers or place are not what was simulated."""
+        self.cache(tmp_path)
+        first, second = (tmp_path / f"paths-0000{i}.safetensors" for i in range(2))
+        tensors, metadata = read_tensors(second)
+        tensors = {**tensors, "states": tensors["states"] * 5}
+        for told in (metadata, {"identity": metadata["identity"]}):
+            save_file(tensors, second, told)
+            with pytest.raises(SigdegError, match=r"paths-00001.*(digest|another simulation)"):
+                self.cache(tmp_path)
+        second.write_bytes(first.read_bytes())
+        with pytest.raises(SigdegError, match=r"paths-00001.* belongs to another simulation"):
+            self.cache(tmp_path)
 
     @pytest.mark.parametrize(
         "other",

@@ -17,11 +17,13 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors import safe_open
+from safetensors.torch import save_file
 from torch import Generator, Tensor, nn
 
 from sigdeg.denoiser import GaussianMixtureDenoiser
 from sigdeg.distillation import Batch, CachedPaths, Distilled, FreshPaths, Objective, distill
 from sigdeg.errors import SigdegError, TrainingError
+from sigdeg.files import read_tensors
 from sigdeg.networks import ResidualMLP
 from sigdeg.schedule import VPLinear
 from sigdeg.signature import PartialSignature
@@ -286,12 +288,48 @@ class TestCheckpoint:
             run(tmp_path / "a", iterations=10)
         assert "\n" not in str(caught.value)
 
+    def test_of_another_run_of_the_same_model(self, tmp_path: Path) -> None:
+        """All of it fits, nothing is damaged, and it would give another student."""
+        run(tmp_path / "a", iterations=10)
+        run(tmp_path / "b", iterations=10, seed=1)
+        other = tmp_path / "b" / "checkpoints" / "last.safetensors"
+        other.replace(tmp_path / "a" / "checkpoints" / "last.safetensors")
+        with pytest.raises(SigdegError, match="belongs to another model or run"):
+            run(tmp_path / "a", iterations=10)
+
+    @pytest.mark.parametrize("place", ["metadata", "history", "optimizer", "average", "objective"])
+    def test_changed(self, tmp_path: Path, place: str) -> None:
+        """One number, or one tensor less, in any part of it."""
+        run(tmp_path, iterations=10)
+        file = tmp_path / "checkpoints" / "last.safetensors"
+        tensors, metadata = read_tensors(file)
+        first = next(name for name in tensors if place in name or place == "metadata")
+        if place == "metadata":
+            metadata["step"] = "9"
+        elif place == "optimizer":
+            del tensors[first]
+        else:
+            tensors[first] = tensors[first] + 1
+        save_file(tensors, file, metadata)
+        with pytest.raises(SigdegError, match=r"not a whole checkpoint: .*digest.*start anew"):
+            run(tmp_path, iterations=10)
+
     def test_without_metadata(self, tmp_path: Path) -> None:
         run(tmp_path, iterations=10)
         student = tmp_path / "student" / "model.safetensors"
         student.replace(tmp_path / "checkpoints" / "last.safetensors")
         with pytest.raises(SigdegError, match="not a whole checkpoint"):
             run(tmp_path, iterations=10)
+
+    @pytest.mark.parametrize(
+        "text", ["{}", '{"seconds": null}', '{"seconds": -1}', "[]", "", "1e9"]
+    )
+    def test_seconds_that_are_none(self, tmp_path: Path, text: str) -> None:
+        run(tmp_path, iterations=10)
+        (tmp_path / "checkpoints" / "seconds.json").write_text(text)
+        with pytest.raises(SigdegError, match=r"seconds.*delete it to count from 0") as caught:
+            run(tmp_path, iterations=10)
+        assert "\n" not in str(caught.value)
 
 
 if __name__ == "__main__":

@@ -60,7 +60,7 @@ class DistillConfig(TrainConfig):
         refinement: Fine teacher steps a coarse step.
         fine_power: Spacing exponent of the fine steps, see `sigdeg.grids.refine`.
         normalise: Divide the loss of each coarse step by the untrained student's error there.
-        shard_size: Paths a cache file.
+        shard_size: Paths a cache file, at most, see `CachedPaths`.
     """
 
     q: int = 1
@@ -332,7 +332,7 @@ def distil_steps(
                 progress,
             )
     else:
-        source = FreshPaths(paths)
+        source = FreshPaths(paths, config.seed)
 
     lengths = windows(student, q)
 
@@ -377,6 +377,7 @@ def distil_steps(
         progress=progress,
         label="distil",
         spent=simulated,
+        identity=identity,
     )
     if accelerator.is_main_process:
         fitted.objective.student.save_pretrained(out_dir / "student")

@@ -9,29 +9,30 @@ starts from noised data (`states="data"`, the paper).
 from __future__ import annotations
 
 import json
-import mmap
+import math
 import statistics
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
-from safetensors import SafetensorError, safe_open
 from torch import Generator, Tensor
 from tqdm.auto import tqdm
 
 from sigdeg.errors import SigdegError
-from sigdeg.files import save_tensors
+from sigdeg.files import read_tensors, save_tensors
 from sigdeg.sampling import march
 from sigdeg.schedule import expand
-from sigdeg.signature import PartialSignature, restriction
+from sigdeg.signature import PartialSignature, randn, restriction
 from sigdeg.steps import Step, network_calls
 from sigdeg.training import derive_generator, fingerprint
 
 __all__ = ["Batch", "CachedPaths", "FreshPaths", "SharedPaths", "TeacherPaths", "simulate"]
+
+CHUNK = 2**18  # numbers that the teacher is given at a time, and at least eight samples
+Streams = Generator | Sequence[Generator]  # one for all samples, or one a sample
 
 
 @dataclass(frozen=True)
@@ -124,7 +125,7 @@ def simulate(
     rows: Sequence[Tensor],
     x: Tensor,
     order: int,
-    generator: Generator,
+    generator: Streams,
     **condition: Tensor,
 ) -> tuple[Tensor, Tensor]:
     r"""March the teacher over fine rows, keeping the coarse states and signatures.
@@ -137,7 +138,7 @@ def simulate(
         rows: Fine times of each coarse step, as from `sigdeg.grids.refine`.
         x: States at the first time, shape (batch, \*).
         order: Order of the signatures.
-        generator: The stream of the noise.
+        generator: The stream of the noise, or one a sample.
         condition: Passed on to the teacher.
 
     Returns:
@@ -151,9 +152,9 @@ def simulate(
     for row in rows:
         fractions = (row[0] - row) / (row[0] - row[-1])
         total: Tensor | float = 0.0
-        for j, matrix in enumerate(restriction(order, fractions[:-1], fractions[1:])):
-            t, s = row[j], row[j + 1]
-            fine = PartialSignature.sample(t - s, x.shape, order, generator, x.dtype, x.device)
+        matrices = restriction(order, fractions[:-1], fractions[1:])
+        signatures = draw_signatures(row, x, order, generator)
+        for (t, s), matrix, fine in zip(pairwise(row), matrices, signatures, strict=True):
             x = teacher(x, t, s, fine, **condition)
             c = fine.coefficients
             total = total + (matrix.to(c) @ c.flatten(2)).reshape(c.shape)
@@ -166,6 +167,19 @@ def simulate(
         states.append(x)
         coefficients.append(total[:, :kept])  # no lower coefficient needs a higher one
     return torch.stack(states, dim=1), torch.stack(coefficients, dim=1)
+
+
+def draw_signatures(
+    row: Tensor, x: Tensor, order: int, generator: Streams
+) -> Iterator[PartialSignature]:
+    """The signatures of fine steps, drawn one by one, or from streams of samples all at once."""
+    if isinstance(generator, Generator):
+        for dt in row[:-1] - row[1:]:
+            yield PartialSignature.sample(dt, x.shape, order, generator, x.dtype, x.device)
+        return
+    drawn = randn((len(x), len(row) - 1, order, *x.shape[1:]), generator, x.dtype)
+    for dt, coefficients in zip(row[:-1] - row[1:], drawn.unbind(1), strict=True):
+        yield PartialSignature(dt, coefficients.to(x.device))
 
 
 @dataclass(frozen=True)
@@ -207,30 +221,31 @@ class TeacherPaths:
         starts = self.starts or range(len(calls) - self.steps + 1)
         return statistics.fmean(sum(calls[k : k + self.steps]) for k in starts)
 
-    def draw(self, n: int, generator: Generator) -> Batch:
-        """Simulate n segments."""
+    def draw(self, n: int, generator: Streams) -> Batch:
+        """Simulate n segments, from one stream or from one a segment."""
         if self.data is None:
             std = self.teacher.schedule.prior_std
-            x = std * torch.randn(n, *self.shape, generator=generator).to(self.device)
-            chosen = None
-            if self.labels is not None:
-                chosen = torch.randint(len(self.labels), (n,), generator=generator)
+            x = std * randn((n, *self.shape), generator, device=self.device)
+            chosen = None if self.labels is None else integers(len(self.labels), n, generator)
             return self.march(0, self.rows, x, chosen, generator)
         # One group of samples a starting step: times stay scalars, rows may differ in length.
-        starts = draw_starts(n, len(self.rows), self.steps, generator, self.starts).sort()[0]
-        parts = []
-        for k, count in zip(*(v.tolist() for v in starts.unique(return_counts=True)), strict=True):
-            chosen = torch.randint(len(self.data), (count,), generator=generator)
+        starts = draw_starts(n, len(self.rows), self.steps, generator, self.starts)
+        parts, places = [], []
+        for k in starts.unique().tolist():
+            place = (starts == k).nonzero()[:, 0]
+            own = generator if isinstance(generator, Generator) else [generator[i] for i in place]
+            chosen = integers(len(self.data), len(place), own)
             clean = self.data[chosen].to(self.device)
-            noise = torch.randn(count, *self.shape, generator=generator).to(self.device)
+            noise = randn((len(place), *self.shape), own, device=self.device)
             alpha, sigma = (
                 expand(f(self.rows[k][0]), clean)
                 for f in (self.teacher.schedule.alpha, self.teacher.schedule.sigma)
             )
             rows = self.rows[k : k + self.steps]
-            parts.append(self.march(k, rows, alpha * clean + sigma * noise, chosen, generator))
-        # Out of order again: the held-out segments, the last ones, have to cover every step.
-        return Batch.join(parts).take(torch.randperm(n, generator=generator))
+            parts.append(self.march(k, rows, alpha * clean + sigma * noise, chosen, own))
+            places.append(place)
+        # Back in the order drawn: the held-out segments, the last ones, have to cover every step.
+        return Batch.join(parts).take(torch.cat(places).argsort())
 
     def march(
         self,
@@ -238,7 +253,7 @@ class TeacherPaths:
         rows: Sequence[Tensor],
         x: Tensor,
         chosen: Tensor | None,
-        generator: Generator,
+        generator: Streams,
     ) -> Batch:
         """Simulate segments that begin with one coarse step."""
         labels = None
@@ -250,12 +265,19 @@ class TeacherPaths:
 
 
 def draw_starts(
-    n: int, length: int, q: int, generator: Generator, starts: Sequence[int] | None
+    n: int, length: int, q: int, generator: Streams, starts: Sequence[int] | None
 ) -> Tensor:
     """Where n segments of q steps begin, of `length`: anywhere, or at one of the starts."""
     if starts is None:
-        return torch.randint(length - q + 1, (n,), generator=generator)
-    return torch.tensor(starts)[torch.randint(len(starts), (n,), generator=generator)]
+        return integers(length - q + 1, n, generator)
+    return torch.tensor(starts)[integers(len(starts), n, generator)]
+
+
+def integers(end: int, n: int, generator: Streams) -> Tensor:
+    """Whole numbers below an end, shape (n,)."""
+    if isinstance(generator, Generator):
+        return torch.randint(end, (n,), generator=generator)
+    return torch.cat([torch.randint(end, (1,), generator=own) for own in generator])
 
 
 class FreshPaths:
@@ -263,10 +285,14 @@ class FreshPaths:
 
     From data (`states="data"`) that is r teacher calls a pair; whole paths cost K times as many, of
     which a batch sees a window: cache those.
+
+    Arguments:
+        paths: What to simulate.
+        seed: Seed of the held-out segments.
     """
 
-    def __init__(self, paths: TeacherPaths) -> None:
-        self.paths = paths
+    def __init__(self, paths: TeacherPaths, seed: int = 0) -> None:
+        self.paths, self.seed = paths, seed
 
     def batch(self, n: int, generator: Generator) -> Batch:
         """Draw n training segments."""
@@ -274,14 +300,14 @@ class FreshPaths:
 
     def held_out(self, n: int) -> Batch:
         """Segments of a stream that training never sees."""
-        return self.paths.draw(n, derive_generator(n, 1))
+        return self.paths.draw(n, derive_generator(self.seed, 1))
 
 
 class CachedPaths:
     """Segments simulated once into memory-mapped safetensors shards, and reused over epochs.
 
-    The last ones, whole paths, are held out. Shards depend on (seed, index) alone and are written
-    atomically: an interrupted simulation goes on where it stopped.
+    The last ones are held out. The noise of a segment depends on the seed and its number alone.
+    Shards are written atomically: an interrupted simulation goes on where it stopped.
 
     Arguments:
         paths: What to simulate.
@@ -289,7 +315,8 @@ class CachedPaths:
         count: The number of segments.
         seed: Seed of the simulation.
         held_out: The number of segments held out, below count.
-        shard_size: Segments a shard.
+        shard_size: Segments a shard, at most: a shard is what the teacher simulates at a time, so
+            large samples make small ones.
         progress: Show a progress bar.
 
     Raises:
@@ -309,33 +336,38 @@ class CachedPaths:
         if not 0 <= held_out < count:
             raise SigdegError(f"held_out must lie between 0 and the {count} paths, got {held_out}")
         self.paths, self.seed = paths, seed
+        shard_size = min(shard_size, max(8, CHUNK // math.prod(paths.shape)))
         self.train, self.count, self.shard_size = count - held_out, count, shard_size
-        identity = json.dumps(
-            {
-                "seed": seed,
-                "count": count,
-                "shard_size": shard_size,
-                "teacher": fingerprint(paths.teacher),
-                **{
-                    name: None if value is None else fingerprint(value)
-                    for name, value in (("data", paths.data), ("labels", paths.labels))
-                },
-                "order": paths.order,
-                "rows": [row.tolist() for row in paths.rows],
-                "shape": paths.shape,
-                "steps": paths.steps,
-            }
-        )
-        sizes = [min(shard_size, count - first) for first in range(0, count, shard_size)]
+        identity = {
+            "seed": seed,
+            "count": count,
+            "shard_size": shard_size,
+            "teacher": fingerprint(paths.teacher),
+            **{
+                name: None if value is None else fingerprint(value)
+                for name, value in (("data", paths.data), ("labels", paths.labels))
+            },
+            "order": paths.order,
+            "rows": [row.tolist() for row in paths.rows],
+            "shape": paths.shape,
+            "steps": paths.steps,
+            "starts": paths.starts,
+        }
+        # Seeds side by side: no two segments of a simulation have one stream.
+        first_seed = derive_generator(seed, 2).initial_seed()
         self.shards: list[dict[str, Tensor]] = []
         with tqdm(total=count, desc="teacher paths", unit="path", disable=not progress) as bar:
-            for index, size in enumerate(sizes):
+            for index, first in enumerate(range(0, count, shard_size)):
+                numbers = range(first, min(first + shard_size, count))
                 file = folder / f"paths-{index:05d}.safetensors"
+                told = json.dumps({**identity, "first": first})
                 if not file.exists():
-                    batch = paths.draw(size, derive_generator(seed, 2, index))
-                    save_tensors(file, batch.tensors, {"identity": identity})
-                self.shards.append(map_safetensors(file, identity))
-                bar.update(size)
+                    seeds = ((first_seed + number) % 2**32 for number in numbers)
+                    streams = [Generator().manual_seed(own) for own in seeds]
+                    batch = paths.draw(len(streams), streams)
+                    save_tensors(file, batch.tensors, {"identity": told})
+                self.shards.append(read_shard(file, told))
+                bar.update(len(numbers))
 
     @property
     def ends(self) -> Tensor:
@@ -409,27 +441,12 @@ class SharedPaths:
         return self.see(self.cache.held_out(n))
 
 
-def map_safetensors(file: Path, identity: str) -> dict[str, Tensor]:
-    """Tensors of a file, memory-mapped copy-on-write: only the rows that are read take memory."""
+def read_shard(file: Path, identity: str) -> dict[str, Tensor]:
+    """Tensors of a shard, memory-mapped: only the rows that are read take memory."""
     try:
-        with safe_open(file, "pt") as opened:
-            written = (opened.metadata() or {}).get("identity")
-    except (SafetensorError, OSError) as error:
-        raise SigdegError(f"{file} is not a whole safetensors file: {error}; delete it") from None
-    if written != identity:
+        tensors, metadata = read_tensors(file)
+    except SigdegError as error:
+        raise SigdegError(f"{error}; delete it") from None
+    if metadata.get("identity") != identity or "digest" not in metadata:
         raise SigdegError(f"{file} belongs to another simulation: choose another folder")
-    with file.open("rb") as raw:
-        buffer = mmap.mmap(raw.fileno(), 0, access=mmap.ACCESS_COPY)
-    size = int.from_bytes(buffer[:8], "little")
-    header = json.loads(buffer[8 : 8 + size])
-    dtypes = {"F32": torch.float32, "F64": torch.float64, "I32": torch.int32, "I64": torch.int64}
-    return {
-        name: torch.frombuffer(
-            buffer,
-            dtype=dtypes[entry["dtype"]],
-            count=int(np.prod(entry["shape"])),
-            offset=8 + size + entry["data_offsets"][0],
-        ).reshape(entry["shape"])
-        for name, entry in header.items()
-        if name != "__metadata__"
-    }
+    return tensors

@@ -190,5 +190,6 @@ def train(
         out_dir,
         progress=options["progress"],
         label=label,
+        identity=identity,
     )
     return fitted.objective, fitted.history

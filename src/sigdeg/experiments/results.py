@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 import torch
 from torch import nn
 
-from sigdeg.files import read_json, save_json
+from sigdeg.files import read_json, save_json, seal, unseal
 from sigdeg.metrics import Summary, over_draws, verdict
 from sigdeg.networks import count_parameters
 
@@ -219,8 +219,8 @@ def count_calls(calls: int) -> str:
 def remember(file: Path, compute: Callable[[], dict[str, Any]]) -> dict[str, Any]:
     """What an interrupted run has found already, or find it now and keep it."""
     if not file.exists():
-        save_json(file, compute())
-    return read_json(file)
+        save_json(file, seal(compute()))
+    return unseal(read_json(file), file)
 
 
 def save_results(folder: Path, results: dict[str, Any], device: str | None = None) -> Path:

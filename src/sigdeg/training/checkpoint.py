@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from sigdeg.errors import SigdegError
-from sigdeg.files import save_tensors
+from sigdeg.files import read_tensors, save_tensors
 
 __all__ = ["load_checkpoint", "save_checkpoint"]
 
@@ -22,32 +20,38 @@ def save_checkpoint(
     optimizer: Optimizer,
     extra: dict[str, Tensor],
     step: int,
+    run: str = "",
 ) -> None:
-    """Write modules, optimiser state and further tensors, as they are after `step` steps."""
+    """Write modules, optimiser state and further tensors, as they are after `step` steps of a run.
+
+    All of it, step and run included, is under the file's digest.
+    """
     tensors = {f"extra.{name}": value for name, value in extra.items()}
     for prefix, module in modules.items():
         tensors |= {f"{prefix}.{name}": value for name, value in module.state_dict().items()}
     for index, state in optimizer.state_dict()["state"].items():
         tensors |= {f"optimizer.{index}.{name}": value for name, value in state.items()}
-    save_tensors(path, tensors, {"step": json.dumps(step)})
+    save_tensors(path, tensors, {"step": str(step), "run": run})
 
 
 def load_checkpoint(
-    path: Path, modules: dict[str, nn.Module], optimizer: Optimizer
+    path: Path, modules: dict[str, nn.Module], optimizer: Optimizer, run: str = ""
 ) -> tuple[int, dict[str, Tensor]]:
     """Restore what `save_checkpoint` wrote; returns the step and the further tensors.
 
     Raises:
-        SigdegError: If the file is damaged or belongs to another model.
+        SigdegError: If the file is damaged or belongs to another model or run.
     """
     try:
-        with safe_open(path, "pt") as file:
-            step = int(json.loads(file.metadata()["step"]))
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  # no dict
-    except (SafetensorError, OSError, KeyError, TypeError, ValueError) as error:
+        tensors, metadata = read_tensors(path)
+        if not metadata.keys() >= {"digest", "step", "run"}:
+            raise SigdegError("it has no digest")
+    except SigdegError as error:
         raise SigdegError(
             f"{path} is not a whole checkpoint: {error}; delete it to start anew"
         ) from None
+    if metadata["run"] != run:
+        raise SigdegError(f"{path} belongs to another model or run: delete it to start anew")
     groups: dict[str, dict[str, Tensor]] = {}
     for name, value in tensors.items():
         prefix, _, rest = name.partition(".")
@@ -64,7 +68,7 @@ def load_checkpoint(
     except (KeyError, RuntimeError, ValueError) as error:
         reason = str(error).splitlines()[0]
         raise SigdegError(f"{path} belongs to another model: {reason}") from None
-    return step, groups.get("extra", {})
+    return int(metadata["step"]), groups.get("extra", {})
 
 
 def ema_update(average: nn.Module, model: nn.Module, decay: float) -> None:

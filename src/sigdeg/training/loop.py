@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Generic, Literal, NamedTuple, TypeVar
@@ -19,7 +19,8 @@ from torch import Generator, Tensor, nn
 from tqdm.auto import tqdm
 
 from sigdeg.errors import SigdegError, TrainingError
-from sigdeg.files import read_json, save_json
+from sigdeg.files import read_json, save_json, seal, unseal
+from sigdeg.schema import number, record
 from sigdeg.training.checkpoint import ema_update, load_checkpoint, save_checkpoint
 
 __all__ = [
@@ -159,6 +160,7 @@ def fit(
     progress: bool = True,
     label: str = "train",
     spent: float = 0.0,
+    identity: Mapping[str, Any] | None = None,
 ) -> Fitted[M]:
     r"""Minimise a loss. A batch is a function of (seed, step, process), hence resumable anywhere.
 
@@ -174,6 +176,7 @@ def fit(
         progress: Show a bar with rate, time left and losses.
         label: What the bar says.
         spent: Seconds that preparing a new training took, added to its time.
+        identity: What tells this run from any other: its checkpoints go on with no other.
 
     Returns:
         The objective with averaged weights, the history and the time it took.
@@ -185,6 +188,7 @@ def fit(
     optimizer = torch.optim.Adam(parameter_groups(objective), lr=config.learning_rate)
     checkpoint = out_dir / "checkpoints" / "last.safetensors"
     clock = checkpoint.with_name("seconds.json")
+    run = seal(identity or {})["_digest"]
     if prepare is not None and not checkpoint.exists():
         prepare(objective)
     average = copy.deepcopy(objective).requires_grad_(False)
@@ -193,9 +197,9 @@ def fit(
     history: list[list[float]] = []
     first = 0
     if checkpoint.exists():
-        first, extra = load_checkpoint(checkpoint, modules, optimizer)
+        first, extra = load_checkpoint(checkpoint, modules, optimizer, run)
         history = extra["history"].tolist()
-        before = read_json(clock)["seconds"] if clock.exists() else 0.0
+        before = read_seconds(clock) if clock.exists() else 0.0
     model, optimizer = accelerator.prepare(objective, optimizer)
     if config.tracker != "none":
         accelerator.init_trackers("sigdeg")
@@ -230,13 +234,23 @@ def fit(
         if main:
             extra = {"history": torch.tensor(history, dtype=torch.float64).reshape(-1, 3)}
             # Beside the checkpoint, not in it: a checkpoint is the same to the bit, time is not.
-            save_json(clock, {"seconds": before + time.perf_counter() - began})
-            save_checkpoint(checkpoint, modules, optimizer, extra, done)
+            save_json(clock, seal({"seconds": before + time.perf_counter() - began}))
+            save_checkpoint(checkpoint, modules, optimizer, extra, done, run)
     bar.close()
     for tracker in accelerator.trackers:  # end_training would end the process group as well
         tracker.finish()
     seconds = before + (time.perf_counter() - began if first < config.iterations else 0.0)
     return Fitted(average.cpu().eval(), torch.tensor(history, dtype=torch.float64), seconds)
+
+
+def read_seconds(clock: Path) -> float:
+    """The time that a training took before it was interrupted."""
+    try:
+        found = unseal(read_json(clock), clock)
+        record({"seconds": number(0)}, {})(found, "")
+    except SigdegError as error:
+        raise SigdegError(f"{error} in {clock}: delete it to count from 0") from None
+    return float(found["seconds"])
 
 
 def parameter_groups(objective: nn.Module) -> list[dict[str, Any]]:

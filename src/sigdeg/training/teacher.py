@@ -126,6 +126,14 @@ def train_teacher(
     unseen = draw(torch.arange(kept, len(data))[:HELD_OUT], derive_generator(config.seed, 4))
     objective = DenoisingObjective(denoiser, time_power)
     fitted = fit(
-        objective, batch, unseen, config, accelerator, out_dir, progress=progress, label="teacher"
+        objective,
+        batch,
+        unseen,
+        config,
+        accelerator,
+        out_dir,
+        progress=progress,
+        label="teacher",
+        identity=identity,
     )
     return fitted.objective.denoiser, fitted.history
