@@ -1,7 +1,7 @@
 """1DN, the paper's first benchmark (4.1.1, C.2): a two-component Gaussian mixture on the line.
 
 The law is known, so a student is judged against the truth itself, and the teacher can be exact
-(`analytic`) or a network trained on 8,000 samples (`learned`).
+(`analytic`) or a network trained on 7,900 samples (`learned`).
 """
 
 from __future__ import annotations
