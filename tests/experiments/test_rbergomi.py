@@ -193,6 +193,7 @@ def test_students_are_compared_with_the_best_of_as_many_calls() -> None:
         judged("unipc", 0.021, 0.04, nfe=10),
         judged("ddim", 0.09, 0.01, nfe=10),
         judged("ddim", 0.01, 0.01, nfe=20),
+        judged("dpm-solver++", 0.05, 0.015, nfe=9),  # guided ones may not spend all calls
         judged("sig-deg", 0.02, 0.02, nfe=5),
     ]
     add_rivals(rows, ("w1", "iw1"))
@@ -200,7 +201,7 @@ def test_students_are_compared_with_the_best_of_as_many_calls() -> None:
         "w1": {"method": "unipc", "verdict": "tie"},
         "iw1": {"method": "ddim", "verdict": "worse"},
     }
-    assert ["rival" in row for row in rows] == [True, False, False, False, False]
+    assert ["rival" in row for row in rows] == [True, *5 * [False]]
 
 
 def test_speed_is_told_over_the_teacher_first() -> None:

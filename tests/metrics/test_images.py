@@ -16,6 +16,7 @@ from sigdeg.metrics import (
     ClassifierExtractor,
     Reference,
     Statistics,
+    ambiguous,
     class_histogram,
     diversity,
     features,
@@ -102,6 +103,19 @@ def test_statistics() -> None:
     np.testing.assert_allclose(s.mean, x.mean(0), atol=1e-6)
     assert (s.n, s.mean.dtype) == (20, torch.float64)
     assert Statistics.of(x[:, :1]).covariance.shape == (1, 1)
+
+
+def test_weighted_statistics_are_those_of_repeated_vectors() -> None:
+    x, times = normal(20, 3), torch.arange(20) % 3
+    s, repeated = Statistics.of(x, times), x.repeat_interleave(times, 0)
+    torch.testing.assert_close(s.mean, repeated.double().mean(0))
+    np.testing.assert_allclose(s.covariance, np.cov(x.T, aweights=times), rtol=1e-9)
+    alike, plain = Statistics.of(x, torch.full((20,), 7.0)), Statistics.of(x)
+    torch.testing.assert_close(alike.mean, plain.mean)
+    torch.testing.assert_close(alike.covariance, plain.covariance)
+    for bad in (torch.ones(19), -torch.ones(20), torch.zeros(20), torch.full((20,), torch.nan)):
+        with pytest.raises(SigdegError, match="expected 20 weights of at least 0 and not all 0"):
+            Statistics.of(x, bad)
 
 
 def test_kid_is_the_double_loop() -> None:
@@ -346,7 +360,18 @@ def test_bad_features_are_refused() -> None:
         nearest_neighbours(torch.zeros(2, 1, 4, 4), torch.zeros(2, 1, 2, 8))
 
 
+def test_ambiguous_images_are_those_of_no_probable_class() -> None:
+    p = torch.tensor([[0.95, 0.05], [0.9, 0.1], [0.2, 0.8], [0.5, 0.5]], dtype=torch.float64)
+    assert ambiguous(p) == 0.5
+    assert ambiguous(p, 0.7) == 0.25
+    assert ambiguous(p, 0.4) == 0
+
+
 def test_bad_probabilities_and_labels_are_refused() -> None:
+    with pytest.raises(SigdegError, match=r"of shape \(n, classes\), got \(2,\)"):
+        ambiguous(torch.ones(2))
+    with pytest.raises(SigdegError, match="at least 0 and sum to 1"):
+        ambiguous(torch.tensor([[0.5, 0.6]]))
     with pytest.raises(SigdegError, match=r"n at least the 10 splits, got \(9, 2\)"):
         inception_score(torch.full((9, 2), 0.5))
     for bad in ([[0.5, 0.6]], [[1.5, -0.5]], [[torch.nan, 1.0]]):

@@ -15,6 +15,7 @@ from sigdeg.files import load_weights, save_tensors
 from sigdeg.networks import (
     Autoencoder,
     Classifier,
+    Mixer,
     ResidualMLP,
     build_network,
     count_classes,
@@ -70,9 +71,10 @@ def test_latents_are_standardised_by_the_buffers() -> None:
     torch.testing.assert_close(latents * std[:, None, None] + mean[:, None, None], raw)
 
 
-def test_features_are_scaled_and_logits_are_not() -> None:
+@pytest.mark.parametrize("kind", [Classifier, Mixer])
+def test_features_are_scaled_and_logits_are_not(kind: type[Classifier]) -> None:
     torch.manual_seed(0)
-    network, images = Classifier(classes=3, features=5, width=8).eval(), pictures(4)
+    network, images = kind(classes=3, features=5, width=8).eval(), pictures(4)
     with torch.no_grad():
         features, logits = network.features(images), network(images)
         network.scale.fill_(4.0)
@@ -84,11 +86,12 @@ def test_features_are_scaled_and_logits_are_not() -> None:
     assert len(logits.unique()) == 12  # and it sees the images
 
 
-@pytest.mark.parametrize("kind", ["autoencoder", "classifier"])
+@pytest.mark.parametrize("kind", ["autoencoder", "classifier", "mixer"])
 def test_round_trip_through_a_folder(kind: str, tmp_path: Path) -> None:
     """Buffers are part of the weights: a loaded network standardises as the saved one."""
     torch.manual_seed(0)
-    own: nn.Module = Classifier(classes=4, width=8) if kind == "classifier" else small()
+    classifiers = {"classifier": Classifier, "mixer": Mixer}
+    own: nn.Module = classifiers[kind](classes=4, width=8) if kind in classifiers else small()
     for buffer in own.buffers():
         buffer.uniform_(0.5, 2)
     save_tensors(tmp_path / "model.safetensors", own.state_dict())
@@ -97,7 +100,7 @@ def test_round_trip_through_a_folder(kind: str, tmp_path: Path) -> None:
     assert type(again) is type(own)
     assert network_config(again) == network_config(own)
     images = pictures(2)
-    method = "features" if kind == "classifier" else "encode"
+    method = "features" if kind in classifiers else "encode"
     for name in ("forward", method):
         torch.testing.assert_close(getattr(again, name)(images), getattr(own, name)(images))
     assert all(torch.equal(again.state_dict()[name], v) for name, v in own.state_dict().items())
@@ -109,7 +112,7 @@ def test_round_trip_through_a_folder(kind: str, tmp_path: Path) -> None:
         ({"class": "Autoencoder", "config": {"depth": 3}}, "Autoencoder cannot be built: .*depth"),
         ({"class": "Autoencoder", "config": {"width": 12}}, "Autoencoder cannot be built"),
         ({"class": "Classifier"}, "Classifier comes without its configuration"),
-        ({"class": "Other"}, "'Other': Autoencoder, Classifier, ResidualMLP and diffusers models"),
+        ({"class": "Other"}, "'Other': Autoencoder, Classifier, Mixer, ResidualMLP and "),
     ],
 )
 def test_bad_descriptions_are_refused_in_one_line(

@@ -143,14 +143,14 @@ def rivals(
 
 
 def add_rivals(rows: Sequence[dict[str, Any]], keys: Sequence[str]) -> None:
-    """Compare students with every training-free sampler of as many calls, metric by metric.
+    """Compare students with all training-free samplers of no more calls, metric by metric.
 
     `rival` holds for each metric the sampler with the best mean and what the student is beside it:
     better, worse, or a tie within two standard errors. All metrics are distances.
     """
     students, others = rivals(rows, keys)
     for row in students:
-        equal = [other for other in others if other["nfe"] == row["nfe"]]
+        equal = [other for other in others if other["nfe"] <= row["nfe"]]
         for key in keys if equal else ():
             best = min(equal, key=lambda other: other["metrics"][key]["mean"])
             found = verdict(row["metrics"][key], best["metrics"][key])

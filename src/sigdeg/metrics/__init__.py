@@ -16,7 +16,9 @@ from sigdeg.metrics.features import (
 )
 from sigdeg.metrics.images import (
     Reference,
+    ambiguous,
     class_histogram,
+    feature_metrics,
     image_metrics,
     inception_score,
     total_variation,
@@ -45,6 +47,7 @@ __all__ = [
     "Statistics",
     "Summary",
     "Verdict",
+    "ambiguous",
     "atm_skew",
     "autocorrelation_discrepancy",
     "average_w1",
@@ -52,6 +55,7 @@ __all__ = [
     "correlation_discrepancy",
     "diversity",
     "energy_distance",
+    "feature_metrics",
     "frechet_distance",
     "image_metrics",
     "implied_volatility",

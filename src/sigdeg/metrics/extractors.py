@@ -93,7 +93,8 @@ class ClassifierExtractor(Extractor):
                 f"the classifier {self.name} takes images of {channels} channels, "
                 f"got {images.shape[1]}"
             )
-        return self.network.features(images), self.network(images)
+        features = self.network.features(images)
+        return features, self.network.head(features * self.network.scale)
 
 
 class InceptionExtractor(Extractor):

@@ -46,14 +46,26 @@ class Statistics:
     n: int
 
     @classmethod
-    def of(cls, features: Tensor) -> Statistics:
+    def of(cls, features: Tensor, weights: Tensor | None = None) -> Statistics:
         """Compute the statistics of features (n, d), n at least 2.
 
+        Arguments:
+            features: The vectors.
+            weights: How much each counts, shape (n,), at least 0 (default: all alike).
+
         Raises:
-            SigdegError: If there are fewer than 2 vectors or they are not finite.
+            SigdegError: If there are fewer than 2 vectors, they are not finite or the weights are
+                none of so many.
         """
         x = as_features(features, 2)
-        return cls(x.mean(0), x.T.cov().reshape(x.shape[1], x.shape[1]), len(x))
+        w = torch.ones(len(x)) if weights is None else weights.detach().cpu()
+        w = w.double()
+        if w.shape != x.shape[:1] or not bool((w >= 0).all()) or not 0 < float(w.sum()) < torch.inf:
+            raise SigdegError(
+                f"expected {len(x)} weights of at least 0 and not all 0, got {tuple(w.shape)}"
+            )
+        covariance = x.T.cov(aweights=w).reshape(x.shape[1], x.shape[1])
+        return cls(w @ x / w.sum(), covariance, len(x))
 
 
 def frechet_distance(a: Tensor | Statistics, b: Tensor | Statistics) -> float:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from sigdeg.errors import SigdegError
-from sigdeg.metrics.extractors import Extractor
+from sigdeg.metrics.extractors import Activations, Extractor
 from sigdeg.metrics.features import (
     Statistics,
     diversity,
@@ -24,7 +24,9 @@ __all__ = [
     "MINIMUM",
     "USUAL",
     "Reference",
+    "ambiguous",
     "class_histogram",
+    "feature_metrics",
     "image_metrics",
     "inception_score",
     "total_variation",
@@ -107,9 +109,16 @@ def image_metrics(
                 " it only with values of as many",
                 stacklevel=2,
             )
-    seen = extractor.extract(samples)
+    values = feature_metrics(extractor.extract(samples), reference)
+    if training is not None:
+        values["nearest"] = float(nearest_neighbours(samples, training).mean())
+    return values
+
+
+def feature_metrics(seen: Activations, reference: Reference) -> dict[str, float]:
+    """What `image_metrics` computes, of images that the reference's extractor has seen already."""
     precision, recall = precision_recall(reference.features, seen.features)
-    values = {
+    return {
         "fid": frechet_distance(seen.features, reference.statistics),
         "inception_score": inception_score(seen.probabilities),
         "kid": kernel_inception_distance(seen.features, reference.features),
@@ -117,9 +126,23 @@ def image_metrics(
         "recall": recall,
         "diversity": diversity(seen.features),
     }
-    if training is not None:
-        values["nearest"] = float(nearest_neighbours(samples, training).mean())
-    return values
+
+
+def ambiguous(probabilities: Tensor, least: float = 0.9) -> float:
+    """Share of images whose most probable class has a probability below `least`.
+
+    Arguments:
+        probabilities: Class probabilities of shape (n, classes), n at least 1.
+        least: The bound.
+
+    Raises:
+        SigdegError: If these are no probabilities.
+    """
+    p = probabilities.detach().cpu().double()
+    if p.ndim != 2 or not len(p):
+        raise SigdegError(f"expected probabilities of shape (n, classes), got {tuple(p.shape)}")
+    check_probabilities(p)
+    return float((p.amax(1) < least).double().mean())
 
 
 def inception_score(probabilities: Tensor, splits: int = 10) -> float:

@@ -2,13 +2,14 @@
 
 from sigdeg.networks.autoencoder import Autoencoder
 from sigdeg.networks.build import build_network, count_classes, count_parameters, network_config
-from sigdeg.networks.classifier import Classifier
+from sigdeg.networks.classifier import Classifier, Mixer
 from sigdeg.networks.mlp import ResidualMLP, sinusoidal
 from sigdeg.networks.widen import widen
 
 __all__ = [
     "Autoencoder",
     "Classifier",
+    "Mixer",
     "ResidualMLP",
     "build_network",
     "count_classes",
