@@ -118,33 +118,37 @@ def test_unknown_names(arguments: tuple[str, ...], words: str, tmp_path: Path, c
 
 def test_bad_numbers_for_sampling(saved: Path, tmp_path: Path, capsys) -> None:
     out = ("--out", tmp_path / "out")
-    assert "n must be at least 1" in refused(capsys, "sample", saved, "-n", 0, *out)
-    assert "for 10 steps, got 0" in refused(capsys, "sample", saved, "--steps", 0, *out)
-    assert "seeds must lie between" in refused(capsys, "sample", saved, "--seed", -1, *out)
+    for option in ("-n", "--steps", "--batch-size"):
+        line = refused(capsys, "sample", saved, option, 0, *out)
+        assert f"{option} must be a whole number from 1 to" in line.replace("-n/--n", "-n")
+    assert "from 0 to 4,294,967,295, got '-1'" in refused(
+        capsys, "sample", saved, "--seed", -1, *out
+    )
     assert "unknown device" in refused(capsys, "sample", saved, "--device", "tpu", *out)
     assert "for 10 steps, got 7" in refused(capsys, "sample", saved, "--steps", 7, *out)
-    assert "batch_size must be at least 1" in refused(
-        capsys, "sample", saved, "--batch-size", 0, *out
-    )
     assert not (tmp_path / "out").exists()
 
 
 def test_bad_numbers_for_distilling(teacher: Path, tmp_path: Path, capsys) -> None:
     out = tmp_path / "out"
     for option, value, words in [
-        ("--steps", 0, "step count"),
-        ("--order", 0, "order must be at least 1"),
-        ("--iterations", 0, "iterations must be at least 1"),
-        ("--refinement", 1, "refinement must be at least 2"),
-        ("--samples", 1, "samples must be at least 2"),
+        ("--steps", 0, "--steps must be a whole number from 1 to 1,000, got '0'"),
+        ("--steps", "", "at least one step count"),
+        ("--order", 0, "--order must be a whole number from 1 to 64, got '0'"),
+        ("--iterations", 0, "--iterations must be a whole number from 1 to"),
+        ("--refinement", 1, "--refinement must be a whole number from 2 to 1,000, got '1'"),
+        ("--samples", 1, "--samples must be a whole number from 2 to"),
         ("--steps", "10 4", "step counts must divide the largest"),
-        ("--seed", -1, "seed must be at least 0"),
+        ("--seed", -1, "--seed must be a whole number from 0 to 4,294,967,295, got '-1'"),
         ("--device", "foo", "unknown device 'foo': choose cpu or cuda"),
         ("--tracker", "foo", "tracker 'foo'"),
-        ("--lookahead", 1.5, "lies in [0, 1), got 1.5"),
+        ("--lookahead", 1.5, "--lookahead must be a number from 0 to 1, got '1.5'"),
+        ("--lookahead", 1, "lies in [0, 1), got 1.0"),
+        ("--learning-rate", "nan", "--learning-rate must be a number from 1e-12 to"),
+        ("--guidance", "inf", "--guidance must be a number from -1,000 to 1,000, got 'inf'"),
         ("--plan", "best", "unknown plan 'best': choose from vanilla, progressive"),
         ("--plan", "hybrid-99", "m must lie in 1..12, got 99"),
-        ("--matching", -1, "matching must be at least 0"),
+        ("--matching", -1, "--matching must be a number from 0 to 1e+06, got '-1'"),
         ("--matching", "1 --q 1", "it needs q=0, got q=1"),
         ("--start", "nowhere", "nor a hub id such as user/name"),
         ("--lookahead", "0.5 --paths 0", "cached whole paths of at most 4,096 elements"),
@@ -188,7 +192,7 @@ def test_student_of_another_teacher(saved: Path, teacher: Path, tmp_path: Path, 
         "--out",
         tmp_path / "out",
     )
-    assert "refinement must be at least 2" in line
+    assert "--refinement must be a whole number from 2 to" in line
     assert not (tmp_path / "out").exists()
 
 
@@ -295,9 +299,9 @@ def test_samples_of_a_class_and_their_images(conditional: Path, tmp_path: Path) 
 @pytest.mark.parametrize("conditional", [False], indirect=True)
 def test_labels_that_are_none(conditional: Path, tmp_path: Path, capsys) -> None:
     out = ("--out", tmp_path / "out")
-    for label in (-1, 3):
-        line = refused(capsys, "sample", conditional, "--label", label, *out)
-        assert f"label must be one of the 3 classes, got {label}" in line
+    line = refused(capsys, "sample", conditional, "--label", 3, *out)
+    assert "label must be one of the 3 classes, got 3" in line
+    assert "--label must be a whole" in refused(capsys, "sample", conditional, "--label", -1, *out)
     student().save_pretrained(tmp_path / "plain")
     line = refused(capsys, "sample", tmp_path / "plain", "--label", 0, *out)
     assert "this student knows no classes: leave --label out" in line

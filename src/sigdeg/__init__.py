@@ -2,65 +2,23 @@
 
 The core, in reading order: `signature`, `schedule`, `denoiser`, `steps`, `grids`, `sampling`,
 `student`, `distillation`.
+
+Names are imported when they are first asked for: the command line must answer to Ctrl-C, and to bad
+arguments, before torch is there.
 """
 
-from sigdeg.denoiser import (
-    AutoGuidance,
-    ClassifierFreeGuidance,
-    Denoiser,
-    GaussianDenoiser,
-    GaussianMixtureDenoiser,
-    NetworkDenoiser,
-)
-from sigdeg.distillation import DistillConfig, distill
-from sigdeg.errors import SigdegError, TrainingError
-from sigdeg.grids import coarse_grid, fine_grid, refine
-from sigdeg.networks import ResidualMLP
-from sigdeg.sampling import march, sample
-from sigdeg.schedule import (
-    EDM,
-    Cosine,
-    DiscreteVP,
-    RectifiedFlow,
-    Schedule,
-    VPLinear,
-    from_scheduler,
-)
-from sigdeg.signature import PartialSignature
-from sigdeg.steps import EulerMaruyama, Exponential, ShARK, Step, StochasticTaylor
-from sigdeg.student import SignatureStudent
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from sigdeg.api import *  # noqa: F403  # they are listed there
 
 __version__ = "0.1.0"
 
-__all__ = [
-    "EDM",
-    "AutoGuidance",
-    "ClassifierFreeGuidance",
-    "Cosine",
-    "Denoiser",
-    "DiscreteVP",
-    "DistillConfig",
-    "EulerMaruyama",
-    "Exponential",
-    "GaussianDenoiser",
-    "GaussianMixtureDenoiser",
-    "NetworkDenoiser",
-    "PartialSignature",
-    "RectifiedFlow",
-    "ResidualMLP",
-    "Schedule",
-    "ShARK",
-    "SigdegError",
-    "SignatureStudent",
-    "Step",
-    "StochasticTaylor",
-    "TrainingError",
-    "VPLinear",
-    "coarse_grid",
-    "distill",
-    "fine_grid",
-    "from_scheduler",
-    "march",
-    "refine",
-    "sample",
-]
+
+def __getattr__(name: str) -> Any:
+    return getattr(import_module("sigdeg.api"), name)
+
+
+def __dir__() -> list[str]:
+    return [*globals(), *__getattr__("__all__")]

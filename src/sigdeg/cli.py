@@ -8,25 +8,32 @@ from importlib import import_module
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-import tyro
+from tyro.conf import Positional, arg
 
-from sigdeg import plan_cli
-from sigdeg.errors import SigdegError
+from sigdeg.errors import SigdegError, guard
+from sigdeg.options import AnyFolder, AnyText, Folder, Group, Seed, Text, number, parse, whole
+from sigdeg.plan_cli import PLAN
 
 # What only one command needs is imported there: --help and errors need not wait for it.
 
 __all__ = ["main"]
 
-Name = tyro.conf.Positional[str]
+Batch = Annotated[int, whole(1, 10**7)]
+Guidance = Annotated[float | None, number(-1000, 1000)]
+Refinement = Annotated[int, whole(2, 1000)]
+Samples = Annotated[int, whole(2, 10**7)]
+Student = Annotated[Positional[Text], arg(metavar="STUDENT")]
+Teacher = Annotated[Positional[Text], arg(metavar="TEACHER")]
+Until = Annotated[float, number(0, 1)]
 
 
 def run(
-    experiment: Name,
-    preset: str | None = None,
-    out: Path | None = None,
-    seed: int = 0,
-    device: str | None = None,
-    data_dir: Path | None = None,
+    experiment: Annotated[Positional[Text], arg(metavar="EXPERIMENT")],
+    preset: AnyText = None,
+    out: AnyFolder = None,
+    seed: Seed = 0,
+    device: AnyText = None,
+    data_dir: AnyFolder = None,
     progress: bool = True,
 ) -> None:
     """Run a benchmark and write its results, figures and report; the same command resumes it.
@@ -55,31 +62,31 @@ def run(
 
 
 def distill(
-    teacher: Name,
-    steps: tuple[int, ...] = (10,),
-    order: int = 4,
-    out: Path = Path("runs/distilled"),
-    iterations: int = 3000,
-    batch_size: int = 64,
-    learning_rate: float = 2e-4,
-    paths: int = 5000,
-    refinement: int = 12,
-    q: int | None = None,
-    matching: float = 0.0,
-    start: str | None = None,
-    plan: str | None = None,
+    teacher: Teacher,
+    steps: Annotated[tuple[int, ...], whole(1, 1000, "*")] = (10,),
+    order: Annotated[int, whole(1, 64)] = 4,
+    out: Folder = Path("runs/distilled"),
+    iterations: Annotated[int, whole(1, 10**9)] = 3000,
+    batch_size: Batch = 64,
+    learning_rate: Annotated[float, number(1e-12, 1e12)] = 2e-4,
+    paths: Annotated[int, whole(0, 10**9)] = 5000,
+    refinement: Refinement = 12,
+    q: Annotated[int | None, whole(0, 1000)] = None,
+    matching: Annotated[float, number(0, 1e6)] = 0.0,
+    start: AnyText = None,
+    plan: AnyText = None,
     grid: Literal["planned"] | None = None,
     residual_noise: Literal["gaussian", "energy"] | None = None,
-    weak: str | None = None,
-    guidance: float | None = None,
-    guidance_until: float = 1.0,
-    times: tuple[float, ...] | None = None,
-    lookahead: float = 0.0,
-    samples: int = 256,
+    weak: AnyText = None,
+    guidance: Guidance = None,
+    guidance_until: Until = 1.0,
+    times: Annotated[tuple[float, ...] | None, number(0, 1, "*")] = None,
+    lookahead: Annotated[float, number(0, 1)] = 0.0,
+    samples: Samples = 256,
     mixed_precision: Literal["no", "bf16"] = "no",
-    tracker: str = "tensorboard",
-    seed: int = 0,
-    device: str | None = None,
+    tracker: Text = "tensorboard",
+    seed: Seed = 0,
+    device: AnyText = None,
     progress: bool = True,
 ) -> None:
     """Distil a saved diffusers pipeline into a few-step student; the same command resumes it.
@@ -164,14 +171,14 @@ def distill(
 
 
 def sample(
-    student: Name,
-    n: Annotated[int, tyro.conf.arg(aliases=["-n"])] = 16,
-    steps: int | None = None,
-    seed: int = 0,
-    label: int | None = None,
-    out: Path = Path("samples"),
-    batch_size: int = 64,
-    device: str | None = None,
+    student: Student,
+    n: Annotated[int, whole(1, 10**9), arg(aliases=["-n"])] = 16,
+    steps: Annotated[int | None, whole(1, 1000)] = None,
+    seed: Seed = 0,
+    label: Annotated[int | None, whole(0, 10**9)] = None,
+    out: Folder = Path("samples"),
+    batch_size: Batch = 64,
+    device: AnyText = None,
     progress: bool = True,
 ) -> None:
     """Draw samples from a student: samples.safetensors, and a picture of them.
@@ -198,8 +205,6 @@ def sample(
     from sigdeg.student import SignatureStudent
     from sigdeg.training import resolve_device
 
-    if n < 1:
-        raise SigdegError(f"n must be at least 1, got {n}")
     device = resolve_device(device)
     model = SignatureStudent.from_pretrained(student).to(device)
     decoder = find_decoder(find_folder(student))
@@ -230,16 +235,16 @@ def sample(
 
 
 def evaluate(
-    student: Name,
-    teacher: Name,
-    samples: int = 256,
-    refinement: int = 12,
-    weak: str | None = None,
-    guidance: float | None = None,
-    guidance_until: float = 1.0,
-    out: Path = Path("runs/evaluation"),
-    seed: int = 1,
-    device: str | None = None,
+    student: Student,
+    teacher: Teacher,
+    samples: Samples = 256,
+    refinement: Refinement = 12,
+    weak: AnyText = None,
+    guidance: Guidance = None,
+    guidance_until: Until = 1.0,
+    out: Folder = Path("runs/evaluation"),
+    seed: Seed = 1,
+    device: AnyText = None,
     progress: bool = True,
 ) -> None:
     """Compare a student with its teacher on the same noise, and write results and a report.
@@ -264,8 +269,6 @@ def evaluate(
     from sigdeg.student import SignatureStudent
     from sigdeg.training import claim_folder, resolve_device
 
-    if samples < 2:
-        raise SigdegError(f"samples must be at least 2, got {samples}")
     model, original = SignatureStudent.from_pretrained(student), load_teacher(teacher, weak)
     if model.sample_shape != original.sample_shape:
         raise SigdegError(
@@ -297,7 +300,7 @@ def evaluate(
     print(images.save_comparison(out, results, rows, floor, pictures, seed, False, device))
 
 
-def report(folder: tyro.conf.Positional[Path]) -> None:
+def report(folder: Annotated[Positional[Folder], arg(metavar="FOLDER")]) -> None:
     """Write the report of a run folder anew from its results.
 
     Args:
@@ -308,21 +311,31 @@ def report(folder: tyro.conf.Positional[Path]) -> None:
     print(write_report(folder))
 
 
+COMMANDS = Group(
+    "",
+    {
+        "run": run,
+        "distill": distill,
+        "sample": sample,
+        "evaluate": evaluate,
+        "report": report,
+        "plan": PLAN,
+    },
+)
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Entry point; returns the exit code: 0, 1 for work that failed, 2 for bad input."""
-    app = tyro.extras.SubcommandApp()
-    for command in (run, distill, sample, evaluate, report):
-        app.command(command)
-    app.command(plan_cli.APP, name="plan", help=plan_cli.HELP)
-    try:
-        app.cli(prog="sigdeg", args=arguments)
-    except SigdegError as error:
-        print(f"sigdeg: {' '.join(str(error).split())}", file=sys.stderr)
-        return error.exit_code
-    except OSError as error:
-        print(f"sigdeg: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("sigdeg: interrupted; the same command resumes", file=sys.stderr)
-        return 1
-    return 0
+    claimed: list[Path] = []
+
+    def work() -> int:
+        command = parse(COMMANDS, sys.argv[1:] if arguments is None else arguments)
+        out = command.keywords.get("out")
+        if out is not None:
+            claimed.append(out)
+        command()
+        return 0
+
+    return guard(
+        work, lambda: next((out for out in claimed if (out / "config.json").is_file()), None)
+    )

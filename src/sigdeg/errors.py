@@ -1,6 +1,15 @@
 """The errors a user is meant to read: one line, what was wrong and what would be right."""
 
-__all__ = ["SigdegError", "TrainingError"]
+from __future__ import annotations
+
+import sys
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+
+__all__ = ["SigdegError", "TrainingError", "guard"]
+
+INTERRUPTED = "interrupted; the same command goes on or starts again"
 
 
 class SigdegError(ValueError):
@@ -13,3 +22,45 @@ class TrainingError(SigdegError):
     """Good input, but the work failed. The command line prints the message, exit code 1."""
 
     exit_code = 1
+
+
+def guard(work: Callable[[], int], folder: Callable[[], Path | None] = lambda: None) -> int:
+    """Run a command: whatever goes wrong is one line on stderr, never a traceback.
+
+    Arguments:
+        work: The command; returns its exit code.
+        folder: Asked, after an error that no one foresaw, where the traceback is to go (default: a
+            temporary file).
+
+    Returns:
+        The exit code: 0, 1 for work that failed, 2 for bad input.
+    """
+    try:
+        return work()
+    except SigdegError as error:
+        return say(str(error), error.exit_code)
+    except OSError as error:
+        named = f"{error.filename}: {error.strerror}" if error.filename is not None else str(error)
+        return say(named, 2)
+    except KeyboardInterrupt:
+        return say(INTERRUPTED, 1)
+    except Exception as error:
+        what = f"{type(error).__name__}: {error}"[:300]
+        return say(f"this should not happen: {what} (traceback in {log(error, folder())})", 1)
+
+
+def say(text: str, code: int) -> int:
+    """Print one line."""
+    print(f"sigdeg: {' '.join(text.split())}", file=sys.stderr)
+    return code
+
+
+def log(error: BaseException, folder: Path | None) -> str:
+    """Write a traceback to a file; returns its name."""
+    import traceback
+
+    place = None if folder is None or not folder.is_dir() else folder
+    handle, name = tempfile.mkstemp(prefix="sigdeg-error-", suffix=".log", dir=place)
+    with open(handle, "w", errors="backslashreplace") as file:
+        file.writelines(traceback.format_exception(error))
+    return name

@@ -9,35 +9,32 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from tyro.conf import Positional, arg
-from tyro.extras import SubcommandApp
 
 from sigdeg.errors import SigdegError
+from sigdeg.options import AnyFolder, AnyText, Group, Seed, Text, number, whole
 
 if TYPE_CHECKING:
     from sigdeg.schedule import Schedule
 
-__all__ = ["APP", "HELP"]
-
-APP = SubcommandApp()
-HELP = "Plan a distillation: what to merge in which order, and where to put the student's times."
+__all__ = ["PLAN"]
 
 Accounting = Literal["equal-s", "equal-steps", "equal-compute"]
 Kind = Literal["cosine", "vp"]
 Json = Annotated[bool, arg(name="json")]
-Out = Path | None
-TeacherSteps = Annotated[int, arg(aliases=["-T"])]
+Samples = Annotated[int, whole(2, 10**7)]
+Source = Annotated[Positional[Text], arg(metavar="SOURCE")]
+TeacherSteps = Annotated[int, whole(2, 1000), arg(aliases=["-T"])]
 
 
-@APP.command
 def spectrum(
-    source: Positional[str],
+    source: Source,
     schedule: Kind = "cosine",
     teacher_steps: TeacherSteps = 32,
-    samples: int = 1024,
-    sampling_steps: int = 30,
-    seed: int = 0,
-    device: str | None = None,
-    out: Out = None,
+    samples: Samples = 1024,
+    sampling_steps: Annotated[int, whole(1, 1000)] = 30,
+    seed: Seed = 0,
+    device: AnyText = None,
+    out: AnyFolder = None,
     as_json: Json = False,
     progress: bool = True,
 ) -> None:
@@ -85,16 +82,15 @@ def spectrum(
     finish("spectrum", result, lines, pictures, out, as_json)
 
 
-@APP.command
 def merge(
-    source: Positional[str],
+    source: Source,
     schedule: Kind | None = None,
     teacher_steps: TeacherSteps = 32,
-    training_time: Annotated[float, arg(aliases=["-s"])] = 0.5,
+    training_time: Annotated[float, number(0, 1e6), arg(aliases=["-s"])] = 0.5,
     accounting: Accounting = "equal-s",
-    seed: int = 0,
-    device: str | None = None,
-    out: Out = None,
+    seed: Seed = 0,
+    device: AnyText = None,
+    out: AnyFolder = None,
     as_json: Json = False,
     progress: bool = True,
 ) -> None:
@@ -143,26 +139,25 @@ def merge(
     finish("plan", result, lines, {"plan.png": draw}, out, as_json)
 
 
-@APP.command
 def grid(
-    source: Positional[str],
-    steps: int = 8,
-    order: int = 2,
-    budget: float = math.inf,
+    source: Source,
+    steps: Annotated[int, whole(1, 1000)] = 8,
+    order: Annotated[int, whole(1, 64)] = 2,
+    budget: Annotated[float, number(0, math.inf)] = math.inf,
     start: Literal["warm", "zero"] = "warm",
     residual_noise: bool = False,
     schedule: Kind | None = None,
-    fine_steps: int = 256,
+    fine_steps: Annotated[int, whole(2, 1000)] = 256,
     measure: bool = True,
-    candidates: int = 19,
-    paths: int = 1024,
-    refinement: int = 6,
-    axes: int = 64,
+    candidates: Annotated[int, whole(2, 1000)] = 19,
+    paths: Annotated[int, whole(2, 10**7)] = 1024,
+    refinement: Annotated[int, whole(2, 1000)] = 6,
+    axes: Annotated[int, whole(1, 4096)] = 64,
     weighing: Literal["plain", "relative", "balanced"] | None = None,
-    samples: int = 1024,
-    seed: int = 0,
-    device: str | None = None,
-    out: Out = None,
+    samples: Samples = 1024,
+    seed: Seed = 0,
+    device: AnyText = None,
+    out: AnyFolder = None,
     as_json: Json = False,
     progress: bool = True,
 ) -> None:
@@ -229,14 +224,13 @@ def grid(
     finish("grid", result, lines, {"grid.png": draw}, out, as_json)
 
 
-@APP.command
 def phase(
     schedule: Kind = "cosine",
     teacher_steps: TeacherSteps = 32,
     accounting: Accounting = "equal-s",
-    variances: tuple[float, float] = (0.03, 10.0),
-    training_times: tuple[float, float] = (0.02, 4.0),
-    out: Out = None,
+    variances: Annotated[tuple[float, float], number(1e-9, 1e9, 2)] = (0.03, 10.0),
+    training_times: Annotated[tuple[float, float], number(1e-9, 1e9, 2)] = (0.02, 4.0),
+    out: AnyFolder = None,
     as_json: Json = False,
 ) -> None:
     """Which plan is best for data of one variance: the phase diagram.
@@ -296,6 +290,12 @@ def phase(
     finish(
         "phase", result, lines, {"phase.png": lambda path: phase_plot(found, path)}, out, as_json
     )
+
+
+PLAN = Group(
+    "Plan a distillation: what to merge in which order, and where to put the student's times.",
+    {"spectrum": spectrum, "merge": merge, "grid": grid, "phase": phase},
+)
 
 
 def own_schedule(teacher: Any, asked: str | None) -> Schedule | None:

@@ -1,0 +1,60 @@
+"""What `import sigdeg` gives, in one place."""
+
+from sigdeg.denoiser import (
+    AutoGuidance,
+    ClassifierFreeGuidance,
+    Denoiser,
+    GaussianDenoiser,
+    GaussianMixtureDenoiser,
+    NetworkDenoiser,
+)
+from sigdeg.distillation import DistillConfig, distill
+from sigdeg.errors import SigdegError, TrainingError
+from sigdeg.grids import coarse_grid, fine_grid, refine
+from sigdeg.networks import ResidualMLP
+from sigdeg.sampling import march, sample
+from sigdeg.schedule import (
+    EDM,
+    Cosine,
+    DiscreteVP,
+    RectifiedFlow,
+    Schedule,
+    VPLinear,
+    from_scheduler,
+)
+from sigdeg.signature import PartialSignature
+from sigdeg.steps import EulerMaruyama, Exponential, ShARK, Step, StochasticTaylor
+from sigdeg.student import SignatureStudent
+
+__all__ = [
+    "EDM",
+    "AutoGuidance",
+    "ClassifierFreeGuidance",
+    "Cosine",
+    "Denoiser",
+    "DiscreteVP",
+    "DistillConfig",
+    "EulerMaruyama",
+    "Exponential",
+    "GaussianDenoiser",
+    "GaussianMixtureDenoiser",
+    "NetworkDenoiser",
+    "PartialSignature",
+    "RectifiedFlow",
+    "ResidualMLP",
+    "Schedule",
+    "ShARK",
+    "SigdegError",
+    "SignatureStudent",
+    "Step",
+    "StochasticTaylor",
+    "TrainingError",
+    "VPLinear",
+    "coarse_grid",
+    "distill",
+    "fine_grid",
+    "from_scheduler",
+    "march",
+    "refine",
+    "sample",
+]
