@@ -1,9 +1,12 @@
 """What the page says, and what is refused."""
 
+import ast
 import base64
 import html
 import json
+import math
 import re
+import shlex
 from collections.abc import Callable
 from io import BytesIO
 from pathlib import Path
@@ -16,6 +19,7 @@ from PIL import Image
 from sigdeg import ResidualMLP, SignatureStudent, VPLinear, sample
 from sigdeg.errors import SigdegError
 from sigdeg.report import write_report
+from sigdeg.report.html import usage
 from sigdeg.report.rows import digits, metric_text
 
 
@@ -165,6 +169,55 @@ def test_rivals_and_further_speedups_have_columns(tmp_path: Path) -> None:
     assert own == "Student W1: tie (UniPC), W1 of increments: better (DDIM) 12× 120×"
 
 
+def entry(path: tuple[str | int, ...], value: Any) -> Any:
+    """A case: one entry of the results replaced."""
+
+    def change(run: Path) -> None:
+        whole = place = json.loads((run / "results.json").read_text())
+        for key in path[:-1]:
+            place = place[key]
+        place[path[-1]] = value
+        (run / "results.json").write_text(json.dumps(whole))
+
+    name = path[-1] if isinstance(path[-1], str) else path[-2]
+    return pytest.param(change, f"results.json has a damaged entry: .*{name}", id=f"{path}={value}")
+
+
+def link_out(run: Path) -> None:
+    """A figure's name stands, what it points to lies elsewhere."""
+    secret = run.parent / "secret.png"
+    (run / "figures/samples.png").replace(secret)
+    (run / "figures/samples.png").symlink_to(secret)
+
+
+def move_figures(run: Path) -> None:
+    (run / "figures").rename(run.parent / "figures")
+    (run / "figures").symlink_to(run.parent / "figures")
+
+
+def name_figure(name: str) -> Callable[[Path], object]:
+    def change(run: Path) -> None:
+        whole = json.loads((run / "results.json").read_text())
+        (run.parent / "secret.png").write_bytes((run / "figures/samples.png").read_bytes())
+        whole["figures"][0]["file"] = name.format(run.parent)
+        (run / "results.json").write_text(json.dumps(whole))
+
+    return change
+
+
+def test_what_is_to_be_copied_runs_nothing_else(run: Path) -> None:
+    """Names with quotes and semicolons, as a stranger's results may have them."""
+    whole = json.loads((run / "results.json").read_text())
+    name = """a"); import os; os.system("id") #'; rm -rf ~"""
+    whole["student"] = name
+    python, shell = usage(whole)
+    tree = ast.parse(python)
+    loaded = next(node for node in ast.walk(tree) if isinstance(node, ast.Constant))
+    assert loaded.value == name
+    assert len(tree.body) == 3
+    assert shlex.split(shell)[:3] == ["sigdeg", "sample", name]
+
+
 def drop_bytes(run: Path) -> None:
     figure = run / "figures/samples.png"
     figure.write_bytes(figure.read_bytes()[:2000])
@@ -194,6 +247,38 @@ def drop_bytes(run: Path) -> None:
         (lambda run: (run / "config.json").write_text("{"), "holds no readable config.json"),
         (lambda run: (run / "figures/samples.png").unlink(), "samples.png is missing or damaged"),
         (drop_bytes, "samples.png is missing or damaged"),
+        entry(("training",), math.nan),
+        entry(("training", "teacher"), -1),
+        entry(("versions",), True),
+        entry(("example",), "abc"),
+        entry(("example",), {"steps": "5; rm -rf ~"}),
+        entry(("title",), {"a": 1}),
+        entry(("quality", "metric"), []),
+        entry(("figures", 0, "file"), []),
+        entry(("figures", 0, "caption"), 3),
+        entry(("floor", "w1_exact"), "small"),
+        entry(("paper", 0, "method"), None),
+        *(
+            entry(("rows", 0, key), bad)
+            for key, bad in (
+                ("steps", "abc"),
+                ("nfe", []),
+                ("nfe", -5),
+                ("seconds", math.inf),
+                ("speedup", {}),
+                ("params", True),
+                ("variant", 7),
+                ("metrics", [1]),
+            )
+        ),
+        *(
+            entry(("rows", 0, "metrics", "w1_exact", key), bad)
+            for key, bad in (("mean", math.nan), ("mean", "1"), ("n", [1]), ("std", {"a": 1}))
+        ),
+        (name_figure("../secret.png"), "figure .*secret.png lies outside of the run folder"),
+        (name_figure("{}/secret.png"), "figure .*secret.png lies outside of the run folder"),
+        (link_out, "figure .*samples.png lies outside of the run folder"),
+        (move_figures, "figure .* lies outside of the run folder"),
     ],
 )
 def test_a_damaged_run_is_one_line_and_keeps_the_old_page(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
+import shlex
 from collections.abc import Mapping
 from io import BytesIO
 from pathlib import Path
@@ -23,6 +24,7 @@ from sigdeg.report.table import cost_table, metric_name, result_table, study_tab
 __all__ = ["write_report"]
 
 CSS_DPI = 96
+FORMATS = ("PNG", "JPEG", "GIF", "WEBP")  # no others: some run programs to be read
 
 ENVIRONMENT = Environment(
     loader=PackageLoader("sigdeg", "report"),
@@ -60,13 +62,27 @@ def write_report(folder: Path) -> Path:
     """
     folder = Path(folder)
     whole = read_results(folder / "results.json")
+    try:
+        page = render(folder, whole)
+    except SigdegError:
+        raise
+    except Exception as error:  # an entry of a kind that only the plots and tables know
+        file, kind = folder / "results.json", type(error).__name__
+        raise SigdegError(f"{file} holds what no report can show: {kind}: {error}") from error
+    report = folder / "report.html"
+    atomic_write(report, lambda temporary: temporary.write_text(page, encoding="utf-8"))
+    return report
+
+
+def render(folder: Path, whole: Mapping[str, Any]) -> str:
+    """The page of a run folder's results."""
     main = {
         kind: [row for row in whole[kind] if not row.get("study")] for kind in ("rows", "paper")
     }
     results = {**whole, **main}
     config = folder / "config.json"
     top = headline(results)
-    page = ENVIRONMENT.get_template("template.html.j2").render(
+    return ENVIRONMENT.get_template("template.html.j2").render(
         results=results,
         title=results.get("title") or results.get("experiment") or folder.name,
         headline=top,
@@ -76,16 +92,13 @@ def write_report(folder: Path) -> Path:
         quality=quality_picture(folder, results),
         training=training_picture(folder, results),
         pictures=[
-            picture(folder / figure["file"], figure.get("caption", ""))
+            picture(inside(folder, figure["file"]), figure.get("caption", ""))
             for figure in results.get("figures") or []
         ],
         usage=usage(results),
         counts=counts(results),
         config=json.dumps(read_json(config), indent=2) if config.exists() else None,
     )
-    report = folder / "report.html"
-    atomic_write(report, lambda temporary: temporary.write_text(page, encoding="utf-8"))
-    return report
 
 
 def quality_picture(folder: Path, results: Mapping[str, Any]) -> Picture | None:
@@ -93,7 +106,7 @@ def quality_picture(folder: Path, results: Mapping[str, Any]) -> Picture | None:
     quality = results.get("quality")
     if not quality or not any(quality["metric"] in row["metrics"] for row in results["rows"]):
         return None
-    path = folder / "figures" / "quality.png"
+    path = inside(folder, "figures/quality.png")
     quality_plot(results["rows"], results["floor"], quality, path)
     return picture(
         path,
@@ -109,9 +122,20 @@ def training_picture(folder: Path, results: Mapping[str, Any]) -> Picture | None
     }
     if not training:
         return None
-    path = folder / "figures" / "training.png"
+    path = inside(folder, "figures/training.png")
     training_plot(training, path)
     return picture(path, "Loss on training data and on data held out.")
+
+
+def inside(folder: Path, file: str) -> Path:
+    """A file of a run folder: a report that is passed on tells nothing of what lies outside."""
+    try:
+        within = (folder / file).resolve().is_relative_to(folder.resolve())
+    except (OSError, ValueError, RuntimeError):  # no path, or links in a circle
+        within = False
+    if not within:
+        raise SigdegError(f"figure {file} lies outside of the run folder {folder}")
+    return folder / file
 
 
 def picture(path: Path, caption: str) -> Picture:
@@ -122,12 +146,13 @@ def picture(path: Path, caption: str) -> Picture:
     """
     try:
         content = path.read_bytes()
-        with Image.open(BytesIO(content)) as image:
+        with Image.open(BytesIO(content), formats=FORMATS) as image:
             image.load()
             kind = Image.MIME[image.format or ""]
             width, height = (round(side * CSS_DPI / DPI) for side in image.size)
-    except (OSError, KeyError, SyntaxError, ValueError) as error:
-        raise SigdegError(f"figure {path} is missing or damaged: {error}") from None
+    except Exception as error:  # a damaged image may break anything inside its decoder
+        reason = getattr(error, "strerror", None) or str(error)
+        raise SigdegError(f"figure {path} is missing or damaged: {reason}") from None
     source = f"data:{kind};base64,{base64.b64encode(content).decode()}"
     return Picture(source, caption, width, height)
 
@@ -140,12 +165,12 @@ def usage(results: Mapping[str, Any]) -> tuple[str, str] | None:
     steps = (results.get("example") or {}).get("steps")
     python = (
         "from sigdeg import SignatureStudent, sample\n"
-        f'student = SignatureStudent.from_pretrained("{student}")\n'
+        f"student = SignatureStudent.from_pretrained({json.dumps(student)})\n"
         f"x = sample(student, student.grid({steps or ''}), (16, *student.sample_shape), "
         "seeds=range(16))"
     )
     option = f" --steps {steps}" if steps else ""
-    return python, f"sigdeg sample {student} -n 16{option} --seed 0 --out samples"
+    return python, f"sigdeg sample {shlex.quote(student)} -n 16{option} --seed 0 --out samples"
 
 
 def counts(results: Mapping[str, Any]) -> dict[str, str]:

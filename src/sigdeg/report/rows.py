@@ -10,6 +10,7 @@ from typing import Any
 from sigdeg.errors import SigdegError
 from sigdeg.files import read_json
 from sigdeg.report.style import METHODS
+from sigdeg.schema import flag, listed, mapped, maybe, number, record, text, whole
 
 __all__ = [
     "Row",
@@ -36,6 +37,49 @@ DETAILS = {
 }
 
 
+def metric(value: Any, name: str) -> None:
+    """A number, or a summary of several; null where a figure is not finite."""
+    if isinstance(value, Mapping):
+        record({"mean": maybe(number())}, {"std": maybe(number(0)), "n": maybe(number(0))})(
+            value, name
+        )
+    else:
+        maybe(number())(value, name)
+
+
+AMOUNTS = ("steps", "order", "nfe", "seconds", "speedup", "params", "train_seconds", "teacher_nfe")
+TEXTS = ("title", "summary", "experiment", "preset", "student")
+ROWS = listed(
+    record(
+        {"method": text},
+        {
+            **dict.fromkeys(AMOUNTS, maybe(number(0))),
+            **dict.fromkeys(("variant", "study", "teacher"), maybe(text)),
+            "metrics": maybe(mapped(metric)),
+            "equal_quality": maybe(
+                record({"method": text, "nfe": number(0), "speedup": number(0)}, {})
+            ),
+            "teacher_steps": maybe(number(0)),
+            "over": mapped(maybe(number(0))),
+        },
+    )
+)
+RESULTS = record(  # results.json, as far as the report reads it
+    {"rows": ROWS},
+    {
+        "paper": maybe(ROWS),
+        "floor": maybe(mapped(metric)),
+        "quality": maybe(record({"metric": text}, {"label": text, "lower_is_better": flag})),
+        "figures": maybe(listed(record({"file": text}, {"caption": text}))),
+        "training": maybe(mapped(maybe(listed(listed(maybe(number()), 3))))),
+        "example": maybe(record({}, {"steps": maybe(whole(1))})),
+        "versions": maybe(mapped()),
+        "hardware": maybe(mapped()),
+        **dict.fromkeys(TEXTS, maybe(text)),
+    },
+)
+
+
 def read_results(path: Path) -> dict[str, Any]:
     """Read `results.json` and check what the report needs of it.
 
@@ -48,19 +92,14 @@ def read_results(path: Path) -> dict[str, Any]:
     results = read_json(path)
     if not isinstance(results.get("rows"), list):
         raise SigdegError(f"{path} has no list of rows")
-    results["paper"] = results.get("paper") or []
-    results["floor"] = results.get("floor") or {}
     try:
-        for row in [*results["rows"], *results["paper"]]:
-            METHODS.get(row["method"])
-            row["metrics"] = summaries(row.get("metrics") or {})
-        results["floor"] = summaries(results["floor"])
-        if results.get("quality"):
-            str(results["quality"]["metric"])
-        for figure in results.get("figures") or []:
-            str(figure["file"])
-    except (AttributeError, KeyError, TypeError, ValueError) as error:
-        raise SigdegError(f"{path} has a damaged entry: {type(error).__name__}: {error}") from None
+        RESULTS(results, "")
+    except SigdegError as error:
+        raise SigdegError(f"{path} has a damaged entry: {error}") from None
+    results["paper"] = results.get("paper") or []
+    results["floor"] = summaries(results.get("floor") or {})
+    for row in [*results["rows"], *results["paper"]]:
+        row["metrics"] = summaries(row.get("metrics") or {})
     return results
 
 
@@ -70,7 +109,8 @@ def summaries(metrics: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
     for key, given in metrics.items():
         if given is not None:
             whole[key] = dict(given) if isinstance(given, Mapping) else {"mean": given}
-            whole[key]["mean"] = float(whole[key]["mean"])
+            mean = whole[key]["mean"]
+            whole[key]["mean"] = math.nan if mean is None else float(mean)
     return whole
 
 
