@@ -90,6 +90,7 @@ def throughput(
                 tracker="none",
                 device="cpu",
                 progress=False,
+                judge=0,
             )
 
         seconds = beside(train, bare)

@@ -190,7 +190,7 @@ def test_distilling_takes_the_covariance_of_the_teachers_samples(tmp_path: Path)
     config = DistillConfig(
         iterations=1, batch_size=8, paths=2000, held_out=8, refinement=30, tracker="none"
     )
-    options = {"device": "cpu", "progress": False}
+    options = {"device": "cpu", "progress": False, "judge": 0}
     teacher = Exponential(Gaussian(SCHEDULE))
     found = distill(step, teacher, tmp_path / "run", config, **options).student
     assert step.stds is None  # the caller's student is left as it was

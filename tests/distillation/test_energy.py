@@ -113,6 +113,7 @@ def test_one_step_keeps_both_modes(tmp_path: Path) -> None:
         tracker="none",
         device="cpu",
         progress=False,
+        judge=0,
     )
     generator = torch.Generator().manual_seed(0)
     samples = sample(result.student, result.student.grid(), (20_000, 1), generator=generator)

@@ -84,6 +84,7 @@ def run(folder: Path, student: SignatureStudent | None = None, **options: Any) -
         "tracker": "none",
         "device": "cpu",
         "progress": False,
+        "judge": 0,
         **options,
     }
     return distill(student or untrained(), arguments.pop("teacher"), folder, **arguments)

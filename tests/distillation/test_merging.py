@@ -62,6 +62,7 @@ def run(folder: Path, teacher: Any = None, start: Any = None, **options: Any) ->
         "tracker": "none",
         "device": "cpu",
         "progress": False,
+        "judge": 0,
         **options,
     }
     return distill(start or student(), teacher or Exponential(MIXTURE), folder, **arguments)

@@ -129,6 +129,7 @@ def run(folder: Path, student: SignatureStudent, **options: Any) -> Distilled:
         "tracker": "none",
         "device": "cpu",
         "progress": False,
+        "judge": 0,
         **options,
     }
     return distill(student, arguments.pop("teacher"), folder, **arguments)

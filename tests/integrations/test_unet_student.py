@@ -271,6 +271,7 @@ def test_a_saved_pipeline_becomes_a_saved_student(teacher_folder, tmp_path):
         tracker="none",
         device="cpu",
         progress=False,
+        judge=0,
     )
     # The loss is measured in units of the untrained student's own, so that it starts at 1.
     assert result.history[-1, 2] < 0.9

@@ -1,6 +1,7 @@
 """Distillation: teacher paths, the loss on them, and `distill`."""
 
 from sigdeg.distillation.distill import DistillConfig, Distilled, distill
+from sigdeg.distillation.judgement import Verdict, judge
 from sigdeg.distillation.objective import Objective
 from sigdeg.distillation.paths import (
     Batch,
@@ -20,6 +21,8 @@ __all__ = [
     "Objective",
     "SharedPaths",
     "TeacherPaths",
+    "Verdict",
     "distill",
+    "judge",
     "simulate",
 ]

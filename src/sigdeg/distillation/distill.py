@@ -14,8 +14,10 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import numpy as np
 import torch
+from accelerate import PartialState
 from torch import Generator, Tensor, nn
 
+from sigdeg.distillation.judgement import Verdict, judge_run
 from sigdeg.distillation.matching import Matching
 from sigdeg.distillation.objective import Objective
 from sigdeg.distillation.paths import Batch, CachedPaths, FreshPaths, SharedPaths, TeacherPaths
@@ -89,13 +91,17 @@ class Distilled:
         student: The student with averaged weights.
         history: Columns step, training loss, held-out loss; shape (points, 3).
         seconds: Time spent on paths and training, that before interruptions included.
-        teacher_nfe: Teacher calls spent in all, over samples (not batches).
+        teacher_nfe: Teacher calls spent in all, over samples (not batches), but for judging.
+        held_out: Whole teacher paths that training has not seen, where there are any.
+        verdict: Whether it worked, unless it was not asked.
     """
 
     student: SignatureStudent
     history: Tensor
     seconds: float
     teacher_nfe: float
+    held_out: Batch | None = None
+    verdict: Verdict | None = None
 
 
 def distill(
@@ -110,6 +116,7 @@ def distill(
     cache: CachedPaths | None = None,
     plan: Plan | str | None = None,
     grid: Literal["planned"] | None = None,
+    judge: int | None = None,
     resume: bool = True,
     device: str | None = None,
     progress: bool = True,
@@ -142,14 +149,17 @@ def distill(
             merge nothing else draw their segments anew.
         grid: `planned` puts the student's times where a student loses least, see
             `sigdeg.planning.plan_times`; the calls it takes are counted.
+        judge: Samples in each of the two sets that the student is judged on at the end, see
+            `sigdeg.distillation.judgement`; 0 for no verdict (default: 32 to 2,000, at most an
+            eighth of the teacher calls of the training). Training does not depend on it.
         resume: Go on with what the folder holds of this very run.
         device: Where to compute (default: what accelerate finds).
         progress: Show progress bars with loss, rate and time left.
         options: Fields of `DistillConfig`.
 
     Returns:
-        The student with averaged weights, and what it took. The student is also saved in
-        `out_dir/student`.
+        The student with averaged weights, what it took, and the verdict. The student is also saved
+        in `out_dir/student`, the verdict in `out_dir/verdict.json`.
 
     Raises:
         SigdegError: If arguments do not fit together, or the folder holds another run.
@@ -169,7 +179,28 @@ def distill(
         if cache is not None:
             raise SigdegError("a plan simulates paths of its own: leave the cache out")
         found = distil_rounds(student, teacher, out_dir, config, plan, fine, **given)
-    return dataclasses.replace(found, teacher_nfe=found.teacher_nfe + spent)
+    found = dataclasses.replace(found, teacher_nfe=found.teacher_nfe + spent)
+    if judge == 0 or not PartialState().is_main_process:
+        return found
+    if cache is not None:
+        first, *others = cache.paths.rows
+        fine, labels = torch.cat([first, *(row[1:] for row in others)]), cache.paths.labels
+    rows, order = fine_rows(student, student.grid(), config, fine), student.order
+    place = torch.device(resolve_device(device))
+    paths = TeacherPaths(
+        on_device(teacher, place), rows, student.sample_shape, order, device=place, labels=labels
+    )
+    verdict = judge_run(found, paths, out_dir, config, judge, progress)
+    return dataclasses.replace(found, verdict=verdict)
+
+
+def on_device(teacher: Step, device: torch.device) -> Step:
+    """The teacher where it is to compute, in evaluation mode; the caller's stays where it is."""
+    if isinstance(teacher, nn.Module):
+        if any(value.device != device for value in teacher.state_dict().values()):
+            teacher = copy.deepcopy(teacher).to(device)
+        teacher.eval()
+    return teacher
 
 
 def plan_student(
@@ -303,10 +334,7 @@ def distil_steps(
     if starts is not None:
         identity["starts"] = list(starts)
     accelerator = make_accelerator(config, out_dir, device)
-    if isinstance(teacher, nn.Module):
-        if any(value.device != accelerator.device for value in teacher.state_dict().values()):
-            teacher = copy.deepcopy(teacher).to(accelerator.device)  # the caller's stays put
-        teacher.eval()
+    teacher = on_device(teacher, accelerator.device)
     check_teacher(teacher, rows[0], student, accelerator.device, labels)
     if accelerator.is_main_process:
         claim_folder(out_dir, "config.json", identity, resume)
@@ -384,7 +412,15 @@ def distil_steps(
     fresh = (len(whole.start) + config.iterations * config.batch_size) * accelerator.num_processes
     segments = shared.cache.count if shared is not None else config.paths or fresh
     nfe = segments * paths.teacher_nfe
-    return Distilled(fitted.objective.student, fitted.history, fitted.seconds, nfe)
+    kept = source.cache if isinstance(source, SharedPaths) else source
+    unseen = isinstance(kept, FreshPaths) or kept.train < kept.count
+    return Distilled(
+        fitted.objective.student,
+        fitted.history,
+        fitted.seconds,
+        nfe,
+        whole if unseen and data is None else None,
+    )
 
 
 def windows(student: SignatureStudent, q: int) -> list[int]:

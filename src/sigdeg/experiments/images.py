@@ -113,6 +113,7 @@ def distil_images(
         config,
         labels=labels,
         plan=plan,
+        judge=0,
         grid=grid,
         device=device,
         progress=progress,

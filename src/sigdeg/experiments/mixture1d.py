@@ -304,6 +304,7 @@ def make(
         refinement=max(2, settings.fine_steps // max(spec.steps)),
         q=spec.q,
         seed=seed,
+        judge=0,
         device=device,
         progress=progress,
     )

@@ -359,6 +359,7 @@ class Bench:
             source.step,
             self.out / "students" / spec.slug,
             config,
+            judge=0,
             cache=source.cache,
             iterations=spec.iterations or config.iterations,
             seed=self.seed,

@@ -53,6 +53,7 @@ def guided_rows(bench: Bench) -> list[dict[str, Any]]:
         step,
         out / "student",
         config,
+        judge=0,
         cache=cache,
         labels=classes,
         seed=bench.seed,

@@ -136,6 +136,7 @@ class MixtureGrids:
             self.teacher,
             self.out / "students" / f"mixture-{steps}-{name.replace(' ', '-')}-seed-{seed}",
             self.settings.config,
+            judge=0,
             refinement=self.refinement(steps),
             seed=seed,
             **self.options,

@@ -188,6 +188,7 @@ class SeriesGrids:
             self.bench.teacher,
             self.out / "students" / slug,
             self.settings.config,
+            judge=0,
             refinement=self.refinement(steps),
             seed=seed,
             **options | self.options,

@@ -231,6 +231,7 @@ class Bench:
             self.teacher,
             self.out / "students" / f"{spec.slug}-seed-{seed}",
             self.settings.config,
+            judge=0,
             data=self.data if spec.data else None,
             states="data" if spec.data else "teacher",
             paths=spec.paths,
