@@ -126,7 +126,7 @@ def test_distance_of_two_real_sets(
 ) -> None:
     # What a perfect sampler scores in Table 1 of Sig-DEG, whose rows are those of n = 24.
     generator = torch.Generator().manual_seed(1)
-    pairs = MIXTURE.sample(2 * n * 2000, generator).reshape(2000, 2, n)
+    pairs = MIXTURE.sample(1000 * n, generator).reshape(500, 2, n)
     for (mean, std), metric in ((w1, w1_samples), (variance, variance_score)):
         found = over_draws(lambda i: metric(*pairs[i]), int, len(pairs))  # noqa: B023
         assert found["mean"] == pytest.approx(mean, abs=4 * std / np.sqrt(len(pairs)))
