@@ -186,7 +186,7 @@ def test_unreadable_data_are_refused(tmp_path: Path, capsys) -> None:
         ("none.npy", "cannot read"),
         ("broken.npy", "cannot read"),
         ("broken.json", "cannot read"),
-        ("broken.safetensors", "cannot read"),
+        ("broken.safetensors", "is not a whole safetensors file"),
         ("words.csv", "something else than numbers"),
         ("empty.csv", "holds no eigenvalues"),
         ("negative.csv", "finite and not negative, got -0.5"),

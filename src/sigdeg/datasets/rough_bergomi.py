@@ -21,13 +21,10 @@ from pathlib import Path
 from typing import NamedTuple
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file
 from torch import Generator, Tensor
 
 from sigdeg.errors import SigdegError
-from sigdeg.files import save_tensors
-from sigdeg.training import fingerprint
+from sigdeg.files import read_tensors, save_tensors
 
 __all__ = ["RoughBergomi", "SeriesSplit", "rough_bergomi_split"]
 
@@ -177,7 +174,7 @@ def rough_bergomi_split(
         n: Paths in all, at least 10: 60% to train, 20% to validate, 20% to test.
         dates: Dates of a path.
         model: The model, the benchmark's by default.
-        cache: File to keep the paths in, with a checksum.
+        cache: File to keep the paths in, with a digest.
 
     Raises:
         SigdegError: If the file is damaged or holds other paths, or a coordinate hardly varies.
@@ -191,8 +188,7 @@ def rough_bergomi_split(
     else:
         series = model.sample(n, Generator().manual_seed(seed), dates)
         if cache is not None:
-            metadata = {"identity": identity, "checksum": fingerprint(series)}
-            save_tensors(cache, {"series": series}, metadata)
+            save_tensors(cache, {"series": series}, {"identity": identity})
     train, validation, test = series.split([n - 2 * (n // 5), n // 5, n // 5])
     mean, std = train.mean(0), train.std(0)
     if not bool((std > 1e-9 * mean.abs()).all()):
@@ -203,13 +199,9 @@ def rough_bergomi_split(
 def read_series(file: Path, identity: str) -> Tensor:
     """Paths of a file, verified."""
     try:
-        with safe_open(file, "pt") as opened:
-            metadata = opened.metadata() or {}
-        series = load_file(file)["series"]
-    except (SafetensorError, OSError, KeyError) as error:
-        raise SigdegError(f"{file} holds no whole set of paths: {error}; delete it") from None
-    if metadata.get("identity") != identity:
+        tensors, metadata = read_tensors(file)
+    except SigdegError as error:
+        raise SigdegError(f"{error}; delete it") from None
+    if metadata.get("identity") != identity or "digest" not in metadata:
         raise SigdegError(f"{file} holds the paths of another simulation: choose another folder")
-    if metadata.get("checksum") != fingerprint(series):
-        raise SigdegError(f"{file} is damaged: its checksum does not match; delete it")
-    return series
+    return tensors["series"]

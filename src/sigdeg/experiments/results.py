@@ -14,6 +14,7 @@ from typing import Any, TypeVar
 import torch
 from torch import nn
 
+from sigdeg.errors import SigdegError
 from sigdeg.files import read_json, save_json, seal, unseal
 from sigdeg.metrics import Summary, over_draws, verdict
 from sigdeg.networks import count_parameters
@@ -217,10 +218,19 @@ def count_calls(calls: int) -> str:
 
 
 def remember(file: Path, compute: Callable[[], dict[str, Any]]) -> dict[str, Any]:
-    """What an interrupted run has found already, or find it now and keep it."""
+    """What an interrupted run has found already, or find it now and keep it.
+
+    Raises:
+        SigdegError: If the file is damaged, or another run's: a run is told by its `config.json`.
+    """
+    config = file.parents[1] / "config.json"
+    run = seal({"file": file.name, "run": read_json(config) if config.exists() else None})
     if not file.exists():
-        save_json(file, seal(compute()))
-    return unseal(read_json(file), file)
+        save_json(file, seal({**compute(), "_run": run["_digest"]}))
+    found = unseal(read_json(file), file)
+    if found.pop("_run", run["_digest"]) != run["_digest"]:
+        raise SigdegError(f"{file} belongs to another run: delete it")
+    return found
 
 
 def save_results(folder: Path, results: dict[str, Any], device: str | None = None) -> Path:

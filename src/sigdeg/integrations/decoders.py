@@ -11,9 +11,9 @@ from torch import Tensor, nn
 
 from sigdeg.errors import SigdegError
 from sigdeg.files import load_weights, read_json, save_model
-from sigdeg.networks import Autoencoder, build_network, network_config
+from sigdeg.networks import Autoencoder, build_network, check_call, network_config
 
-__all__ = ["Decoder", "find_decoder", "load_decoder", "save_decoder"]
+__all__ = ["Decoder", "check_decoder", "find_decoder", "load_decoder", "save_decoder"]
 
 KNOWN = ("Autoencoder", "AutoencoderKL", "AutoencoderTiny", "VQModel")
 # Attention layers as the first versions of diffusers named them: many models on the hub still do.
@@ -59,6 +59,14 @@ def load_decoder(folder: Path) -> Decoder:
     autoencoder = build_network({"class": name, "config": config}, folder / WEIGHTS)
     load_weights(autoencoder, folder / WEIGHTS, modern, saved)
     return Decoder(autoencoder).eval().requires_grad_(False)
+
+
+def check_decoder(decoder: Decoder, shape: tuple[int, ...], folder: Path) -> None:
+    """Refuse a decoder of other latents than those of a shape, before any are drawn."""
+    try:
+        check_call(decoder, torch.zeros(1, *shape))
+    except SigdegError as error:
+        raise SigdegError(f"{folder} holds no decoder of these samples: {error}") from None
 
 
 def modern(name: str) -> str:

@@ -12,9 +12,10 @@ from torch import Tensor, nn
 from sigdeg.denoiser import AutoGuidance, ClassifierFreeGuidance, NetworkDenoiser
 from sigdeg.errors import SigdegError
 from sigdeg.files import find_folder, load_weights, read_json, save_json
-from sigdeg.integrations.decoders import Decoder, load_decoder, modern, save_decoder
-from sigdeg.networks import build_network, count_classes, network_config
+from sigdeg.integrations.decoders import Decoder, check_decoder, load_decoder, modern, save_decoder
+from sigdeg.networks import build_network, check_call, count_classes, network_config
 from sigdeg.schedule import DiscreteVP, from_scheduler
+from sigdeg.schema import listed, maybe, number, record, whole
 from sigdeg.steps import Exponential
 
 __all__ = ["Teacher", "load_teacher", "save_latent_pipeline"]
@@ -113,6 +114,8 @@ def load_teacher(path: str | Path, weak: str | Path | None = None) -> Teacher:
     schedule, prediction_type, clip = load_schedule(folder)
     network, shape = load_unet(folder)
     decoder = load_decoder(folder / "vqvae") if pipeline == "LDMPipeline" else None
+    if decoder is not None:
+        check_decoder(decoder, shape, folder / "vqvae")
     denoiser = NetworkDenoiser(network, schedule, prediction_type, clip)
     name = folder.resolve().name if folder == Path(path) else str(path)
     teacher = Teacher(denoiser.eval(), shape, name, decoder, count_classes(network))
@@ -148,9 +151,10 @@ def load_schedule(folder: Path) -> tuple[DiscreteVP, Any, float | None]:
     if not known:
         raise SigdegError(f"{folder}: {name} is no scheduler of diffusers")
     try:
+        record({}, {"num_train_timesteps": whole(1, 10**6)})(saved, "")
         scheduler = cls.from_config(saved)
-    except (TypeError, ValueError, NotImplementedError) as error:
-        reason = " ".join(str(error).split())
+    except Exception as error:  # parameters of a wrong kind may break anything inside
+        reason = " ".join(str(error).split()) or type(error).__name__
         raise SigdegError(f"{folder}: the scheduler {name} cannot be built: {reason}") from None
     config = dict(scheduler.config)
     if config.get("thresholding"):
@@ -163,7 +167,11 @@ def load_schedule(folder: Path) -> tuple[DiscreteVP, Any, float | None]:
     schedule = from_scheduler(scheduler)
     if not isinstance(schedule, DiscreteVP):
         raise SigdegError(f"{folder}: {name} has no alphas_cumprod: use a DDPM or DDIM scheduler")
-    clip = float(config.get("clip_sample_range", 1.0)) if config.get("clip_sample") else None
+    clip = config.get("clip_sample_range", 1.0) if config.get("clip_sample") else None
+    try:
+        maybe(number(0))(clip, "clip_sample_range")
+    except SigdegError as error:
+        raise SigdegError(f"{folder}: {error}") from None
     return schedule, prediction, clip
 
 
@@ -193,8 +201,16 @@ def load_unet(folder: Path) -> tuple[nn.Module, tuple[int, int, int]]:
             f"{place}: the U-Net needs a sample_size, and as many output as input channels "
             "or, with a learned variance, twice as many"
         )
-    height, width = (size, size) if isinstance(size, int) else size
-    return network, (channels, height, width)
+    try:
+        height, width = sides = [size, size] if isinstance(size, int) else size
+        listed(whole(1, 2**14))(list(sides), "sample_size")
+        shape = channels, height, width
+        labels = None if network.class_embedding is None else torch.zeros(1, dtype=torch.long)
+        condition = {} if labels is None else {"class_labels": labels}
+        check_call(network, torch.zeros(1, *shape), torch.zeros(1), **condition)
+    except (SigdegError, TypeError, ValueError) as error:
+        raise SigdegError(f"{place}: the U-Net does not fit its configuration: {error}") from None
+    return network, shape
 
 
 def save_latent_pipeline(network: Any, scheduler: Any, decoder: Decoder, folder: Path) -> None:

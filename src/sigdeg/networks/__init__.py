@@ -1,7 +1,13 @@
 """Networks: the residual MLP of the paper and the widening that turns a teacher into a student."""
 
 from sigdeg.networks.autoencoder import Autoencoder
-from sigdeg.networks.build import build_network, count_classes, count_parameters, network_config
+from sigdeg.networks.build import (
+    build_network,
+    check_call,
+    count_classes,
+    count_parameters,
+    network_config,
+)
 from sigdeg.networks.classifier import Classifier, Mixer
 from sigdeg.networks.mlp import ResidualMLP, sinusoidal
 from sigdeg.networks.widen import widen
@@ -12,6 +18,7 @@ __all__ = [
     "Mixer",
     "ResidualMLP",
     "build_network",
+    "check_call",
     "count_classes",
     "count_parameters",
     "network_config",

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from sigdeg.errors import SigdegError
 from sigdeg.files import count_weights
@@ -16,7 +16,7 @@ from sigdeg.networks.classifier import Classifier, Mixer
 from sigdeg.networks.mlp import ResidualMLP
 from sigdeg.schema import record, whole
 
-__all__ = ["build_network", "count_classes", "count_parameters", "network_config"]
+__all__ = ["build_network", "check_call", "count_classes", "count_parameters", "network_config"]
 
 OWN: dict[str, Any] = {cls.__name__: cls for cls in (Autoencoder, Classifier, Mixer, ResidualMLP)}
 
@@ -104,6 +104,23 @@ def count_classes(network: nn.Module) -> int | None:
     """Classes of a conditional diffusers U-Net: the last of its `num_class_embeds` means none."""
     embedded = network_config(network).get("config", {}).get("num_class_embeds")
     return None if embedded is None else embedded - 1
+
+
+def check_call(network: nn.Module, *inputs: Tensor, **condition: Tensor) -> None:
+    """Call a network on tensors that have shapes alone, which costs next to nothing.
+
+    Raises:
+        SigdegError: If it fails: parameters of a wrong kind may show in the call only.
+    """
+    own = {name: value.to("meta") for name, value in network.state_dict().items()}
+    given = tuple(value.to("meta") for value in inputs)
+    named = {name: value.to("meta") for name, value in condition.items()}
+    try:
+        torch.func.functional_call(network, own, given, named)
+    except Exception as error:
+        reason = " ".join(str(error).split()) or type(error).__name__
+        shape = tuple(inputs[0].shape)
+        raise SigdegError(f"it cannot be called with an input of shape {shape}: {reason}") from None
 
 
 def count_parameters(network: nn.Module) -> int:

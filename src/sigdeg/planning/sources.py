@@ -11,11 +11,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Generator
 
 from sigdeg.errors import SigdegError
+from sigdeg.files import read_tensors
 from sigdeg.grids import fine_grid
 from sigdeg.planning.measured import MeasuredCost, candidate_times, measured_cost
 from sigdeg.planning.spectrum import Spectrum
@@ -74,8 +73,8 @@ def find_source(
             return Source(READERS[path.suffix](path))
         except SigdegError:
             raise
-        except (OSError, EOFError, ValueError, SafetensorError) as error:
-            reason = getattr(error, "strerror", None) or str(error).splitlines()[0]
+        except Exception as error:  # a damaged file may break anything inside its reader
+            reason = getattr(error, "strerror", None) or " ".join(str(error).split())
             raise SigdegError(f"cannot read {path}: {reason}") from None
     if name in BENCHMARKS and not path.exists():
         return Source(BENCHMARKS[name](samples, seed))
@@ -91,7 +90,7 @@ def read_array(path: Path) -> Spectrum:
 
 def read_safetensors(path: Path) -> Spectrum:
     """Samples in a .safetensors file of one tensor."""
-    tensors = load_file(path)
+    tensors = read_tensors(path)[0]
     if len(tensors) != 1:
         raise SigdegError(f"{path} must hold one tensor of samples, it holds {len(tensors)}")
     return Spectrum.of_samples(next(iter(tensors.values())).double().numpy(), path.name)

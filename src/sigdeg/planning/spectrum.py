@@ -16,6 +16,7 @@ from numpy.typing import ArrayLike
 
 from sigdeg.errors import SigdegError
 from sigdeg.planning.operators import Array
+from sigdeg.schema import maybe, whole
 
 __all__ = ["Spectrum", "covariance_eigenvalues"]
 
@@ -102,6 +103,7 @@ class Spectrum:
             return cls.of_eigenvalues(saved, source=source)
         if not isinstance(saved, Mapping) or "eigenvalues" not in saved:
             raise SigdegError(f"{source} holds neither a list of eigenvalues nor a spectrum")
+        maybe(whole(1, 2**53))(saved.get("samples"), "samples")
         return cls.of_eigenvalues(
             saved["eigenvalues"],
             saved.get("multiplicity"),
