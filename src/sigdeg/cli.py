@@ -286,7 +286,7 @@ def evaluate(
     refine(model.schedule, model.grid(), refinement)  # refuses what cannot be, before any writing
     original.step(guidance, guidance_until)
     claim_folder(out, "config.json", {**identity, "samples": samples, "refinement": refinement})
-    rows, floor, pictures = images.evaluate(
+    found = images.evaluate(
         model,
         original,
         config,
@@ -297,7 +297,7 @@ def evaluate(
         progress=progress,
     )
     results = {**identity, "title": f"{original.name}: student and teacher", "preset": None}
-    print(images.save_comparison(out, results, rows, floor, pictures, seed, False, device))
+    print(images.save_comparison(out, results, found, seed, device))
 
 
 def report(folder: Annotated[Positional[Folder], arg(metavar="FOLDER")]) -> None:

@@ -193,6 +193,7 @@ class SignatureStudent(nn.Module):
             )
         self._weights: dict[tuple[Any, ...], Tensor] = {}
         self._times: dict[tuple[float, float] | None, Tensor] = {}
+        self._folder: Path | None = None  # where it was loaded from
         self.register_buffer("directions", None)  # U and the square root of Lambda, in float64
         self.register_buffer("stds", None)
         if covariance is not None:
@@ -290,6 +291,23 @@ class SignatureStudent(nn.Module):
     def classes(self) -> int | None:
         """The number of classes of a conditional student, to be sampled with `class_labels`."""
         return count_classes(self.network)
+
+    def labels(self, n: int) -> Tensor:
+        """Classes of n samples of a conditional student, all in turn, shape (n,).
+
+        Raises:
+            SigdegError: If it knows no classes.
+        """
+        if self.classes is None:
+            raise SigdegError("this student knows no classes: sample without class_labels")
+        return torch.arange(n) % self.classes
+
+    def decode(self, samples: Tensor) -> Tensor:
+        """Images of latents, by the decoder in the folder it came from; of images the images."""
+        from sigdeg.integrations import find_decoder  # which builds upon this module
+
+        decoder = None if self._folder is None else find_decoder(self._folder)
+        return samples if decoder is None else decoder.to(samples.device)(samples)
 
     @property
     def elastic(self) -> bool:
@@ -512,6 +530,7 @@ class SignatureStudent(nn.Module):
             lambda name: name if name in COVARIANCE else f"network.{name}",
             written,
         )
+        student._folder = folder
         return student.eval()
 
 

@@ -177,7 +177,7 @@ def test_a_run_is_judged_and_remembers_it(tmp_path: Path, monkeypatch: Any) -> N
     assert "more iterations" in found.warnings[0]
     assert found.headline().startswith("4 calls instead of 16: ")
     assert Verdict.load(tmp_path / "judged/verdict.json") == found
-    monkeypatch.setattr("sigdeg.distillation.judgement.judge", None)  # not to be called again
+    monkeypatch.setattr("sigdeg.distillation.judgement.replay", None)  # not to be called again
     assert run(tmp_path / "judged").verdict == found
     (tmp_path / "judged/verdict.json").write_text(json.dumps({"n": 3}))
     with pytest.raises(SigdegError, match="holds no verdict"):

@@ -1,7 +1,7 @@
 """Distillation: teacher paths, the loss on them, and `distill`."""
 
 from sigdeg.distillation.distill import DistillConfig, Distilled, distill
-from sigdeg.distillation.judgement import Verdict, judge
+from sigdeg.distillation.judgement import Verdict, judge, replay
 from sigdeg.distillation.objective import Objective
 from sigdeg.distillation.paths import (
     Batch,
@@ -24,5 +24,6 @@ __all__ = [
     "Verdict",
     "distill",
     "judge",
+    "replay",
     "simulate",
 ]

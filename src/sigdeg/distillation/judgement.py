@@ -21,7 +21,7 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 import torch
@@ -31,6 +31,7 @@ from tqdm.auto import tqdm
 from sigdeg.distillation.paths import Batch, TeacherPaths
 from sigdeg.errors import SigdegError
 from sigdeg.files import read_json, save_json
+from sigdeg.schema import listed, number, record, text, whole
 from sigdeg.steps import Exponential, Step
 from sigdeg.student import SignatureStudent
 from sigdeg.training import derive_generator
@@ -38,7 +39,17 @@ from sigdeg.training import derive_generator
 if TYPE_CHECKING:
     from sigdeg.distillation.distill import DistillConfig, Distilled
 
-__all__ = ["Level", "Measured", "Score", "Verdict", "compare", "judge", "judge_run"]
+__all__ = [
+    "Level",
+    "Measured",
+    "Samples",
+    "Score",
+    "Verdict",
+    "compare",
+    "judge",
+    "judge_run",
+    "replay",
+]
 
 OUTSIDE = 0.01  # share of the teacher's own samples that count as off its support
 TOLERANCE = 1.3  # a larger multiple of the teacher's distance is a failure, not only a difference
@@ -46,7 +57,7 @@ SPLITS, DIRECTIONS = 20, 128
 FLAT = 0.02  # of the largest spread: a direction with less says nothing, as a picture's border
 LEAST, MOST = 32, 2000  # samples in a set: what says anything, and what says enough
 SHARE = 1 / 8  # of the training's teacher calls: what judging may cost
-TINY = 1e-12
+TINY, HUGE = 1e-12, 1e9  # the latter in place of what is not finite: JSON has no name for it
 STREAM = 7  # of the paths that are drawn for it
 
 
@@ -110,13 +121,13 @@ class Level:
         if near.student.mean > near.floor.mean + 2 * near.floor.se:
             found.append((f"{self.ratio:.2g} times the teacher's distance", self.ratio > TOLERANCE))
         # Three standard errors: neighbours come in clusters, and this is asked twice.
-        for share, text in (
+        for share, what in (
             (off, f"of its samples where the teacher has {OUTSIDE:.0%}"),
             (missed, "of the teacher's samples beyond its reach"),
         ):
             if share.student.above(share.floor, errors=3):
                 mean = share.student.mean
-                found.append((f"{mean:.0%} {text}", mean > 3 * OUTSIDE))
+                found.append((f"{mean:.0%} {what}", mean > 3 * OUTSIDE))
         return found
 
     @property
@@ -126,7 +137,7 @@ class Level:
             return "worse than the untrained step"
         if not self.learnt:
             return "no better than the untrained step"
-        return ", ".join(text for text, _ in self.differences) or "as good as the teacher"
+        return ", ".join(told for told, _ in self.differences) or "as good as the teacher"
 
 
 @dataclass(frozen=True)
@@ -186,13 +197,15 @@ class Verdict:
         """
         found = read_json(path)
         try:
-            levels = [
-                Level(calls=level.pop("calls"), **{key: score(s) for key, s in level.items()})
-                for level in found.pop("levels")
-            ]
-            return cls(levels=levels, **found)
-        except (AttributeError, KeyError, TypeError, ValueError) as error:
+            VERDICT(found, "")
+        except SigdegError as error:
             raise SigdegError(f"{path} holds no verdict: {error}; delete it") from None
+        levels = [
+            Level(level["calls"], **{name: score(level[name]) for name in MEASURES})
+            for level in found["levels"]
+        ]
+        own = {name: found[name] for name in ("n", "teacher_calls", "teacher_nfe", "advice")}
+        return cls(**own, levels=levels)
 
 
 def count_calls(calls: int) -> str:
@@ -200,9 +213,23 @@ def count_calls(calls: int) -> str:
     return "1 call" if calls == 1 else f"{calls:,} calls"
 
 
-def score(found: dict[str, Any]) -> Score:
+def score(found: dict[str, list[float]]) -> Score:
     """A score as JSON has it."""
-    return Score(**{key: Measured(*map(float, value)) for key, value in found.items()})
+    return Score(**{of: Measured(*found[of]) for of in OF})
+
+
+MEASURES, OF = ("distance", "off", "missed", "path"), ("student", "untrained", "floor")
+SCORE = record(dict.fromkeys(OF, listed(number(0), 2)), {})
+VERDICT = record(  # verdict.json
+    {
+        "n": whole(2),
+        "teacher_calls": whole(),
+        "teacher_nfe": number(0),
+        "advice": text,
+        "levels": listed(record({"calls": whole(1), **dict.fromkeys(MEASURES, SCORE)}, {})),
+    },
+    {},
+)
 
 
 def compare(calls: int, teacher: Tensor, student: Tensor, untrained: Tensor) -> Level:
@@ -227,14 +254,14 @@ def compare(calls: int, teacher: Tensor, student: Tensor, untrained: Tensor) -> 
     sets = [v.flatten(1) for v in sets]
     own = sets[0]
     threshold = crossed(own, own)[0].quantile(1 - OUTSIDE)
-    measures: dict[str, list[Measured]] = {"distance": [], "off": [], "missed": [], "path": []}
+    measures: dict[str, list[Measured]] = {name: [] for name in MEASURES}
     for samples, apart in zip(sets, distances, strict=True):
-        measures["distance"].append(Measured(float(apart.mean()), float(apart.std().nan_to_num())))
+        measures["distance"].append(Measured(float(apart.mean()), float(apart.std())))
         for name, nearest in zip(("off", "missed"), crossed(samples, own), strict=True):
             # Not a share of those that are near: what is not a number is off.
             share = 1 - float((nearest <= threshold).double().mean())
             measures[name].append(Measured(share, math.sqrt(share * (1 - share) / len(own))))
-        errors = (samples - own).double().square().mean(1)
+        errors = (samples - own).double().square().mean(1).nan_to_num(HUGE, HUGE)
         root, spread = errors.mean().sqrt(), own.std().clamp(min=TINY)
         slope = 2 * root.clamp(min=TINY) * len(own) ** 0.5
         measures["path"].append(
@@ -259,7 +286,7 @@ def split_distances(sets: list[Tensor]) -> list[Tensor]:
         others = np.sort(projected[0][:, ~first])  # numpy's is many times as fast as torch's
         parts = (np.sort(part[:, first]) for part in projected)
         found.append([np.abs(part - others).mean() for part in parts])
-    return list(torch.tensor(np.nan_to_num(found, nan=np.inf), dtype=torch.float64).T)
+    return list(torch.tensor(found, dtype=torch.float64).nan_to_num(HUGE, HUGE).T)
 
 
 def draw_directions(shape: Sequence[int], generator: Generator) -> Tensor:
@@ -295,8 +322,24 @@ def crossed(samples: Tensor, own: Tensor) -> tuple[Tensor, Tensor]:
     return (torch.cat([d.amin(1) for d in apart]), torch.cat([d.amin(0) for d in apart]))
 
 
+class Samples(NamedTuple):
+    r"""Samples of the same noise, shape (2n, \*), by step count.
+
+    Arguments:
+        teacher: Those of the teacher.
+        student: Those of the student.
+        untrained: Those of the untrained step.
+        fresh: How many of the paths were drawn for them.
+    """
+
+    teacher: Tensor
+    student: dict[int, Tensor]
+    untrained: dict[int, Tensor]
+    fresh: int
+
+
 @torch.no_grad()
-def judge(
+def replay(
     student: SignatureStudent,
     paths: TeacherPaths,
     n: int,
@@ -305,13 +348,13 @@ def judge(
     decode: Callable[[Tensor], Tensor] = lambda x: x,
     batch_size: int = 64,
     progress: bool = False,
-) -> Verdict:
-    """Judge a student on whole paths of its teacher.
+) -> Samples:
+    """Draw from teacher, student and untrained step on the same paths, at each step count.
 
     Arguments:
         student: The student, on the device of the paths.
         paths: The teacher's whole paths on the student's finest grid, of the student's order.
-        n: Samples in each of the two sets.
+        n: Samples in each of two sets.
         seed: Seed of the paths that are drawn.
         held_out: Whole paths that training has not seen, used first.
         decode: From states to samples.
@@ -324,7 +367,8 @@ def judge(
     if n < 2:
         raise SigdegError(f"judging needs at least 2 samples in a set, got {n}")
     counts = sorted(student.steps, reverse=True)
-    finest, step = student.grid(counts[0]), untrained_step(student, paths.teacher)
+    finest = student.grid(counts[0])
+    models: tuple[Step, Step] = student, untrained_step(student, paths.teacher)
     first = 0 if held_out is None else min(len(held_out.start), 2 * n)
     known = (
         held_out.take(slice(k, min(k + batch_size, first)))
@@ -336,22 +380,29 @@ def judge(
         for k in range(first, 2 * n, batch_size)
     )
     ends: list[Tensor] = []
-    samples: dict[int, tuple[list[Tensor], list[Tensor]]] = {count: ([], []) for count in counts}
+    found: dict[int, tuple[list[Tensor], list[Tensor]]] = {count: ([], []) for count in counts}
     with tqdm(total=2 * n, desc="judge", unit="path", disable=not progress) as bar:
         for whole in itertools.chain(known, fresh):
             batch = whole.to(paths.device)
             ends.append(decode(batch.states[:, -1]).cpu())
-            for count, kept in samples.items():
+            for count, sets in found.items():
                 seen, grid = batch.coarsen(finest, counts[0] // count), student.grid(count)
-                for model, found in zip((student, step), kept, strict=True):
-                    found.append(decode(seen.replay(model, grid)).cpu())
+                for model, samples in zip(models, sets, strict=True):
+                    samples.append(decode(seen.replay(model, grid)).cpu())
             bar.update(len(batch.start))
+    own, other = ({count: torch.cat(sets[i]) for count, sets in found.items()} for i in (0, 1))
+    return Samples(torch.cat(ends), own, other, 2 * n - first)
+
+
+def judge(student: SignatureStudent, paths: TeacherPaths, drawn: Samples) -> Verdict:
+    """Judge a student by what `replay` drew from it and from its teacher's paths."""
     levels = [
-        compare(count, torch.cat(ends), *map(torch.cat, kept)) for count, kept in samples.items()
+        compare(count, drawn.teacher, own, drawn.untrained[count])
+        for count, own in drawn.student.items()
     ]
-    return Verdict(
-        n, round(paths.teacher_nfe), (2 * n - first) * paths.teacher_nfe, advice(student), levels
-    )
+    calls = paths.teacher_nfe
+    n = len(drawn.teacher) // 2
+    return Verdict(n, round(calls), drawn.fresh * calls, advice(student), levels)
 
 
 def untrained_step(student: SignatureStudent, teacher: Step) -> Step:
@@ -367,8 +418,8 @@ def advice(student: SignatureStudent) -> str:
         ways.append("lookahead=0.5")
     if student.seen < 4:
         ways.append("order 4 or more")
-    if student.residual_noise != "energy":
-        ways.append("energy noise (for 1 or 2 calls)")
+    if student.residual_noise != "energy" and min(student.steps) <= 2:
+        ways.append("energy noise")
     return ", ".join([*ways, "a wider network"])
 
 
@@ -402,8 +453,9 @@ def judge_run(
         n = min(max(LEAST, int(fresh) // 2), MOST)
     student = copy.deepcopy(found.student).to(paths.device)
     size = config.batch_size
-    verdict = judge(
+    drawn = replay(
         student, paths, n, config.seed, found.held_out, batch_size=size, progress=progress
     )
+    verdict = judge(student, paths, drawn)
     verdict.save(file)
     return verdict

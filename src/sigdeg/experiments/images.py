@@ -2,38 +2,50 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import torch
 from accelerate import PartialState
-from torch import Tensor, nn
-from tqdm.auto import tqdm
+from torch import Tensor
 
-from sigdeg.distillation import DistillConfig, TeacherPaths, distill
+from sigdeg.distillation import (
+    Batch,
+    DistillConfig,
+    TeacherPaths,
+    Verdict,
+    distill,
+    judge,
+    replay,
+)
+from sigdeg.distillation.judgement import SPLITS, Level
 from sigdeg.errors import SigdegError
 from sigdeg.experiments.results import (
     count_calls,
     make_row,
     paired_seconds,
     save_results,
-    single,
 )
 from sigdeg.grids import refine
 from sigdeg.integrations import Teacher, save_decoder
-from sigdeg.metrics import Summary, path_error, sliced_w1
+from sigdeg.metrics import Summary
 from sigdeg.report import image_grid, write_report
 from sigdeg.sampling import sample
-from sigdeg.steps import Exponential, Step
+from sigdeg.steps import Step
 from sigdeg.student import ResidualNoise, SignatureStudent
-from sigdeg.training import derive_generator, resolve_device
+from sigdeg.training import resolve_device
 
-__all__ = ["distil_images", "evaluate", "save_comparison"]
+__all__ = ["Comparison", "distil_images", "evaluate", "save_comparison"]
 
 PICTURES = 32  # samples of each method in the figure
 TIMED = 16  # samples behind the seconds
+CAPTION = (
+    "The same seeds: sample i of every set started from the same noise and was driven by the same "
+    "Brownian path."
+)
 
 
 def distil_images(
@@ -42,12 +54,9 @@ def distil_images(
     steps: tuple[int, ...] = (10,),
     order: int = 4,
     config: DistillConfig | None = None,
-    data: Tensor | None = None,
     evaluation_n: int = 256,
     device: str | None = None,
     progress: bool = True,
-    training: dict[str, Any] | None = None,
-    folder: Path | None = None,
     residual_noise: ResidualNoise | None = None,
     guidance: float | None = None,
     guidance_until: float = 1.0,
@@ -56,7 +65,6 @@ def distil_images(
     start: str | Path | None = None,
     plan: str | None = None,
     grid: Literal["planned"] | None = None,
-    **texts: Any,
 ) -> Path:
     """Distil a teacher into a run folder, with results and a report.
 
@@ -66,12 +74,9 @@ def distil_images(
         steps: Step counts of the student; several make it elastic.
         order: Order of the signatures.
         config: How to distil.
-        data: Real samples to compare with (default: other samples of the teacher).
-        evaluation_n: Samples behind the metrics.
+        evaluation_n: Samples in each of the two sets that are compared.
         device: Where to compute.
         progress: Show progress bars.
-        training: Further training curves for the report.
-        folder: Where the distillation itself goes (default: the run folder).
         residual_noise: What the student does about what the coefficients leave open.
         guidance: Scale of guidance, for a conditional teacher or one with a weaker version.
         guidance_until: The time above which there is none.
@@ -81,7 +86,6 @@ def distil_images(
             stay.
         plan: Rounds of merges to distil in, see `distill`.
         grid: `planned` measures the teacher for the student's times, see `distill`.
-        texts: Further keys of the results (experiment, title, ...).
 
     Returns:
         The report.
@@ -105,89 +109,109 @@ def distil_images(
         raise SigdegError(f"samples must be at least 2, got {evaluation_n}")
     step = teacher.step(guidance, guidance_until)
     labels = None if teacher.classes is None else torch.arange(teacher.classes)
-    folder = out if folder is None else folder
     result = distill(
         student,
         step,
-        folder,
+        out,
         config,
         labels=labels,
         plan=plan,
-        judge=0,
         grid=grid,
+        judge=0,
         device=device,
         progress=progress,
     )
     if not PartialState().is_main_process:
         return out / "report.html"
-    if folder != out:
-        result.student.save_pretrained(out / "student")
     if teacher.decoder is not None:
         save_decoder(teacher.decoder, out / "student" / "decoder")
-    rows, floor, pictures = evaluate(
+    kept = out / "verdict.json"
+    if (out / "results.json").exists() and kept.exists() and Verdict.load(kept).n == evaluation_n:
+        return write_report(out)  # this run has been judged
+    compared = evaluate(
         result.student,
         teacher,
         config,
         evaluation_n,
-        data,
         guidance=guidance,
         guidance_until=guidance_until,
+        held_out=result.held_out,
         device=resolve_device(device),
         progress=progress,
     )
-    for row in rows:
+    for row in compared.rows:
         if row["method"] == "sig-deg":
             row |= {"train_seconds": result.seconds, "teacher_nfe": result.teacher_nfe}
     results = {
         "title": f"{teacher.name}, distilled",
         "experiment": "distill",
         "preset": None,
-        "training": {**(training or {}), "student": result.history.tolist()},
+        "training": {"student": result.history.tolist()},
         "student": "student",
-        "example": {"steps": max(steps)},
-        **texts,
+        "example": {
+            "steps": max(steps),
+            "classes": teacher.classes is not None,
+            "decoder": teacher.decoder is not None,
+        },
     }
-    return save_comparison(
-        out, results, rows, floor, pictures, config.seed, data is not None, device
-    )
+    return save_comparison(out, results, compared, config.seed, device)
+
+
+class Comparison(NamedTuple):
+    """What `evaluate` finds.
+
+    Arguments:
+        rows: Rows of results.
+        verdict: Whether the student does what its teacher does.
+        pictures: Some samples of each method by name, of the same seeds.
+    """
+
+    rows: list[dict[str, Any]]
+    verdict: Verdict
+    pictures: dict[str, Tensor]
 
 
 def save_comparison(
-    out: Path,
-    results: dict[str, Any],
-    rows: list[dict[str, Any]],
-    floor: dict[str, Summary],
-    pictures: dict[str, Tensor],
-    seed: int,
-    real: bool,
-    device: str | None,
+    out: Path, results: dict[str, Any], found: Comparison, seed: int, device: str | None
 ) -> Path:
-    """Write what `evaluate` found as results, figure and report; returns the report."""
-    images = [(v.clamp(-1, 1).cpu() + 1) / 2 for v in pictures.values()]
-    image_grid(images, out / "figures" / "samples.png", titles=list(pictures))
-    reference = "real data" if real else "other samples of the teacher"
+    """Write what `evaluate` found as verdict, results, figure and report; returns the report.
+
+    The results come first: a picture that cannot be made takes none of them along.
+    """
+    found.verdict.save(out / "verdict.json")
     results = {
-        "summary": "Teacher and student driven by the same noise, sample by sample.",
+        "summary": "Teacher and student driven by the same noise, sample by sample. Distances are "
+        "to samples of the teacher, not to data.",
         "seed": seed,
         "quality": {
             "metric": "sliced_w1",
-            "label": f"Sliced Wasserstein-1 distance to {reference}",
+            "label": "Sliced Wasserstein-1 distance to other samples of the teacher",
             "lower_is_better": True,
         },
-        "rows": rows,
+        "rows": found.rows,
         "paper": [],
-        "floor": floor,
-        "figures": [
-            {
-                "file": "figures/samples.png",
-                "caption": "The same seeds: sample i of every set started from the same noise "
-                "and was driven by the same Brownian path.",
-            }
-        ],
+        "floor": {},
+        "warnings": found.verdict.warnings,
+        "figures": [],
         **results,
     }
     save_results(out, results, device)
+    try:
+        images = [(planes(v).clamp(-1, 1) + 1) / 2 for v in found.pictures.values()]
+        image_grid(images, out / "figures" / "samples.png", titles=list(found.pictures))
+    except (SigdegError, RuntimeError, ValueError, OSError) as error:
+        results["warnings"] = [*results["warnings"], f"there is no picture of samples: {error}"]
+    else:
+        results["figures"] = [{"file": "figures/samples.png", "caption": CAPTION}]
+    save_results(out, results, device)
     return write_report(out)
+
+
+def planes(images: Tensor) -> Tensor:
+    """Images of 1 or 3 channels as they are, of other counts their channels side by side."""
+    if images.ndim != 4 or images.shape[1] in (1, 3):
+        return images
+    return torch.cat(images.split(1, dim=1), dim=3)
 
 
 @torch.no_grad()
@@ -196,77 +220,63 @@ def evaluate(
     teacher: Teacher,
     config: DistillConfig,
     n: int = 256,
-    data: Tensor | None = None,
     guidance: float | None = None,
     guidance_until: float = 1.0,
+    held_out: Batch | None = None,
     batch_size: int = 64,
     device: torch.device | str = "cpu",
     progress: bool = True,
-) -> tuple[list[dict[str, Any]], dict[str, Summary], dict[str, Tensor]]:
+) -> Comparison:
     """Teacher, student and untrained step on the same Brownian paths; latents are decoded.
 
     Arguments:
         student: The student; each of its step counts gives two rows.
         teacher: Its teacher.
         config: How it was distilled: the teacher's refinement and the seed.
-        n: Samples behind the metrics.
-        data: Real samples to compare with, at least 2n (default: other samples of the teacher).
+        n: Samples in each of the two sets that are compared.
         guidance: Scale of the guidance that the student was distilled with.
         guidance_until: The time above which there was none.
+        held_out: Whole paths of this teacher that the student has not seen.
         batch_size: Samples at a time.
         device: Where to compute.
         progress: Show a progress bar.
-
-    Returns:
-        Rows of results, the floor, and 32 samples of each method by name.
     """
     teacher = teacher.to(device)
-    fine, student = teacher.step(guidance, guidance_until), student.to(device)
+    fine, student = teacher.step(guidance, guidance_until), copy.deepcopy(student).to(device)
     labels = None if teacher.classes is None else torch.arange(teacher.classes)
     finest = student.grid(max(student.steps))
     rows = list(refine(student.schedule, finest, config.refinement, config.fine_power))
-    calls = fine.denoiser.calls(torch.stack(rows)[:, :-1])
     paths = TeacherPaths(
         fine, rows, teacher.sample_shape, student.order, device=device, labels=labels
     )
-    wanted = n if data is not None else 3 * n
-    drawn = [
-        paths.draw(min(batch_size, wanted - first), derive_generator(config.seed, 21, first))
-        for first in tqdm(range(0, wanted, batch_size), desc="evaluate", disable=not progress)
-    ]
-    ends = teacher.decode(torch.cat([batch.states[:, -1] for batch in drawn]))
-    real = ends[n:] if data is None else data
-    floor: dict[str, Summary] = {"sliced_w1": single(sliced_w1(real[n : 2 * n], real[:n]), n)}
-
-    def row(
-        method: str, model: nn.Module, samples: Tensor, nfe: int, **more: Any
-    ) -> dict[str, Any]:
-        metrics = {
-            "sliced_w1": single(sliced_w1(samples, real[:n]), n),
-            "path": single(path_error(samples, ends[:n]), n),
-        }
-        return make_row(method, model, nfe, metrics, seeds=1, **more)
-
-    table = [row("teacher", teacher.denoiser, ends[:n], calls)]
-    pictures = {f"teacher, {calls} calls": ends[:PICTURES]}
+    drawn = replay(
+        student, paths, n, config.seed, held_out, teacher.decode, batch_size, progress=progress
+    )
+    verdict = judge(student, paths, drawn)
+    calls = verdict.teacher_calls
+    table = [make_row("teacher", teacher.denoiser, calls, metrics(verdict.levels[0], "floor"))]
+    pictures = {f"teacher, {calls} calls": drawn.teacher[:PICTURES]}
     whole = torch.cat([rows[0], *(row[1:] for row in rows[1:])])
     timed: dict[int, tuple[Step, Tensor]] = {calls: (fine, whole)}
-    for count in sorted(student.steps, reverse=True):
-        stride, grid = (len(finest) - 1) // count, student.grid(count)
-
-        untrained = Exponential(fine.denoiser, student.seen)
-        methods: dict[str, Any] = {"sig-deg": student, "untrained": untrained}
-        for method, step in methods.items():
-            samples = teacher.decode(
-                torch.cat([batch.coarsen(finest, stride).replay(step, grid) for batch in drawn])
-            )[:n]
-            more: dict[str, Any] = {"order": student.seen, "grid": student.spacing}
-            if method == "sig-deg":
-                more |= {"elastic": student.elastic, "head": student.residual_noise, "q": config.q}
-                name = count_calls(count)
-                pictures[f"student, {name}"] = samples[:PICTURES]
-            table.append(row(method, step, samples, count, **more))
-        timed[count] = (student, grid)
+    for level in verdict.levels:
+        told: dict[str, Any] = {"order": student.seen, "grid": student.spacing}
+        own = {"elastic": student.elastic, "head": student.residual_noise, "q": config.q}
+        judged = {"says": level.says, "equal": level.equal, "failed": level.failed}
+        table += [
+            make_row(
+                "sig-deg",
+                student,
+                level.calls,
+                metrics(level, "student"),
+                verdict=judged,
+                **told | own,
+            ),
+            make_row(
+                "untrained", teacher.denoiser, level.calls, metrics(level, "untrained"), **told
+            ),
+        ]
+        pictures[f"student, {count_calls(level.calls)}"] = drawn.student[level.calls][:PICTURES]
+        timed[level.calls] = (student, student.grid(level.calls))
 
     condition: dict[str, Any] = {}
     if labels is not None:
@@ -280,6 +290,16 @@ def evaluate(
     seconds = paired_seconds({key: partial(draw, *value) for key, value in timed.items()})
     for entry in table:
         if entry["method"] != "untrained":
-            own = seconds[entry["nfe"]]
-            entry |= {"seconds": own * n / TIMED, "speedup": seconds[calls] / own}
-    return table, floor, pictures
+            own_seconds = seconds[entry["nfe"]]
+            entry |= {
+                "seconds": own_seconds * n / TIMED,
+                "speedup": seconds[calls] / own_seconds,
+            }
+    return Comparison(table, verdict, pictures)
+
+
+def metrics(level: Level, of: str) -> dict[str, Summary]:
+    """Measures of student, untrained step or teacher (the floor); deviations over splits."""
+    names = {"sliced_w1": "distance", "off": "off", "missed": "missed", "path": "path"}
+    found = {key: getattr(getattr(level, name), of) for key, name in names.items()}
+    return {key: {"mean": m.mean, "std": m.se, "n": SPLITS} for key, m in found.items()}

@@ -2,37 +2,42 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
+from sigdeg.metrics import Summary, verdict
 from sigdeg.report.rows import Row, digits, value
+from sigdeg.report.table import metric_name
 
-__all__ = ["TOLERANCE", "Headline", "headline"]
-
-TOLERANCE = 1.3
+__all__ = ["Headline", "headline"]
 
 
 class Headline(NamedTuple):
     """What the run shows.
 
     Arguments:
-        claim: Network calls, speed, and whether quality is kept.
+        claim: Network calls, speed, and what became of the quality.
         evidence: The figures behind it.
         row: The student it speaks of.
+        kept: Whether the quality is kept.
     """
 
     claim: str
     evidence: str
     row: Row
+    kept: bool
 
 
 def headline(results: Mapping[str, Any]) -> Headline | None:
     """Choose the student to speak of and say what it does.
 
-    The reference is the teacher's quality, or the floor's if that is worse: nobody can be asked to
-    beat real data. Quality is kept within a factor of `TOLERANCE`. Of the students that serve one
-    step count (of all, if none does) the one with the fewest calls that keeps quality is chosen; if
-    none keeps it, the best one, and the sentence says how far off it is.
+    A student that has been judged says what the verdict says. Of the others quality is kept by one
+    that is not worse than its teacher by more than two standard errors (or than the floor, if the
+    teacher is better: nobody can be asked to beat real data), and that is better than the untrained
+    step, where there is one with as many calls. Nothing is kept on the evidence of one draw. Of the
+    students that serve one step count (of all, if none does) the one with the fewest calls that
+    keeps quality is chosen; if none keeps it, the one nearest to its teacher.
 
     Arguments:
         results: As `read_results` returns them.
@@ -50,39 +55,75 @@ def headline(results: Mapping[str, Any]) -> Headline | None:
     teachers = [row for row in rows if row["method"] == "teacher"]
     if not students or not teachers:
         return None
-    floor = value({"metrics": results["floor"]}, key)
+    floor = results["floor"].get(key)
 
     def teacher_of(student: Row) -> Row:
         own = [row for row in teachers if row.get("teacher") == student.get("teacher")]
-        return max(own or teachers, key=lambda row: row["nfe"])
+        return max(own or teachers, key=lambda row: (row.get("speedup") == 1, row["nfe"]))
 
     def off(student: Row) -> float:
-        """How many times worse than the reference; below 1 is better."""
-        references = [value(teacher_of(student), key) or 0.0, floor]
-        ratios = [ratio(value(student, key) or 0.0, r, lower) for r in references if r is not None]
-        return min(ratios)
+        """How many times worse than its teacher; below 1 is better."""
+        return ratio(value(student, key) or 0.0, value(teacher_of(student), key) or 0.0, lower)
 
-    kept = [row for row in students if off(row) <= TOLERANCE]
-    if kept:
-        row = min(kept, key=lambda row: (row["nfe"], off(row)))
-        verdict = "quality kept"
-    else:
-        row = min(students, key=off)
-        verdict = f"quality {digits(off(row), 2)} times worse"
+    def learnt(student: Row) -> bool:
+        """Whether it is better than the untrained step, where that was measured."""
+        same = ("nfe", "teacher")
+        return all(
+            better(student["metrics"][key], row["metrics"][key], lower)
+            for row in rows
+            if row["method"] == "untrained" and all(row.get(k) == student.get(k) for k in same)
+        )
+
+    def says(student: Row) -> tuple[bool, str]:
+        """Whether quality is kept, and what the claim ends with."""
+        if student.get("verdict"):
+            told = student["verdict"]
+            return told["equal"] and not told["failed"], told["says"]
+        references = [teacher_of(student)["metrics"][key], *([floor] if floor else [])]
+        found = [verdict(full(student["metrics"][key]), full(r), lower) for r in references]
+        if found[0] and not learnt(student):
+            return False, "no better than the untrained step"
+        if found[0] and {"tie", "better"} & set(found):
+            return True, "quality kept"
+        times = f"{digits(off(student), 2)} times"
+        text = f"{times} the teacher’s {metric_name(key)}" if lower else f"quality {times} worse"
+        return False, text if found[0] else f"{text}, in one draw"
+
+    kept = [row for row in students if says(row)[0]]
+    row = min(kept, key=lambda row: (row["nfe"], off(row))) if kept else min(students, key=off)
     teacher = teacher_of(row)
     calls = "1 network call" if row["nfe"] == 1 else f"{row['nfe']:,} network calls"
     # Against the teacher that the sentence names, not against what the table's speed-ups are of.
     speedup = (row.get("speedup") or 0) / (teacher.get("speedup") or 1)
     faster = f", {digits(speedup, 2)}× faster" if speedup else ""
     label = quality.get("label", key)
-    evidence = (
-        f"{label}: {short(value(row, key))} beside the teacher’s {short(value(teacher, key))}"
-    )
-    if floor is not None:
-        evidence += f" (floor {short(floor)})"
+    evidence = f"{label}: {short(value(row, key))} beside "
+    same = [r for r in rows if r["method"] == "untrained" and r["nfe"] == row["nfe"]]
+    if row.get("verdict") and same:  # its teacher's own is the floor
+        evidence += f"the untrained step’s {short(value(same[0], key))}"
+        evidence += f" (floor {short(value(teacher, key))}, the teacher beside itself)"
+    else:
+        evidence += f"the teacher’s {short(value(teacher, key))}"
+        evidence += "" if floor is None else f" (floor {short(floor['mean'])})"
     return Headline(
-        f"{calls} instead of {teacher['nfe']:,}{faster}, {verdict}", evidence + ".", row
+        f"{calls} instead of {teacher['nfe']:,}{faster}, {says(row)[1]}",
+        evidence + ".",
+        row,
+        bool(kept),
     )
+
+
+def full(summary: Mapping[str, Any]) -> Summary:
+    """A metric with all that its error is made of; a bare number is one draw."""
+    return {"mean": summary["mean"], "std": summary.get("std") or 0.0, "n": summary.get("n") or 1}
+
+
+def better(own: Mapping[str, Any], other: Mapping[str, Any], lower: bool) -> bool:
+    """Whether a metric is better by two standard errors; a single draw scatters as the own do."""
+    a, b = full(own), full(other)
+    spread = b["std"] if b["n"] > 1 else a["std"]
+    error = math.hypot(a["std"] / a["n"] ** 0.5, spread / b["n"] ** 0.5)
+    return (b["mean"] - a["mean"]) * (1 if lower else -1) > 2 * error
 
 
 def short(number: float | None) -> str:

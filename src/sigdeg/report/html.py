@@ -86,6 +86,7 @@ def render(folder: Path, whole: Mapping[str, Any]) -> str:
         results=results,
         title=results.get("title") or results.get("experiment") or folder.name,
         headline=top,
+        warnings=results.get("warnings") or [],
         table=result_table(results, top.row if top else None),
         studies=study_tables(whole),
         costs=cost_table(results),
@@ -108,11 +109,10 @@ def quality_picture(folder: Path, results: Mapping[str, Any]) -> Picture | None:
         return None
     path = inside(folder, "figures/quality.png")
     quality_plot(results["rows"], results["floor"], quality, path)
-    return picture(
-        path,
-        "Quality against the network calls one sample costs. Bars are one standard deviation. "
-        "The floor is what two independent sets of real data score against each other.",
-    )
+    caption = "Quality against the network calls one sample costs. Bars are one standard deviation."
+    if quality["metric"] in results["floor"]:
+        caption += " The floor is what two independent sets of real data score against each other."
+    return picture(path, caption)
 
 
 def training_picture(folder: Path, results: Mapping[str, Any]) -> Picture | None:
@@ -162,12 +162,15 @@ def usage(results: Mapping[str, Any]) -> tuple[str, str] | None:
     student = results.get("student")
     if not student:
         return None
-    steps = (results.get("example") or {}).get("steps")
+    example = results.get("example") or {}
+    steps, given = example.get("steps"), "seeds=range(16)"
+    if example.get("classes"):
+        given += ", class_labels=student.labels(16)"
+    draw = f"sample(student, student.grid({steps or ''}), (16, *student.sample_shape), {given})"
     python = (
         "from sigdeg import SignatureStudent, sample\n"
         f"student = SignatureStudent.from_pretrained({json.dumps(student)})\n"
-        f"x = sample(student, student.grid({steps or ''}), (16, *student.sample_shape), "
-        "seeds=range(16))"
+        f"x = {f'student.decode({draw})' if example.get('decoder') else draw}"
     )
     option = f" --steps {steps}" if steps else ""
     return python, f"sigdeg sample {shlex.quote(student)} -n 16{option} --seed 0 --out samples"

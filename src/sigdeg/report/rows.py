@@ -61,6 +61,7 @@ ROWS = listed(
             ),
             "teacher_steps": maybe(number(0)),
             "over": mapped(maybe(number(0))),
+            "verdict": maybe(record({"says": text, "equal": flag, "failed": flag}, {})),
         },
     )
 )
@@ -72,7 +73,8 @@ RESULTS = record(  # results.json, as far as the report reads it
         "quality": maybe(record({"metric": text}, {"label": text, "lower_is_better": flag})),
         "figures": maybe(listed(record({"file": text}, {"caption": text}))),
         "training": maybe(mapped(maybe(listed(listed(maybe(number()), 3))))),
-        "example": maybe(record({}, {"steps": maybe(whole(1))})),
+        "example": maybe(record({}, {"steps": maybe(whole(1)), "classes": flag, "decoder": flag})),
+        "warnings": maybe(listed(text)),
         "versions": maybe(mapped()),
         "hardware": maybe(mapped()),
         **dict.fromkeys(TEXTS, maybe(text)),

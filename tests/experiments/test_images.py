@@ -1,0 +1,139 @@
+"""Distilling an image teacher: it is judged, nothing is lost, and what the report shows runs."""
+
+from __future__ import annotations
+
+import html
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import diffusers
+import pytest
+import torch
+
+from sigdeg.denoiser import NetworkDenoiser
+from sigdeg.distillation import DistillConfig, Verdict
+from sigdeg.errors import SigdegError
+from sigdeg.experiments import images
+from sigdeg.integrations import Decoder, Teacher
+from sigdeg.networks import Autoencoder
+from sigdeg.report import write_report
+from sigdeg.schedule import VPLinear
+
+CONFIG = DistillConfig(
+    iterations=2, batch_size=4, paths=16, held_out=8, refinement=2, tracker="none"
+)
+
+
+@pytest.fixture(autouse=True)
+def timed_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is to be timed runs once: its times matter elsewhere."""
+    monkeypatch.setattr(
+        images,
+        "paired_seconds",
+        lambda functions: {k: 1.0 for k in functions if functions[k]()[0] is not None},
+    )
+
+
+def teacher(channels: int, classes: int | None = None, latent: bool = False) -> Teacher:
+    torch.manual_seed(0)
+    network = diffusers.UNet2DModel(
+        sample_size=8,
+        in_channels=channels,
+        out_channels=channels,
+        layers_per_block=1,
+        block_out_channels=(8, 16),
+        down_block_types=("DownBlock2D", "DownBlock2D"),
+        up_block_types=("UpBlock2D", "UpBlock2D"),
+        norm_num_groups=4,
+        num_class_embeds=None if classes is None else classes + 1,
+    )
+    decoder = Decoder(Autoencoder(latent_channels=channels, width=8, size=32)) if latent else None
+    denoiser = NetworkDenoiser(network.eval(), VPLinear(), "v_prediction")
+    return Teacher(denoiser, (channels, 8, 8), "tiny", decoder, classes)
+
+
+def run(out: Path, own: Teacher, n: int = 6, steps: tuple[int, ...] = (2,)) -> dict[str, Any]:
+    images.distil_images(own, out, steps, 1, CONFIG, n, "cpu", progress=False)
+    found: dict[str, Any] = json.loads((out / "results.json").read_text())
+    return found
+
+
+@pytest.mark.parametrize("channels", [2, 4, 5])
+def test_any_number_of_channels(tmp_path: Path, channels: int) -> None:
+    results = run(tmp_path, teacher(channels))
+    assert results["figures"][0]["file"] == "figures/samples.png"
+    shown = images.planes(torch.rand(3, channels, 8, 8))
+    assert shown.shape == (3, 1, 8, 8 * channels)
+    assert (tmp_path / "report.html").exists()
+
+
+def test_a_picture_that_fails_takes_nothing_along(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: Any, **__: Any) -> None:
+        raise SigdegError("no ink")
+
+    monkeypatch.setattr(images, "image_grid", fail)
+    results = run(tmp_path, teacher(1))
+    assert results["figures"] == []
+    assert results["warnings"][-1] == "there is no picture of samples: no ink"
+    assert "there is no picture of samples: no ink" in (tmp_path / "report.html").read_text()
+
+
+def test_an_untrained_student_is_told_so(tmp_path: Path) -> None:
+    """Two optimiser steps: nothing was learnt, and verdict, results and page say it."""
+    results = run(tmp_path, teacher(1), n=16, steps=(2, 1))
+    students = [row for row in results["rows"] if row["method"] == "sig-deg"]
+    assert [row["verdict"]["failed"] for row in students] == [True, True]
+    assert results["warnings"] == Verdict.load(tmp_path / "verdict.json").warnings
+    assert "at 2 calls: no better than the untrained step; at 1 call: " in results["warnings"][0]
+    page = html.unescape((tmp_path / "report.html").read_text())
+    assert f'<p class="warning" role="alert">{results["warnings"][0]}</p>' in page
+    assert re.search("<h1>.*no better than the untrained step</h1>", page)
+    assert "quality kept" not in page
+    # The reference is called what it is: there is no real data here.
+    assert "real data" not in page
+    assert "other samples of the teacher" in page
+
+
+def test_like_is_shown_with_like(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    shown: dict[str, Any] = {}
+
+    def keep(sets: Any, path: Path, titles: Any) -> None:
+        shown.update(zip(titles, sets, strict=True))
+        path.parent.mkdir(parents=True, exist_ok=True)
+
+    monkeypatch.setattr(images, "image_grid", keep)
+    monkeypatch.setattr(images, "write_report", lambda out: out)
+    run(tmp_path, teacher(1), n=3, steps=(2, 1))
+    assert list(shown) == ["teacher, 4 calls", "student, 2 calls", "student, 1 call"]
+    assert {len(sets) for sets in shown.values()} == {6}
+
+
+def test_what_is_judged_is_not_judged_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = run(tmp_path, teacher(1))
+    with monkeypatch.context() as patch:
+        patch.setattr(images, "evaluate", None)
+        assert run(tmp_path, teacher(1)) == first
+    assert len(run(tmp_path, teacher(1), n=7)["rows"]) == 3
+    assert Verdict.load(tmp_path / "verdict.json").n == 7
+
+
+@pytest.mark.parametrize(
+    ("classes", "latent"), [(None, False), (3, False), (None, True), (3, True)]
+)
+def test_the_lines_of_python_run_as_printed(
+    tmp_path: Path, classes: int | None, latent: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run(tmp_path, teacher(2, classes, latent))
+    page = html.unescape(write_report(tmp_path).read_text())
+    match = re.search(r'<code class="python">(.*?)</code>', page, re.DOTALL)
+    assert match
+    monkeypatch.chdir(tmp_path)
+    names: dict[str, Any] = {}
+    exec(match[1], names)
+    assert names["x"].shape == ((16, 1, 32, 32) if latent else (16, 2, 8, 8))
