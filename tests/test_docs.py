@@ -98,6 +98,13 @@ def test_links_lead_somewhere(page: Path) -> None:
 
 
 @every_page
+def test_formulas_in_the_text_end_on_their_line(page: Path) -> None:
+    # Not every renderer joins the lines of one that does not.
+    for line in re.sub(r"`[^`]*`", "", prose(page)).splitlines():
+        assert line.count("$") % 2 == 0, line
+
+
+@every_page
 def test_code_that_is_named_exists(page: Path) -> None:
     path = r"`((?:src|tests|docs|benchmarks|results)/[\w./-]*)(?:::(\w+))?`"
     members = r"(?: \(((?:`[^`]+`[, ]*)+))?"
