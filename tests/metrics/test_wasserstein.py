@@ -124,7 +124,7 @@ def test_sampling_floor_of_the_mixture(n: int, floor: float) -> None:
 def test_distance_of_two_real_sets(
     n: int, w1: tuple[float, float], variance: tuple[float, float]
 ) -> None:
-    # What a perfect sampler scores in Table 1 of Sig-DEG, whose rows are those of n = 24.
+    # What a perfect sampler scores in Table 1 of Sig-DEG, whose rows look like n = 24.
     generator = torch.Generator().manual_seed(1)
     pairs = MIXTURE.sample(1000 * n, generator).reshape(500, 2, n)
     for (mean, std), metric in ((w1, w1_samples), (variance, variance_score)):

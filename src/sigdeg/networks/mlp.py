@@ -28,8 +28,9 @@ def sinusoidal(time: Tensor, dim: int) -> Tensor:
 class ResidualMLP(nn.Module):
     r"""Residual network on vectors: blocks of three linear layers with SiLU.
 
-    The paper's are of the same blocks, but embed the time by a network of its own, divide each sum
-    by the root of 2 and end in one more layer.
+    The paper's has as many layers a block (by its Table 6), but activates after each of them,
+    divides each sum by the root of 2, embeds the time by a network of its own and ends in one more
+    layer.
 
     Arguments:
         in_channels: Features coming in (for a student: state, coefficients and step features).
