@@ -60,7 +60,9 @@ def throughput(
     fresh: bool,
 ) -> Row:
     """One training: a student of some steps, from cached paths or from fresh segments of data."""
-    student = SignatureStudent.from_denoiser(denoiser, 1, steps=(steps,), sample_shape=shape)
+    student = SignatureStudent.from_denoiser(
+        denoiser, 1, steps=(steps,), sample_shape=shape, lookahead=0.0, residual_noise=None
+    )
     network = copy.deepcopy(student.network)
     state, timestep = torch.randn(batch, *shape), torch.rand(batch)
     width = SignatureStudent.in_channels(1, student.seen)

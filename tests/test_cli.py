@@ -151,7 +151,6 @@ def test_bad_numbers_for_distilling(teacher: Path, tmp_path: Path, capsys) -> No
         ("--matching", -1, "--matching must be a number from 0 to 1e+06, got '-1'"),
         ("--matching", "1 --q 1", "it needs q=0, got q=1"),
         ("--start", "nowhere", "nor a hub id such as user/name"),
-        ("--lookahead", "0.5 --paths 0", "cached whole paths of at most 4,096 elements"),
     ]:
         values = str(value).split()
         assert words in refused(capsys, "distill", teacher, option, *values, "--out", out)
@@ -263,7 +262,7 @@ def conditional(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
     torch.nn.init.normal_(teacher.denoiser.network.class_embedding.weight, std=20.0)
     shape = teacher.sample_shape
     student = SignatureStudent.from_denoiser(
-        teacher.denoiser, shape[0], 1, steps=(2,), sample_shape=shape
+        teacher.denoiser, shape[0], 1, steps=(2,), sample_shape=shape, data_std=1.0
     )
     student.save_pretrained(tmp_path / "student")
     if teacher.decoder is not None:

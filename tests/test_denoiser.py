@@ -310,6 +310,41 @@ def test_mixture_in_many_dimensions_against_brute_force() -> None:
         close(got[i], mean / total)
 
 
+@every
+def test_one_component_with_a_covariance_is_conditioning(schedule: Schedule) -> None:
+    mean, root = states(1, 3, seed=1), states(3, 3, seed=2)
+    S, t, x = root @ root.T, times(schedule), states(len(times(schedule)), 3)
+    got = GaussianMixtureDenoiser(mean, S[None], [2.0], schedule)(x, t)
+    for i in range(len(t)):
+        alpha, sigma = float(schedule.alpha(t[i])), float(schedule.sigma(t[i]))
+        noisy = alpha**2 * S + sigma**2 * torch.eye(3, dtype=torch.float64)
+        close(got[i], mean[0] + alpha * S @ torch.linalg.solve(noisy, x[i] - alpha * mean[0]), 1e-9)
+
+
+@every
+def test_the_score_of_needles_is_the_gradient_of_their_log_density(schedule: Schedule) -> None:
+    means, roots = states(3, 2, seed=1), states(3, 2, 2, seed=2)
+    covariances, weights = roots @ roots.mT, torch.tensor([0.2, 0.5, 0.3])
+    denoiser = GaussianMixtureDenoiser(means, covariances, weights, schedule)
+    for t in times(schedule):
+        alpha, sigma = schedule.alpha(t), schedule.sigma(t)
+        noisy = alpha**2 * covariances + sigma**2 * torch.eye(2, dtype=torch.float64)
+        law = torch.distributions.MixtureSameFamily(
+            torch.distributions.Categorical(weights.double()),
+            torch.distributions.MultivariateNormal(alpha * means, noisy),
+        )
+        x = 2 * states(20, 2).requires_grad_()
+        (expected,) = torch.autograd.grad(law.log_prob(x).sum(), x)
+        close(denoiser.score(x.detach(), t), expected, 1e-6)
+
+
+def test_equal_covariances_are_standard_deviations() -> None:
+    means, x, t = states(4, 3), states(5, 3, seed=1), torch.tensor(0.3)
+    round_ = GaussianMixtureDenoiser(means, [0.5] * 4, [1.0] * 4, Cosine())
+    full = GaussianMixtureDenoiser(means, 0.25 * torch.eye(3).expand(4, 3, 3), [1.0] * 4, Cosine())
+    close(full(x, t), round_(x, t))
+
+
 def test_mixture_far_from_every_component_stays_finite() -> None:
     denoiser = GaussianMixtureDenoiser(MEANS, STDS, WEIGHTS, VPLinear())
     x = torch.tensor([[-1e3], [1e3]])
@@ -319,6 +354,11 @@ def test_mixture_far_from_every_component_stays_finite() -> None:
 def test_a_ragged_mixture_is_refused() -> None:
     with pytest.raises(SigdegError, match="as many means, stds and weights, got 3, 2, 1"):
         GaussianMixtureDenoiser([0.0, 1.0, 2.0], [1.0, 1.0], [1.0], VPLinear())
+    with pytest.raises(SigdegError, match=r"as covariances, \(1, 2, 2\), got \(1, 3, 3\)"):
+        GaussianMixtureDenoiser(torch.zeros(1, 2), torch.eye(3)[None], [1.0], VPLinear())
+    for matrix in ([[1.0, 0.5], [0.0, 1.0]], [[1.0, 2.0], [2.0, 1.0]]):
+        with pytest.raises(SigdegError, match="symmetric and positive"):
+            GaussianMixtureDenoiser(torch.zeros(1, 2), [matrix], [1.0], VPLinear())
 
 
 # --- guidance -------------------------------------------------------------------------------------

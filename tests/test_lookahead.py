@@ -201,6 +201,36 @@ def test_distilling_takes_the_covariance_of_the_teachers_samples(tmp_path: Path)
     found = distill(step, teacher, tmp_path / "data", config, **own).student
     U, stds = found.directions, found.stds
     torch.testing.assert_close(U @ torch.diag(stds**2) @ U.T, torch.cov(data.double().T))
-    with pytest.raises(SigdegError, match="from data or cached whole paths"):
-        distill(step, teacher, tmp_path / "other", config, paths=0, **options)
-    assert not (tmp_path / "other").exists()
+    fresh = distill(step, teacher, tmp_path / "fresh", config, paths=0, held_out=500, **options)
+    U, stds = fresh.student.directions, fresh.student.stds
+    torch.testing.assert_close(U @ torch.diag(stds**2) @ U.T, S, rtol=0.2, atol=0.2)
+
+
+def test_few_samples_give_a_standard_deviation(tmp_path: Path) -> None:
+    """Of six samples in three dimensions no covariance is to be had."""
+    network = ResidualMLP(SignatureStudent.in_channels(3, 2), 3, 16, 1)
+    step = student(network, 3, 2, data_std=0.0, steps=(2,))
+    work = {"iterations": 1, "batch_size": 4, "paths": 0, "refinement": 4, "tracker": "none"}
+    teacher, data = Exponential(Gaussian(SCHEDULE)), torch.randn(6, 3)
+    options = {"states": "data", "data": data, "device": "cpu", "progress": False}
+    found = distill(step, teacher, tmp_path / "few", **work, **options).student
+    assert found.stds is None
+    assert found.data_std == pytest.approx(float(data.std()))
+
+
+def test_the_rounds_of_a_plan_look_ahead_too(tmp_path: Path) -> None:
+    network = ResidualMLP(SignatureStudent.in_channels(3, 2), 3, 16, 1)
+    step = student(network, 3, 2, data_std=0.0, steps=(2,))
+    work = {"iterations": 1, "batch_size": 8, "paths": 200, "refinement": 4, "tracker": "none"}
+    teacher = Exponential(Gaussian(SCHEDULE))
+    options = {"plan": "progressive", "device": "cpu", "progress": False}
+    found = distill(step, teacher, tmp_path / "plan", **work, **options).student
+    assert found.steps == (2,)
+    assert found.grid().tolist() == step.grid().tolist()
+    assert found.stds is not None
+    loaded = SignatureStudent.from_pretrained(tmp_path / "plan" / "student")
+    path = [PartialSignature.sample(-d, (2, 3), 2) for d in found.grid().diff()]
+    x = torch.randn(2, 3)
+    torch.testing.assert_close(
+        march(loaded, x, loaded.grid(), path), march(found, x, found.grid(), path)
+    )

@@ -152,7 +152,8 @@ class Rotated(nn.Module):
 
     def __init__(self, covariance: Tensor, t: float) -> None:
         super().__init__()
-        alpha, sigma = SCHEDULE.alpha(torch.tensor(t)), SCHEDULE.sigma(torch.tensor(t))
+        time = torch.tensor(t, dtype=torch.float64)
+        alpha, sigma = SCHEDULE.alpha(time), SCHEDULE.sigma(time)
         noisy = alpha**2 * covariance + sigma**2 * torch.eye(len(covariance))
         self.gain = alpha * covariance @ torch.linalg.inv(noisy)
 
@@ -254,7 +255,9 @@ def test_untrained_from_a_teacher_is_its_ancestral_step(prediction: Any) -> None
             p.copy_(0.2 * normal(*p.shape, seed=i))
     denoiser = NetworkDenoiser(network, SCHEDULE, prediction, data_std=0.7).double()
     std = 0.7 if prediction == "edm" else 0.0
-    warm = SignatureStudent.from_denoiser(denoiser, 2, 3, steps=(6,))
+    warm = SignatureStudent.from_denoiser(
+        denoiser, 2, 3, steps=(6,), lookahead=0.0, residual_noise=None
+    )
     assert warm.data_std == std
     teacher = Exponential(denoiser, 3, std)
     arguments: dict[str, Any] = {"seeds": range(9), "dtype": torch.float64}

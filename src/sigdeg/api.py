@@ -11,7 +11,7 @@ from sigdeg.denoiser import (
 from sigdeg.distillation import DistillConfig, distill
 from sigdeg.errors import SigdegError, TrainingError
 from sigdeg.grids import coarse_grid, fine_grid, refine
-from sigdeg.networks import ResidualMLP
+from sigdeg.networks import ModulatedMLP, ResidualMLP
 from sigdeg.sampling import march, sample
 from sigdeg.schedule import (
     EDM,
@@ -38,6 +38,7 @@ __all__ = [
     "Exponential",
     "GaussianDenoiser",
     "GaussianMixtureDenoiser",
+    "ModulatedMLP",
     "NetworkDenoiser",
     "PartialSignature",
     "RectifiedFlow",

@@ -76,12 +76,12 @@ def distill(
     start: AnyText = None,
     plan: AnyText = None,
     grid: Literal["planned"] | None = None,
-    residual_noise: Literal["gaussian", "energy"] | None = None,
+    residual_noise: Literal["energy", "gaussian", "none"] = "energy",
     weak: AnyText = None,
     guidance: Guidance = None,
     guidance_until: Until = 1.0,
     times: Annotated[tuple[float, ...] | None, number(0, 1, "*")] = None,
-    lookahead: Annotated[float, number(0, 1)] = 0.0,
+    lookahead: Annotated[float, number(0, 1)] = 0.5,
     samples: Samples = 256,
     mixed_precision: Literal["no", "bf16"] = "no",
     tracker: Text = "tensorboard",
@@ -111,8 +111,8 @@ def distill(
         plan: Distil in rounds: vanilla, progressive, consistency, boot, hybrid-M or a tree such as
             "(1 (2 3..6))" over leaves that divide the refinement, see docs/planning.md.
         grid: planned measures the teacher and puts the student's times where that loses least.
-        residual_noise: What to do about what the coefficients leave open: learn its mean (None),
-            its variance (gaussian) or its law (energy).
+        residual_noise: What to do about what the coefficients leave open: learn its law (energy,
+            at twice the cost of training), its variance (gaussian) or its mean (none).
         weak: Folder or hub id of a weaker version of the teacher, such as mnist-weak: smaller, or
             trained for less long. The student learns to go the other way (see guidance), at no
             cost in calls.
@@ -122,8 +122,8 @@ def distill(
             of samples, which are settled earlier.
         times: The largest step count's times, from 1 down to 0 (default: power spacing); fewer
             steps take every so many of them.
-        lookahead: Fraction of a step after which the student's network looks, 0.5 for few steps:
-            it is called on the state that Gaussian data would have there.
+        lookahead: Fraction of a step after which the student's network looks: it is called on the
+            state that Gaussian data would have there; 0 calls it at the step's start.
         samples: Samples behind the metrics of the report.
         mixed_precision: Precision of the training.
         tracker: tensorboard, wandb ... or none.
@@ -158,7 +158,7 @@ def distill(
             evaluation_n=samples,
             device=device,
             progress=progress,
-            residual_noise=residual_noise,
+            residual_noise=None if residual_noise == "none" else residual_noise,
             guidance=guidance,
             guidance_until=guidance_until,
             times=times,

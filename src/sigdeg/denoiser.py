@@ -438,20 +438,26 @@ class GaussianDenoiser(Denoiser):
 
 
 class GaussianMixtureDenoiser(Denoiser):
-    r"""Exact denoiser of a mixture $\sum_k w_k N(\mu_k, s_k^2 I)$.
+    r"""Exact denoiser of a mixture $\sum_k w_k N(\mu_k, \Sigma_k)$.
 
-    With responsibilities $r_k(x) \propto w_k N(x; \alpha \mu_k, (\alpha^2 s_k^2 + \sigma^2) I)$ the
-    mean is $\sum_k r_k(x) m_k(x)$, $m_k$ the posterior mean of component $k$.
+    With responsibilities
+    $r_k(x) \propto w_k N(x; \alpha \mu_k, \alpha^2 \Sigma_k + \sigma^2 I)$ the mean is
+    $\sum_k r_k(x) m_k(x)$, $m_k$ the posterior mean of component $k$.
 
     Arguments:
         means: $\mu_k$, shape (components,) for scalar data or (components, features).
-        stds: $s_k$, shape (components,).
+        stds: $s_k$ of components with $\Sigma_k = s_k^2 I$, shape (components,); or the covariances
+            $\Sigma_k$ themselves, shape (components, features, features).
         weights: $w_k$, shape (components,), normalised here.
         schedule: The schedule.
+
+    Raises:
+        SigdegError: If the shapes do not fit.
     """
 
     means: Tensor
-    stds: Tensor
+    variances: Tensor
+    directions: Tensor | None
     log_weights: Tensor
 
     def __init__(
@@ -472,8 +478,23 @@ class GaussianMixtureDenoiser(Denoiser):
                 f"a mixture needs as many means, stds and weights, "
                 f"got {len(means)}, {len(stds)}, {len(weights)}"
             )
+        n, features = means.shape
+        if stds.shape not in ((n,), (n, features, features)):
+            raise SigdegError(
+                f"stds of {n} components in {features} dimensions have shape ({n},), or, as "
+                f"covariances, ({n}, {features}, {features}), got {tuple(stds.shape)}"
+            )
+        variances, directions = stds**2, None
+        if stds.ndim == 3:
+            variances, directions = torch.linalg.eigh(stds)
+            variances = variances.T  # components last, as below
+        if bool((variances < 0).any()) or not torch.allclose(
+            stds, stds.mT if stds.ndim == 3 else stds
+        ):
+            raise SigdegError("covariances must be symmetric and positive")
         self.register_buffer("means", means)
-        self.register_buffer("stds", stds)
+        self.register_buffer("variances", variances)
+        self.register_buffer("directions", directions)
         self.register_buffer("log_weights", torch.log(weights / weights.sum()))
 
     def forward(self, x: Tensor, t: Tensor, **condition: Any) -> Tensor:
@@ -481,11 +502,16 @@ class GaussianMixtureDenoiser(Denoiser):
         alpha, sigma = (
             expand(s(t), x)[..., None] for s in (self.schedule.alpha, self.schedule.sigma)
         )
-        means, stds, log_weights = (v.to(x) for v in (self.means, self.stds, self.log_weights))
-        # components on the last axis: residual (batch, features, k), variance (batch or 1, 1, k)
-        variance = alpha**2 * stds**2 + sigma**2
+        means, own, log_weights = (v.to(x) for v in (self.means, self.variances, self.log_weights))
+        # components on the last axis: residual (batch, features, k), variance (batch or 1, *, k)
+        variance = alpha**2 * own + sigma**2
         residual = x[..., None] - alpha * means.T
-        log_density = -(residual**2 / variance).sum(-2, keepdim=True) / 2
-        log_density = log_density - x.shape[1] / 2 * torch.log(2 * math.pi * variance) + log_weights
-        posterior = means.T + alpha * stds**2 / variance * residual
-        return (torch.softmax(log_density, dim=-1) * posterior).sum(-1)
+        U = None if self.directions is None else self.directions.to(x)
+        if U is not None:
+            residual = torch.einsum("bik,kij->bjk", residual, U)
+        density = residual**2 / variance + torch.log(2 * math.pi * variance)
+        posterior = alpha * own / variance * residual
+        if U is not None:
+            posterior = torch.einsum("bjk,kij->bik", posterior, U)
+        shares = torch.softmax(log_weights - density.sum(-2, keepdim=True) / 2, dim=-1)
+        return (shares * (means.T + posterior)).sum(-1)

@@ -34,6 +34,7 @@ import torch
 from torch import Tensor, nn
 
 from sigdeg.denoiser import (
+    Denoiser,
     NetworkDenoiser,
     Prediction,
     Timesteps,
@@ -46,7 +47,14 @@ from sigdeg.denoiser import (
 from sigdeg.errors import SigdegError
 from sigdeg.files import count_weights, find_folder, load_weights, read_json, save_model
 from sigdeg.grids import Spacing, check_grid, coarse_grid
-from sigdeg.networks import build_network, count_classes, network_config, sinusoidal, widen
+from sigdeg.networks import (
+    ModulatedMLP,
+    build_network,
+    count_classes,
+    network_config,
+    sinusoidal,
+    widen,
+)
 from sigdeg.schedule import Schedule, expand, schedule_from_config
 from sigdeg.schema import flag, listed, mapped, maybe, number, record, text, whole
 from sigdeg.signature import PartialSignature
@@ -57,6 +65,7 @@ __all__ = ["ResidualNoise", "SignatureStudent"]
 ResidualNoise = Literal["gaussian", "energy"]
 COVARIANCE = ("directions", "stds")  # saved beside the network's weights
 CACHED = 64  # steps whose response is kept
+DEFAULT_ORDER = 4  # with energy noise, what it leaves open is learned too
 STEP_FEATURES = 16  # sinusoidal features of s, as constant maps beside the coefficients
 SAVED = record(  # config.json
     {"channels": whole(1), "covariance": flag, "schedule": mapped(), "network": mapped()},
@@ -233,35 +242,57 @@ class SignatureStudent(nn.Module):
 
     @classmethod
     def from_denoiser(
-        cls, denoiser: NetworkDenoiser, channels: int, order: int = 2, **options: Any
+        cls, denoiser: Denoiser, channels: int, order: int | None = None, **options: Any
     ) -> SignatureStudent:
-        """A warm student that starts as its teacher: the teacher's network, copied and widened.
+        """The warm student to start with, of any teacher's denoiser.
+
+        A network's student has that network, copied and widened: it starts as its teacher. One of
+        another denoiser (an exact law, a function) has a `ModulatedMLP` of its own.
+
+        Unless `options` say otherwise it looks half-way along each step and learns the whole law of
+        what its coefficients leave open: on laws with sharp modes both decide whether few calls hit
+        them (docs/recipe.md).
+
+        Arguments:
+            denoiser: The teacher's denoiser.
+            channels: Channels of the state.
+            order: Signature coefficients its network sees (default: 4).
+            options: Further arguments of the class.
 
         Raises:
             SigdegError: If `options` ask for a plain student, or for another `data_std` than the
-                one an `edm` network was trained with.
+                one an `edm` network was trained with; or a denoiser without a network is of
+                samples that are no vectors.
         """
         if options.get("kind", "warm") != "warm":
             raise SigdegError("only a warm student starts from a teacher; build a plain one itself")
-        own = denoiser.data_std if denoiser.prediction_type == "edm" else 0.0
-        if options.setdefault("data_std", own) != own and own:
-            raise SigdegError(
-                f"the teacher's network was trained with data_std={own}: leave it out"
-            )
-        noise = options.get("residual_noise")
+        options.setdefault("lookahead", 0.5)
+        options.setdefault("residual_noise", "energy")
+        order = DEFAULT_ORDER if order is None else order
+        noise = options["residual_noise"]
         inputs = cls.in_channels(channels, order, residual_noise=noise)
         outputs = channels * (2 if noise == "gaussian" else 1)
-        network = widen(denoiser.network, inputs, outputs, channels)
-        return cls(
-            network,
-            denoiser.schedule,
-            channels,
-            order,
-            prediction_type=denoiser.prediction_type,
-            clip=denoiser.clip,
-            timesteps=denoiser.timesteps,
-            **options,
-        )
+        if isinstance(denoiser, NetworkDenoiser):
+            own = denoiser.data_std if denoiser.prediction_type == "edm" else 0.0
+            if options.setdefault("data_std", own) != own and own:
+                raise SigdegError(
+                    f"the teacher's network was trained with data_std={own}: leave it out"
+                )
+            network = widen(denoiser.network, inputs, outputs, channels)
+            options |= {
+                "prediction_type": denoiser.prediction_type,
+                "clip": denoiser.clip,
+                "timesteps": denoiser.timesteps,
+            }
+        else:
+            if len(options.get("sample_shape") or (channels,)) != 1:
+                raise SigdegError(
+                    "a teacher without a network of its own needs samples that are vectors, got "
+                    f"{options['sample_shape']}: build the student with a network for them"
+                )
+            network = ModulatedMLP(inputs, outputs)
+            options.setdefault("data_std", 0.0)
+        return cls(network, denoiser.schedule, channels, order, **options)
 
     def at_times(
         self, times: Tensor | Sequence[float], steps: tuple[int, ...] | None = None

@@ -128,6 +128,7 @@ def test_a_wrong_spread_is_mended(start: float) -> None:
 
 
 def student(own: NetworkDenoiser, **options: Any) -> SignatureStudent:
+    options = {"lookahead": 0.0, "residual_noise": None} | options
     return SignatureStudent.from_denoiser(own, 1, 2, **options)
 
 

@@ -130,14 +130,9 @@ def test_blocks_are_the_steps_that_they_hold() -> None:
     for k, step in enumerate((teacher, other, teacher)):
         x = step(x, grid[k], grid[k + 1], paths[k])
     assert torch.equal(found, x)
-    assert [blocks.kind(t) > 0 for t in (1.0, 0.9, 0.8, 0.61, 0.6, 0.1)] == [
-        False,
-        False,
-        True,
-        True,
-        False,
-        False,
-    ]
+    times = (1.0, 0.9, 0.8, 0.61, 0.6, 0.1)
+    assert [blocks.kind(t) for t in times] == [0, 0, 1, 1, 0, 0]
+    assert [blocks.network_calls(t, 0.05) for t in times] == [1, 1, 0, 0, 1, 1]
 
 
 def test_the_vanilla_plan_is_distilling_at_once(tmp_path: Path) -> None:

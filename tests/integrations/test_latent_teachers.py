@@ -219,7 +219,13 @@ class TestClasses:
         teacher = load_teacher(tmp_path)
         nn.init.normal_(teacher.denoiser.network.get_parameter("class_embedding.weight"), std=20.0)
         student = SignatureStudent.from_denoiser(
-            teacher.denoiser, 1, 2, steps=(2,), sample_shape=(1, 8, 8)
+            teacher.denoiser,
+            1,
+            2,
+            steps=(2,),
+            sample_shape=(1, 8, 8),
+            lookahead=0.0,
+            residual_noise=None,
         )
         rows = list(refine(student.schedule, student.grid(), 3))
         labels, generator = torch.arange(3), torch.Generator().manual_seed(0)

@@ -41,7 +41,9 @@ def test_an_untrained_student_is_the_exponential_step(unet, prediction, clip, or
     network = busy_mlp() if prediction == "mlp" else unet(2)
     shape = (3,) if prediction == "mlp" else (2, 8, 8)
     denoiser = NetworkDenoiser(network.double().eval(), SCHEDULE, kind, clip)
-    student = SignatureStudent.from_denoiser(denoiser, shape[0], order, sample_shape=shape)
+    student = SignatureStudent.from_denoiser(
+        denoiser, shape[0], order, sample_shape=shape, lookahead=0.0, residual_noise=None
+    )
     x = torch.randn(4, *shape, dtype=torch.float64)
     together = [(1.0, 0.62), (0.62, 0.1), (0.05, 0.0)]
     apart = (torch.tensor([1.0, 0.4, 0.3, 0.06]), torch.tensor([0.5, 0.3, 0.05, 0.0]))
@@ -63,7 +65,9 @@ def test_an_untrained_preconditioned_student_keeps_the_scale_of_its_teacher():
     """`edm` assumes the data's spread: its student is the exponential step for such data."""
     torch.manual_seed(0)
     denoiser = NetworkDenoiser(busy_mlp().double(), VPLinear(), "edm", data_std=0.7)
-    student = SignatureStudent.from_denoiser(denoiser, 3, order=4)
+    student = SignatureStudent.from_denoiser(
+        denoiser, 3, order=4, lookahead=0.0, residual_noise=None
+    )
     x = torch.randn(5, 3, dtype=torch.float64)
     signature = PartialSignature.sample(0.25, x.shape, 4, dtype=torch.float64)
     theirs = Exponential(denoiser, order=4, data_std=0.7)(x, 0.6, 0.35, signature)
@@ -80,7 +84,7 @@ def test_an_untrained_student_carries_gaussian_data_exactly(t, s, order):
     """
     schedule, v = VPLinear(), 0.6**2
     denoiser = NetworkDenoiser(ResidualMLP(1, 1, 8, 1).double(), schedule, "edm", data_std=0.6)
-    student = SignatureStudent.from_denoiser(denoiser, 1, order)
+    student = SignatureStudent.from_denoiser(denoiser, 1, order, lookahead=0.0, residual_noise=None)
     x = torch.zeros(order + 1, 1, dtype=torch.float64)
     x[0] = 1
     c = torch.zeros(order + 1, order, 1, dtype=torch.float64)
@@ -119,7 +123,13 @@ def student(unet):
     """A student whose added weights are not zero, as after training."""
     denoiser = NetworkDenoiser(unet(1), SCHEDULE, "v_prediction", clip=1.0)
     student = SignatureStudent.from_denoiser(
-        denoiser, 1, 3, residual_noise="gaussian", steps=(4, 2), sample_shape=(1, 8, 8)
+        denoiser,
+        1,
+        3,
+        lookahead=0.0,
+        residual_noise="gaussian",
+        steps=(4, 2),
+        sample_shape=(1, 8, 8),
     )
     torch.manual_seed(2)
     with torch.no_grad():
@@ -254,7 +264,13 @@ def test_a_saved_pipeline_becomes_a_saved_student(teacher_folder, tmp_path):
     """The whole way on a tiny scale: load, distil to 4 steps, sample, load again, sample again."""
     teacher = load_teacher(teacher_folder)
     start = SignatureStudent.from_denoiser(
-        teacher.denoiser, 1, 2, steps=(4,), sample_shape=teacher.sample_shape
+        teacher.denoiser,
+        1,
+        2,
+        steps=(4,),
+        sample_shape=teacher.sample_shape,
+        lookahead=0.0,
+        residual_noise=None,
     )
     result = distill(
         start,

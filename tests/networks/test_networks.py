@@ -8,7 +8,7 @@ from diffusers import UNet1DModel, UNet2DConditionModel, UNet2DModel
 from torch import nn
 
 from sigdeg.errors import SigdegError
-from sigdeg.networks import ResidualMLP, build_network, network_config, widen
+from sigdeg.networks import ModulatedMLP, ResidualMLP, build_network, network_config, widen
 
 BLOCKS = {
     "block_out_channels": (8, 16),
@@ -38,6 +38,15 @@ def busy_mlp(inputs=3, outputs=3):
     return network
 
 
+def busy_modulated(inputs=3, outputs=3):
+    """One whose zeros are gone, as after training."""
+    network = ModulatedMLP(inputs, outputs, width=16, blocks=2, time_dim=6)
+    for layer in (network.head, network.modulation):
+        nn.init.normal_(layer.weight)
+        nn.init.normal_(layer.bias)
+    return network
+
+
 def output(network, x, t):
     value = network(x, t)
     return value if isinstance(value, torch.Tensor) else value[0]
@@ -45,6 +54,7 @@ def output(network, x, t):
 
 NETWORKS = {
     "mlp": (lambda: busy_mlp(), (3,)),
+    "modulated": (lambda: busy_modulated(), (3,)),
     "unet": (lambda: tiny_unet(3), (3, 8, 8)),
     "unet-attention": (lambda: tiny_unet(1, attention=True), (1, 8, 8)),
     "unet-centred": (lambda: tiny_unet(2, center_input_sample=True), (2, 8, 8)),

@@ -43,7 +43,15 @@ if TYPE_CHECKING:
 __all__ = ["DistillConfig", "Distilled", "distill"]
 
 States = Literal["teacher", "data"]
-LARGEST = 4096  # elements of a sample whose covariance is taken: a matrix of 128 MB
+LARGEST = 1024  # elements of a sample whose covariance is taken: a matrix a coefficient and step
+POINT = 16  # numbers of a sample up to which it is a point
+IMAGES = {
+    "iterations": 3000,
+    "batch_size": 64,
+    "learning_rate": 2e-4,
+    "paths": 5000,
+    "refinement": 12,
+}
 HELD_OUT = 2048  # segments behind the second loss curve and the normalisation
 
 
@@ -74,6 +82,27 @@ class DistillConfig(TrainConfig):
     fine_power: float = 2.0
     normalise: bool = True
     shard_size: int = 65536
+
+    @classmethod
+    def for_samples(cls, shape: Sequence[int], **options: Any) -> DistillConfig:
+        """The defaults for a kind of data, as `distill` and the command line take them.
+
+        Points (vectors of at most 16 numbers) train on many cheap paths, series (longer vectors,
+        and channels along a line) on fewer, images (what has two dimensions and more beside the
+        channels) with small batches and a small rate, as their networks want it.
+
+        Arguments:
+            shape: Shape of one sample.
+            options: Fields that are to have another value.
+        """
+        defaults: dict[str, Any] = {}
+        if len(shape) > 2:
+            defaults = dict(IMAGES)
+            paths = options.get("paths", defaults["paths"])
+            defaults["held_out"] = min(2 * options.get("batch_size", 64), paths // 20 + 8)
+        elif math.prod(shape) <= POINT:
+            defaults = {"paths": 100_000}
+        return cls(**defaults | options)
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -134,7 +163,8 @@ def distill(
         student: The student to train; it is left untouched.
         teacher: The teacher's step on its fine grid.
         out_dir: Folder for `student/`, `checkpoints/`, `paths/` and `events/`.
-        config: How to distil; single fields can be given as keywords instead.
+        config: How to distil (default: by the kind of data, `DistillConfig.for_samples`); single
+            fields can be given as keywords instead.
         data: Clean data (n, \*), for `states="data"`.
         labels: For a conditional teacher, classes (n,) to draw from: those of the data, or any
             with the shares wanted. Teacher and student are called with `class_labels`.
@@ -165,7 +195,10 @@ def distill(
         SigdegError: If arguments do not fit together, or the folder holds another run.
         TrainingError: If the loss stops being finite; the last good checkpoint is kept.
     """
-    config = dataclasses.replace(config or DistillConfig(), **options)
+    if config is None:
+        config = DistillConfig.for_samples(student.sample_shape, **options)
+    else:
+        config = dataclasses.replace(config, **options)
     given: dict[str, Any] = {"data": data, "labels": labels, "resume": resume, "device": device}
     given["progress"] = progress
     out_dir, spent = Path(out_dir), 0.0
@@ -264,8 +297,8 @@ def distil_rounds(
             distil_steps(stage, blocks, folder, config, rows=part.rows, starts=part.merged, **given)
         )
         made.append(found[-1].student)
-    final = copy.deepcopy(student)
-    final.load_state_dict(made[-1].state_dict())
+    final = copy.deepcopy(made[-1])
+    final.times, final.steps = student.times, student.steps
     final.save_pretrained(out_dir / "student")
     clock = torch.tensor([[i * config.iterations, 0, 0] for i in range(len(found))])
     return Distilled(
@@ -376,15 +409,15 @@ def distil_steps(
         ]
 
     student = copy.deepcopy(student).train().requires_grad_(True)  # it may come from a training
-    if needs_covariance(student):
-        samples = data
-        if samples is None:
-            known = source if shared is None else shared.cache
-            assert isinstance(known, CachedPaths)  # see check_fit
-            samples = known.ends
-        student.set_covariance(torch.cov(samples.flatten(1).double().T))
-    simulated = time.perf_counter() - began
     whole = source.held_out(min(HELD_OUT, max(1, config.held_out)))
+    if data is not None:
+        scale_student(student, data)
+    elif isinstance(source, FreshPaths):
+        scale_student(student, whole.states[:, -1])
+    else:
+        known = source.cache if isinstance(source, SharedPaths) else source
+        scale_student(student, known.ends)
+    simulated = time.perf_counter() - began
     matching = Matching(teacher, student.channels, len(grids)) if config.matching else None
 
     def draw(generator: Generator) -> tuple[list[Batch], int]:
@@ -440,9 +473,23 @@ def shares(n: int, costs: Sequence[int]) -> list[int]:
     return sizes
 
 
-def needs_covariance(student: SignatureStudent) -> bool:
-    """Whether it looks ahead and has yet to be told by what law."""
-    return bool(student.lookahead and student.stds is None and not student.data_std)
+def scale_student(student: SignatureStudent, samples: Tensor) -> None:
+    """Tell a student the scale of its data, where it needs one that nobody has given.
+
+    To look ahead it takes the covariance; a standard deviation where that is too large a matrix, or
+    there are too few samples for it.
+    """
+    if student.stds is not None or student.data_std:
+        return
+    size = math.prod(student.sample_shape)
+    if student.prediction_type == "edm":
+        student.data_std = float(samples.std())
+    if not student.lookahead:
+        return
+    if size <= LARGEST and len(samples) > 2 * size:
+        student.set_covariance(torch.cov(samples.flatten(1).double().T).reshape(size, size))
+    else:
+        student.data_std = float(samples.std())
 
 
 def check_fit(
@@ -466,14 +513,6 @@ def check_fit(
         raise SigdegError(f"this student needs at least {least} segments in a batch and held out")
     if (config.states == "data") != (data is not None):
         raise SigdegError('states="data" needs data, and states="teacher" takes none')
-    size = math.prod(student.sample_shape)
-    samples = cache is not None or data is not None or config.paths
-    if needs_covariance(student) and (not samples or size > LARGEST):
-        raise SigdegError(
-            "lookahead takes its covariance from data or cached whole paths of at most "
-            f"{LARGEST:,} elements, got {config.paths} paths of {size:,}: give the student a "
-            "data_std, or lookahead=0"
-        )
     if data is not None and student.elastic:
         raise SigdegError('an elastic student is trained on whole paths: use states="teacher"')
     if data is not None and tuple(data.shape[1:]) != student.sample_shape:

@@ -57,11 +57,11 @@ def distil_images(
     evaluation_n: int = 256,
     device: str | None = None,
     progress: bool = True,
-    residual_noise: ResidualNoise | None = None,
+    residual_noise: ResidualNoise | None = "energy",
     guidance: float | None = None,
     guidance_until: float = 1.0,
     times: Sequence[float] | None = None,
-    lookahead: float = 0.0,
+    lookahead: float = 0.5,
     start: str | Path | None = None,
     plan: str | None = None,
     grid: Literal["planned"] | None = None,
@@ -90,7 +90,7 @@ def distil_images(
     Returns:
         The report.
     """
-    config = config or DistillConfig()
+    config = config or DistillConfig.for_samples(teacher.sample_shape)
     if start is None:
         student = SignatureStudent.from_denoiser(
             teacher.denoiser,

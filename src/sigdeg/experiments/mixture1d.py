@@ -283,6 +283,7 @@ def make(
         "steps": spec.steps,
         "power": spec.power,
         "residual_noise": spec.residual_noise,
+        "lookahead": 0.0,
         "data_std": STD,
     }
     teacher = denoisers[spec.teacher]

@@ -182,6 +182,8 @@ class SeriesGrids:
             steps=(steps,),
             times=grid.tolist(),
             covariance=self.covariance,
+            lookahead=0.0,
+            residual_noise=None,
         )
         return distill(
             student,

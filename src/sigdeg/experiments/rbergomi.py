@@ -213,6 +213,7 @@ class Bench:
             "steps": spec.steps,
             "power": spec.power,
             "residual_noise": spec.residual_noise,
+            "lookahead": 0.0,
             "covariance": torch.cov(self.data.double().T) if spec.covariance else None,
         }
         if spec.pretrained:

@@ -1,4 +1,4 @@
-"""Networks: the residual MLP of the paper and the widening that turns a teacher into a student."""
+"""Networks: MLPs, the paper's among them, and the widening that turns a teacher into a student."""
 
 from sigdeg.networks.autoencoder import Autoencoder
 from sigdeg.networks.build import (
@@ -9,13 +9,14 @@ from sigdeg.networks.build import (
     network_config,
 )
 from sigdeg.networks.classifier import Classifier, Mixer
-from sigdeg.networks.mlp import ResidualMLP, sinusoidal
+from sigdeg.networks.mlp import ModulatedMLP, ResidualMLP, sinusoidal
 from sigdeg.networks.widen import widen
 
 __all__ = [
     "Autoencoder",
     "Classifier",
     "Mixer",
+    "ModulatedMLP",
     "ResidualMLP",
     "build_network",
     "check_call",

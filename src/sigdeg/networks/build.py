@@ -13,12 +13,14 @@ from sigdeg.errors import SigdegError
 from sigdeg.files import count_weights
 from sigdeg.networks.autoencoder import Autoencoder
 from sigdeg.networks.classifier import Classifier, Mixer
-from sigdeg.networks.mlp import ResidualMLP
+from sigdeg.networks.mlp import ModulatedMLP, ResidualMLP
 from sigdeg.schema import record, whole
 
 __all__ = ["build_network", "check_call", "count_classes", "count_parameters", "network_config"]
 
-OWN: dict[str, Any] = {cls.__name__: cls for cls in (Autoencoder, Classifier, Mixer, ResidualMLP)}
+OWN: dict[str, Any] = {
+    cls.__name__: cls for cls in (Autoencoder, Classifier, Mixer, ModulatedMLP, ResidualMLP)
+}
 
 
 def depth(value: Any, name: str) -> None:

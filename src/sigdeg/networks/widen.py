@@ -11,7 +11,7 @@ from sigdeg.networks.build import build_network, network_config
 
 __all__ = ["widen"]
 
-# The only parameters that may depend on the channels: of a diffusers U-Net, and of a ResidualMLP.
+# The only parameters that may depend on the channels: of a diffusers U-Net, and of the MLPs.
 INPUT = {"conv_in.weight", "embed.weight"}
 OUTPUT = {"conv_out.weight", "conv_out.bias", "head.weight", "head.bias"}
 
@@ -26,7 +26,8 @@ def widen(
     up to rounding: the weights of added inputs and the rows of added outputs are zero.
 
     Arguments:
-        network: A `ResidualMLP` or a diffusers U-Net with `conv_in` and `conv_out`.
+        network: A `ResidualMLP`, a `ModulatedMLP`, or a diffusers U-Net with `conv_in` and
+            `conv_out`.
         in_channels: Channels coming in, at least as many as now.
         out_channels: Channels going out (default: as many as now).
         keep: The number of outputs kept, the first ones (default: all there are). A denoiser's

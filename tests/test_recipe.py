@@ -1,0 +1,72 @@
+"""The default recipe: what a stranger gets who says nothing, and what it is worth on new laws."""
+
+import inspect
+from pathlib import Path
+
+import pytest
+import torch
+
+from sigdeg import (
+    DistillConfig,
+    Exponential,
+    GaussianMixtureDenoiser,
+    ModulatedMLP,
+    NetworkDenoiser,
+    SigdegError,
+    SignatureStudent,
+    VPLinear,
+    cli,
+    distill,
+)
+from sigdeg.networks import ResidualMLP
+
+SCHEDULE = VPLinear()
+
+
+def test_kinds_of_data_have_defaults_of_their_own() -> None:
+    for shape, paths, batch, iterations, rate in (
+        ((2,), 100_000, 1024, 2000, 2e-3),
+        ((50,), 20_000, 1024, 2000, 2e-3),
+        ((3, 25), 20_000, 1024, 2000, 2e-3),
+        ((3, 32, 32), 5000, 64, 3000, 2e-4),
+    ):
+        config = DistillConfig.for_samples(shape)
+        assert (config.paths, config.batch_size, config.iterations) == (paths, batch, iterations)
+        assert config.learning_rate == rate
+        changed = DistillConfig.for_samples(shape, paths=40, batch_size=8)
+        assert (changed.paths, changed.batch_size, changed.iterations) == (40, 8, iterations)
+        assert changed.held_out >= 8
+
+
+def test_the_command_line_has_the_defaults_of_python_for_images() -> None:
+    options = inspect.signature(cli.distill).parameters
+    config = DistillConfig.for_samples((3, 32, 32))
+    for name in ("iterations", "batch_size", "learning_rate", "paths", "refinement"):
+        assert options[name].default == getattr(config, name), name
+    network = ResidualMLP(1, 1)
+    student = SignatureStudent.from_denoiser(NetworkDenoiser(network, SCHEDULE, "epsilon"), 1)
+    assert options["order"].default == student.seen
+    assert options["lookahead"].default == student.lookahead > 0
+    assert options["residual_noise"].default == student.residual_noise == "energy"
+    assert options["steps"].default == student.steps
+
+
+def test_any_denoiser_has_a_student_that_learns_its_scale(tmp_path: Path) -> None:
+    """An exact law of two numbers: no network, and nobody says how wide its data are."""
+    law = GaussianMixtureDenoiser(
+        torch.tensor([[3.0, 0.0], [-3.0, 0.0]]), [0.5] * 2, [1.0] * 2, SCHEDULE
+    )
+    student = SignatureStudent.from_denoiser(law, 2, steps=(2,))
+    assert isinstance(student.network, ModulatedMLP)
+    work = {"iterations": 1, "batch_size": 8, "paths": 400, "refinement": 20, "tracker": "none"}
+    found = distill(
+        student, Exponential(law), tmp_path / "run", device="cpu", progress=False, **work
+    ).student
+    # standard deviations 3.04 and 0.5 along the axes, 2.18 of both together
+    assert found.data_std == pytest.approx(2.18, rel=0.1)
+    assert found.stds is not None
+    assert found.stds.tolist() == pytest.approx([0.5, 3.04], rel=0.15)
+    loaded = SignatureStudent.from_pretrained(tmp_path / "run" / "student")
+    assert loaded.data_std == found.data_std
+    with pytest.raises(SigdegError, match=r"samples that are vectors, got \(1, 8, 8\)"):
+        SignatureStudent.from_denoiser(law, 1, sample_shape=(1, 8, 8))
