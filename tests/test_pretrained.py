@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch import nn
 
 from sigdeg import SignatureStudent, sample
 from sigdeg.cli import main
@@ -30,7 +31,7 @@ def digits(steps: int, n: int) -> torch.Tensor:
 
 def test_they_are_small():
     sizes = [file.stat().st_size for file in SHIPPED.rglob("*.safetensors")]
-    assert len(sizes) == 5
+    assert len(sizes) == 6
     assert sum(sizes) < 6e6
 
 
@@ -51,6 +52,17 @@ def test_the_results_name_the_shipped_classifier():
         "extractor": "mnist",
         "digest": ClassifierExtractor(load_classifier()).digest,
     }
+
+
+def test_the_classifiers_have_nothing_in_common_but_that_they_know_digits():
+    first, second = (load_classifier(f"mnist-classifier{end}") for end in ("", "-2"))
+    kinds = [{type(part) for part in network.layers.modules()} for network in (first, second)]
+    assert kinds[0] & kinds[1] <= {nn.Conv2d, nn.Flatten, nn.Linear, nn.Sequential, nn.SiLU}
+    convolutions = [part for part in second.modules() if isinstance(part, nn.Conv2d)]
+    assert [part.kernel_size for part in convolutions] == [(4, 4)]  # the patches
+    drawn = digits(10, 100)
+    seen = [ClassifierExtractor(network).probabilities(drawn) for network in (first, second)]
+    assert float((seen[0].argmax(1) == seen[1].argmax(1)).double().mean()) > 0.8
 
 
 def test_teacher_and_student_fit():

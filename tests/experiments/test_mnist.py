@@ -3,6 +3,7 @@
 import json
 import math
 from dataclasses import replace
+from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
@@ -13,8 +14,18 @@ from sigdeg.cli import main
 from sigdeg.distillation import DistillConfig
 from sigdeg.experiments import mnist, mnist_networks
 from sigdeg.experiments.mnist_presets import PRESETS, Guided, Settings, Spec, Weak
+from sigdeg.files import SHIPPED
 from sigdeg.integrations import find_decoder, load_teacher
+from sigdeg.metrics import (
+    Activations,
+    ClassifierExtractor,
+    Extractor,
+    Reference,
+    Statistics,
+    frechet_distance,
+)
 from sigdeg.metrics import images as image_metrics_module
+from sigdeg.networks import Classifier, Mixer
 from sigdeg.training import TrainConfig
 
 TINY = {"iterations": 3, "batch_size": 8, "tracker": "none"}
@@ -24,7 +35,7 @@ MATCHED = replace(PAIRED, start=PAIRED)
 SETTINGS = Settings(
     widths=(16, 16, 16),
     autoencoder=TrainConfig(**TINY),
-    classifier=TrainConfig(**TINY),
+    classifiers={name: TrainConfig(**TINY) for name in mnist.EXTRACTORS},
     teacher=TrainConfig(**TINY),
     specs=(
         replace(MATCHED, start=MATCHED, guided=True),
@@ -35,6 +46,8 @@ SETTINGS = Settings(
     train_steps=4,
     times=(1.0, 0.4, 0.0),
     peers=(2,),
+    guided_peers=(2,),
+    scales=((1.0, 1.0), (2.0, 0.6)),
     guided=Guided(TrainConfig(**TINY), 2.0, Spec((2,), order=1), CONFIG),
     weak=Weak(
         (16, 16, 16), TrainConfig(**TINY, seed=1), 2.0, 0.6, replace(CONFIG, q=0, matching=1.0)
@@ -69,31 +82,45 @@ def test_runs_from_end_to_end(tmp_path, capsys):
     results = json.loads((out / "results.json").read_text())
     rows = results["rows"]
     main_rows = [row for row in rows if not row.get("study")]
-    assert [(row["method"], row["nfe"]) for row in main_rows] == [
+    solvers = ("ddim", "dpm-solver++", "sde-dpm-solver++", "unipc")
+    assert [(row["method"], row["nfe"]) for row in main_rows[:-4]] == [
         ("teacher", 5),
         ("teacher", 4),
         ("teacher", 6),
+        ("teacher", 4),  # the pipeline's own
         ("sig-deg", 2),
         ("sig-deg", 1),
         ("untrained", 2),
-        *2 * [(m, 2) for m in ("ddim", "dpm-solver++", "sde-dpm-solver++", "unipc")],
+        *[(m, 2) for m in solvers],
     ]
-    assert [row["nfe"] for row in main_rows if row.get("teacher")] == [6, 2, 1, 2, 2, 2, 2]
+    assert [row["method"] for row in main_rows[-4:]] == list(solvers)  # of the guided teacher
+    assert all(row["nfe"] <= 2 for row in main_rows[-4:])
+    assert [bool(row.get("teacher")) for row in main_rows] == [
+        *(False, False, True, False, True, True),
+        *5 * [False],
+        *4 * [True],
+    ]
     assert main_rows[0]["metrics"] == {}  # timed only: what speed is compared with
-    for row in main_rows[1:5]:
-        assert {"fid", "inception_score", "kid", "precision", "recall", "diversity"} <= set(
-            row["metrics"]
-        )
+    both = {"fid", "kid", "precision", "recall", "fid_shares", "ambiguous"}
+    for row in main_rows[1:]:
+        assert both | {f"{key}_2" for key in both} <= row["metrics"].keys()
         assert all(math.isfinite(metric["mean"]) for metric in row["metrics"].values())
-        assert 0 <= row["metrics"]["tv"]["mean"] <= 1
+        assert row["metrics"]["fid"]["n"] == row["metrics"]["fid_2"]["n"]
         assert row["speedup"] == 1.0  # the clock was stopped
-    assert main_rows[3]["elastic"]
-    assert main_rows[3]["teacher_nfe"] == 36 * (4 + 6)
+    for row in (*main_rows[1:3], *main_rows[4:6]):
+        assert row["metrics"]["fid"]["n"] == 2
+        assert 0 <= row["metrics"]["tv"]["mean"] <= 1
+    assert main_rows[4]["elastic"]
+    assert main_rows[4]["teacher_nfe"] == 36 * (4 + 6)
+    scales = [row for row in rows if "Scale" in (row.get("study") or "")]
+    assert [row["variant"] for row in scales] == ["1 below t = 1", "2 below t = 0.6"]
     guided = [row for row in rows if "guidance 2" in (row.get("study") or "")]
     assert [(row["method"], row["nfe"]) for row in guided] == [("teacher", 8), ("sig-deg", 2)]
     assert all(0 <= row["metrics"]["accuracy"]["mean"] <= 1 for row in guided)
-    assert results["extractor"]["n"] == 60
-    assert len(results["extractor"]["digest"]) == 64
+    first, second = results["extractors"]
+    assert first == results["extractor"] | {k: first[k] for k in ("accuracy", "ambiguous")}
+    assert first["n"] == second["n"] == 60
+    assert len({first["digest"], second["digest"]}) == 2
     assert {"test", "teacher, 6 calls", "student, 2 calls"} <= set(results["nearest"])
     assert all((out / figure["file"]).exists() for figure in results["figures"])
 
@@ -109,7 +136,9 @@ def test_runs_from_end_to_end(tmp_path, capsys):
         torch.testing.assert_close(own, other, rtol=1e-3, atol=1e-6)
     teacher = load_teacher(shipped / "mnist-teacher", shipped / "mnist-weak")
     assert teacher.sample_shape == student.sample_shape
-    assert mnist_networks.load_classifier(shipped / "mnist-classifier").config["features"] == 64
+    classifiers = [shipped / f"mnist-classifier{end}" for end in ("", "-2")]
+    kinds = [type(mnist_networks.load_classifier(folder)) for folder in classifiers]
+    assert kinds == [Classifier, Mixer]
     assert find_decoder(shipped / "mnist") is not None
     assert main(["sample", str(shipped / "mnist"), "-n", "2", "--out", str(tmp_path / "s")]) == 0
     assert (tmp_path / "s" / "samples.png").exists()
@@ -137,6 +166,107 @@ def test_a_run_that_is_killed_goes_on(tmp_path, monkeypatch):
     rows = [json.loads((folder / "results.json").read_text())["rows"] for folder in (whole, again)]
     for one, other in zip(*rows, strict=True):
         assert one["metrics"] == other["metrics"]
+
+
+def test_choices_see_training_images_and_the_first_extractor_only(tmp_path):
+    """Test images and the second extractor change what is reported, never what is chosen."""
+
+    class Looking(torch.nn.Module):
+        """Features of images of one pixel: as they are, or of another sign."""
+
+        def __init__(self, sign):
+            super().__init__()
+            self.sign = torch.nn.Parameter(torch.tensor(sign))
+
+    class Pixels(Extractor):
+        def outputs(self, images):
+            features = self.network.sign * images.flatten(1)
+            return features, torch.zeros(len(images), mnist.CLASSES)
+
+    g = torch.Generator().manual_seed(0)
+
+    def around(mean, n=64):
+        return (mean + 0.05 * torch.randn(n, 1, 1, 2, generator=g)).clamp(-1, 1)
+
+    def chosen(test, second):
+        bench = object.__new__(mnist.Bench)
+        bench.settings, bench.seed = replace(SETTINGS, n=32, tried=32, peer_draws=2), 0
+        bench.test = None, torch.arange(mnist.CLASSES)
+        bench.out = tmp_path / f"{test} {second}"
+        bench.extractors = [Pixels(Looking(sign), "", "", 64) for sign in (1.0, second)]
+        bench.references = [
+            Reference.from_images(around(test), extractor) for extractor in bench.extractors
+        ]
+        bench.validation = Statistics.of(bench.extractors[0].features(around(0.5)))
+        bench.decode = lambda latents: latents
+        step = NamedTuple("Step", denoiser=Any)(torch.nn.Identity())
+        bench.sources = {False: mnist.Source(step, None, 0)}
+        draws = {mean: lambda n, _, mean=mean: around(mean, n) for mean in (-0.5, 0.1, 0.6)}
+        row = bench.best_row("ddim", 2, draws)[1]
+        return row["best_grid"], {key: row["metrics"][key]["mean"] for key in ("fid", "fid_2")}
+
+    first, second, third = chosen(0.5, 1.0), chosen(-0.5, 1.0), chosen(0.5, -1.0)
+    assert first[0] == second[0] == third[0] == 0.6
+    assert first[1]["fid"] < 0.1 < second[1]["fid"]
+    assert first[1]["fid_2"] != third[1]["fid_2"]
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("toy")
+def test_the_shipped_models_are_judged_without_training(tmp_path, monkeypatch):
+    def forbidden(*arguments, **options):
+        raise AssertionError("trained")
+
+    for name in ("distill", "train_autoencoder", "train_classifier", "train_teacher"):
+        monkeypatch.setattr(mnist, name, forbidden)
+    own = replace(
+        SETTINGS,
+        shipped=True,
+        classifiers={},
+        specs=(Spec((10, 5, 2, 1), guided=True),),
+        config=replace(CONFIG, paths=16),
+        times=PRESETS["shipped"].times,
+        peers=(),
+        guided_peers=(),
+        scales=(),
+        guided=None,
+        weak=replace(PRESETS["shipped"].weak, matching=replace(CONFIG, paths=16)),
+        train_steps=1000,
+        draws=1,
+    )
+    monkeypatch.setitem(mnist.PRESETS, "quick", own)
+    monkeypatch.setattr(mnist, "paired_seconds", lambda functions: dict.fromkeys(functions, 1.0))
+    out = mnist.run(tmp_path / "run", "quick", device="cpu", progress=False).parent
+    results = json.loads((out / "results.json").read_text())
+    students = [row for row in results["rows"] if row["method"] == "sig-deg"]
+    assert [row["nfe"] for row in students] == [10, 5, 2, 1]
+    assert all(row["metrics"]["path"]["mean"] < 1 for row in students[:2])
+    for extractor, (_, folder) in zip(
+        results["extractors"], mnist.EXTRACTORS.values(), strict=True
+    ):
+        network = mnist_networks.load_classifier(SHIPPED / folder)
+        assert extractor["digest"] == ClassifierExtractor(network).digest
+    assert not (out / "pretrained").exists()
+
+
+def test_classes_may_be_weighted_to_their_real_shares():
+    """Classes drawn too often are made up for; digits that look otherwise are not."""
+    g = torch.Generator().manual_seed(0)
+    means = torch.tensor([[0.0, 0.0], [4.0, 1.0]])
+
+    def seen(counts, shift=0.0):
+        labels = torch.arange(2).repeat_interleave(torch.tensor(counts))
+        features = means[labels] + torch.randn(len(labels), 2, generator=g) + shift
+        probabilities = torch.nn.functional.one_hot(labels, 10).double()
+        return Activations(features.double(), probabilities)
+
+    reference = Reference(*seen([4000, 4000]), "toy", "none")
+    shares = torch.tensor([0.5, 0.5, *8 * [0.0]], dtype=torch.float64)
+    skewed, moved = seen([6000, 2000]), seen([4000, 4000], 0.5)
+    plain = frechet_distance(skewed.features, reference.statistics)
+    assert plain > 0.5
+    assert mnist.frechet_at_shares(skewed, reference, shares) < 0.02
+    assert mnist.frechet_at_shares(moved, reference, shares) == pytest.approx(0.5, abs=0.1)
 
 
 @pytest.mark.parametrize("preset", sorted(PRESETS))

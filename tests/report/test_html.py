@@ -21,6 +21,7 @@ from sigdeg.errors import SigdegError
 from sigdeg.report import write_report
 from sigdeg.report.html import usage
 from sigdeg.report.rows import digits, metric_text
+from sigdeg.report.table import metric_name
 
 
 def rows_of(page: str) -> list[str]:
@@ -152,6 +153,11 @@ def test_an_equal_is_told_with_its_teacher(tmp_path: Path, teacher: str | None, 
         json.dumps({"rows": [{"method": "sig-deg", "steps": 1, "equal_quality": equal}]})
     )
     assert text in write_report(tmp_path).read_text()
+
+
+def test_metrics_of_a_second_extractor_are_called_so() -> None:
+    assert metric_name("fid_shares_2") == "FID at real shares, second features"
+    assert metric_name("w1_2000") == "W1, 2,000 samples"
 
 
 def test_rivals_and_further_speedups_have_columns(tmp_path: Path) -> None:

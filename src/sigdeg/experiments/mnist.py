@@ -12,8 +12,8 @@ import copy
 import dataclasses
 import re
 import shutil
-import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -42,7 +42,7 @@ from sigdeg.experiments.mnist_networks import (
     unet,
 )
 from sigdeg.experiments.mnist_presets import DEFAULT, PRESETS, Settings, Spec
-from sigdeg.experiments.mnist_variants import guided_rows, size_rows
+from sigdeg.experiments.mnist_variants import guided_rows, scale_rows, size_rows
 from sigdeg.experiments.results import (
     add_equal_quality,
     add_rivals,
@@ -56,7 +56,7 @@ from sigdeg.experiments.results import (
     single,
     summarise,
 )
-from sigdeg.files import save_model, save_tensors
+from sigdeg.files import SHIPPED, save_model, save_tensors
 from sigdeg.grids import coarse_grid, fine_grid, refine
 from sigdeg.integrations import (
     SOLVERS,
@@ -71,19 +71,24 @@ from sigdeg.integrations import (
     solver_times,
 )
 from sigdeg.metrics import (
+    Activations,
     ClassifierExtractor,
     Reference,
+    Statistics,
     Summary,
+    ambiguous,
     class_histogram,
-    image_metrics,
+    feature_metrics,
+    frechet_distance,
     nearest_neighbours,
     path_error,
     total_variation,
 )
-from sigdeg.networks import network_config
+from sigdeg.networks import Classifier, Mixer, network_config
 from sigdeg.report import image_grid, write_report
 from sigdeg.sampling import sample
 from sigdeg.schedule import from_scheduler
+from sigdeg.signature import randn
 from sigdeg.steps import Exponential, Step
 from sigdeg.student import SignatureStudent
 from sigdeg.training import (
@@ -98,6 +103,15 @@ from sigdeg.training import (
 __all__ = ["DEFAULT", "PRESETS", "Settings", "images", "run"]
 
 POWERS = (1.0, 1.5, 2.0, 3.0)  # grids of the ancestral sampler
+PIPELINE = 50  # steps that diffusers' `LDMPipeline` takes when it is not told how many
+# What judges by name: how it is built and where it comes from. Nothing is chosen with the second.
+EXTRACTORS: dict[str, tuple[type[Classifier], str]] = {
+    "mnist": (Classifier, "mnist-classifier"),
+    "mnist-2": (Mixer, "mnist-classifier-2"),
+}
+JUDGES = ("fid", "fid_2")  # no claim rests on one of them alone
+# Training images that everything is chosen against; the tables are of the test images.
+VALIDATION = 10_000
 SHOWN = 32  # samples in a figure
 NEAREST = 1000  # samples whose nearest training image is looked for
 
@@ -132,7 +146,7 @@ def run(
     bench = Bench(settings, train, test, out, seed, resolve_device(device), progress)
     distilled = {spec: bench.distil(spec) for spec in settings.specs}
 
-    rows: list[dict[str, Any]] = guided_rows(bench)
+    rows: list[dict[str, Any]] = guided_rows(bench) + scale_rows(bench)
     timed: dict[int, Callable[[], Tensor]] = {}  # by the index of the row
 
     def add(draw: Draw, row: dict[str, Any]) -> None:
@@ -146,6 +160,9 @@ def run(
     add(*bench.reference_row())
     for guided in bench.sources:
         add(*bench.teacher_row(guided))
+    pipeline = [len(rows)] if settings.peers else []
+    if settings.peers:
+        add(*bench.pipeline_row())
     for spec, result in distilled.items():
         for steps in (*spec.steps, *(settings.also if not spec.study else ())):
             add(*bench.student_row(spec, steps, result))
@@ -153,26 +170,28 @@ def run(
         add(*bench.ancestral_row(steps))
         for method in SOLVERS:
             add(*bench.peer_row(method, steps))
-    if settings.weak and settings.peers:  # guided steps are two calls: only many may pay
+    for calls in settings.guided_peers:
         for method in SOLVERS:
-            add(*bench.guided_peer_row(method, max(settings.peers)))
+            add(*bench.guided_peer_row(method, calls))
     spec = next(spec for spec in settings.specs if not spec.study)
     learned_from = first + 1 + list(bench.sources).index(spec.guided)
-    over = {count_calls(rows[first]["nfe"]): first}
+    over = {f"the pipeline's {count_calls(rows[i]['nfe'])}": i for i in pipeline}
+    over[count_calls(rows[first]["nfe"])] = first
     add_speed(rows, paired_seconds(timed), learned_from, over)
-    add_rivals(rows, ("fid",))
-    add_equal_quality(rows, ("fid",))
+    add_rivals(rows, JUDGES)
+    add_equal_quality(rows, JUDGES)
 
     main, source = distilled[spec].student, bench.sources[spec.guided]
     main.save_pretrained(out / "student")
     save_decoder(bench.decoder, out / "student" / "decoder")
-    bench.ship(main)
+    if not settings.shipped:
+        bench.ship(main)
     save_results(
         out,
         {
             **identity,
             "title": "MNIST: latents of handwritten digits",
-            "summary": f"{settings.n:,} samples against as many test images.",
+            "summary": f"Draws of {settings.n:,} samples against {len(test[0]):,} test images.",
             "quality": {
                 "metric": "fid",
                 "label": "Fréchet distance, features of an MNIST classifier",
@@ -182,7 +201,8 @@ def run(
             "paper": paper.MNIST,
             "floor": bench.floor(),
             "reconstruction": bench.reconstruction(),
-            "extractor": bench.reference.describe(),
+            "extractor": bench.references[0].describe(),
+            "extractors": bench.describe_extractors(),
             "training": bench.curves
             | {
                 f"student, {'/'.join(map(str, spec.steps))} steps": result.history.tolist()
@@ -198,6 +218,21 @@ def run(
         device,
     )
     return write_report(out)
+
+
+def slugify(name: str) -> str:
+    """A name as that of a file."""
+    return re.sub("[^a-z0-9]+", "-", name)
+
+
+def frechet_at_shares(seen: Activations, reference: Reference, shares: Tensor) -> float:
+    """The Fréchet distance of samples that count so much that each class has its real share.
+
+    It tells how digits look whichever of them are drawn. Classes are the extractor's own.
+    """
+    classes = seen.probabilities.argmax(1)
+    weighted = Statistics.of(seen.features, (shares / class_histogram(classes, CLASSES))[classes])
+    return frechet_distance(weighted, reference.statistics)
 
 
 def guided_name(guided: bool) -> str | None:
@@ -232,42 +267,20 @@ class Bench:
         device: str,
         progress: bool,
     ) -> None:
-        import diffusers
-
         self.settings, self.train, self.test = settings, train, test
         self.out, self.seed, self.device = out, seed, device
         self.options: dict[str, Any] = {"device": device, "progress": progress}
         self.curves: dict[str, Any] = {}
         self.classes: dict[bool, Tensor] = {}  # what share each has, by teacher: guided or not
-        if settings.classifier is None:
-            classifier = load_classifier()
-        else:
-            config = dataclasses.replace(settings.classifier, seed=seed)
-            classifier, history = train_classifier(
-                *train, out / "classifier-training", config, **self.options
-            )
-            self.curves["classifier"] = history.tolist()
-            classifier = classifier.half().float()  # as it is shipped: its digest must be the same
-        self.extractor = ClassifierExtractor(classifier)
-        self.reference = Reference.from_images(test[0], self.extractor)
-        config = dataclasses.replace(settings.autoencoder, seed=seed)
-        autoencoder, history = train_autoencoder(
-            train[0], out / "autoencoder-training", config, **self.options
-        )
-        self.curves["autoencoder"] = history.tolist()
-        self.decoder = Decoder(autoencoder)
+        self.extractors = [self.extractor(name) for name in EXTRACTORS]
+        self.references = [Reference.from_images(test[0], own) for own in self.extractors]
+        self.validation = Statistics.of(self.extractors[0].features(train[0][:VALIDATION]))
+        self.decoder = self.autoencoder()
         self.shares = class_histogram(train[1], CLASSES)
-        self.latents = in_batches(autoencoder, "encode", train[0])
+        self.latents = in_batches(self.decoder.autoencoder, "encode", train[0])
         self.shape = tuple(self.latents.shape[1:])
-        self.scheduler = diffusers.DDPMScheduler(
-            num_train_timesteps=settings.train_steps,
-            prediction_type="v_prediction",
-            clip_sample=False,
-        )
-        network = seeded(seed, lambda: unet(settings.widths, settings.blocks))
-        network = self.train_unet("teacher", network, settings.teacher, out / "teacher-training")
-        save_latent_pipeline(network, self.scheduler, self.decoder, out / "teacher")
-        self.teacher = load_teacher(out / "teacher").to(device)
+        folders = self.teachers()
+        self.teacher = load_teacher(folders[0]).to(device)
         self.step = self.teacher.step()
         # One more coefficient than the students see: the energy score needs noise.
         order = 1 + max(spec.order for spec in settings.specs)
@@ -275,14 +288,70 @@ class Bench:
         self.sources = {False: self.source(self.step, *seen, settings.config, out / "paths")}
         weak = settings.weak
         if weak is not None:
-            own = seed + weak.teacher.seed
-            network = seeded(own, lambda: unet(weak.widths, settings.blocks))
-            network = self.train_unet("weak", network, weak.teacher, out / "weak-training")
-            diffusers.DDPMPipeline(network, self.scheduler).save_pretrained(out / "weak")
-            both = load_teacher(out / "teacher", out / "weak").to(device)
-            guided = both.step(weak.scale, weak.until)
+            self.both = load_teacher(*folders).to(device)
+            guided = self.both.step(weak.scale, weak.until)
             folder = out / "guided-paths"
             self.sources[True] = self.source(guided, *seen, weak.matching, folder)
+
+    def extractor(self, name: str) -> ClassifierExtractor:
+        """A classifier that judges, trained if the preset says how and else the shipped one."""
+        kind, folder = EXTRACTORS[name]
+        config = self.settings.classifiers.get(name)
+        if config is None:
+            return ClassifierExtractor(load_classifier(SHIPPED / folder), name)
+        config = dataclasses.replace(config, seed=self.seed + config.seed)
+        trained, history = train_classifier(
+            *self.train, self.out / f"{folder}-training", config, **self.options, kind=kind
+        )
+        self.curves[folder.replace("mnist-", "")] = history.tolist()
+        # As it is shipped: its digest must be the same.
+        return ClassifierExtractor(trained.half().float(), name)
+
+    def describe_extractors(self) -> list[dict[str, Any]]:
+        """Which they are, how often they are right on the test images and how often unsure."""
+        return [
+            reference.describe()
+            | {
+                "accuracy": float(
+                    (reference.probabilities.argmax(1) == self.test[1]).double().mean()
+                ),
+                "ambiguous": ambiguous(reference.probabilities),
+            }
+            for reference in self.references
+        ]
+
+    def autoencoder(self) -> Decoder:
+        """The autoencoder, trained or the shipped teacher's."""
+        if self.settings.shipped:
+            return load_decoder(SHIPPED / "mnist-teacher" / "vqvae")
+        config = dataclasses.replace(self.settings.autoencoder, seed=self.seed)
+        folder = self.out / "autoencoder-training"
+        trained, history = train_autoencoder(self.train[0], folder, config, **self.options)
+        self.curves["autoencoder"] = history.tolist()
+        return Decoder(trained)
+
+    def teachers(self) -> list[Path]:
+        """Folders of the teacher and, where there is one, of the weak teacher."""
+        import diffusers
+
+        settings, out, weak = self.settings, self.out, self.settings.weak
+        self.scheduler = diffusers.DDPMScheduler(
+            num_train_timesteps=settings.train_steps,
+            prediction_type="v_prediction",
+            clip_sample=False,
+        )
+        if settings.shipped:
+            return [SHIPPED / "mnist-teacher", SHIPPED / "mnist-weak"]
+        network = seeded(self.seed, lambda: unet(settings.widths, settings.blocks))
+        network = self.train_unet("teacher", network, settings.teacher, out / "teacher-training")
+        save_latent_pipeline(network, self.scheduler, self.decoder, out / "teacher")
+        if weak is None:
+            return [out / "teacher"]
+        own = self.seed + weak.teacher.seed
+        network = seeded(own, lambda: unet(weak.widths, settings.blocks))
+        network = self.train_unet("weak", network, weak.teacher, out / "weak-training")
+        diffusers.DDPMPipeline(network, self.scheduler).save_pretrained(out / "weak")
+        return [out / "teacher", out / "weak"]
 
     def train_unet(
         self,
@@ -321,7 +390,7 @@ class Bench:
             TeacherPaths(step, list(rows), self.shape, order, device=self.device, labels=labels),
             folder,
             config.paths,
-            self.seed,
+            self.seed + self.settings.shipped,  # not those that the student has learned from
             config.held_out,
             config.shard_size,
             self.options["progress"],
@@ -344,6 +413,9 @@ class Bench:
 
     def distil(self, spec: Spec) -> Distilled:
         """Distil one student from the shared paths, or let one go on by distribution matching."""
+        if self.settings.shipped:
+            known = SignatureStudent.from_pretrained(SHIPPED / "mnist")
+            return Distilled(known, torch.empty(0, 3), seconds=0.0, teacher_nfe=0.0)
         settings, source = self.settings, self.sources[spec.guided]
         weak = settings.weak if spec.guided else None
         if spec.start:
@@ -384,27 +456,54 @@ class Bench:
         return self.teacher.decode(latents.to(self.device)).clamp(-1, 1).cpu()
 
     def measure(self, pictures: Tensor) -> dict[str, Any]:
-        """Every metric of a set of images, and the share of each class."""
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", UserWarning)  # the count stands in the results
-            metrics = image_metrics(pictures, self.reference, self.extractor)
-        classes = self.extractor.probabilities(pictures).argmax(1)
-        return {"metrics": metrics, "classes": class_histogram(classes, CLASSES).tolist()}
+        """What both extractors make of a set of images: metrics, and by the first class shares."""
+        return self.measure_seen([own.extract(pictures) for own in self.extractors])
+
+    def measure_seen(self, seen: Sequence[Activations]) -> dict[str, Any]:
+        """The same of what they have seen already; metrics of the second end in `_2`."""
+        metrics: dict[str, float] = {}
+        shares = class_histogram(self.test[1], CLASSES)
+        for end, own, reference in zip(("", "_2"), seen, self.references, strict=True):
+            found = feature_metrics(own, reference)
+            found["fid_shares"] = frechet_at_shares(own, reference, shares)
+            found["ambiguous"] = ambiguous(own.probabilities)
+            metrics |= {f"{key}{end}": value for key, value in found.items()}
+        classes = class_histogram(seen[0].probabilities.argmax(1), CLASSES)
+        return {"metrics": metrics, "classes": classes.tolist()}
+
+    def draws(self, draw: Draw, count: int | None = None) -> list[Callable[[], Tensor]]:
+        """Independent sets of latents (default: as many as the preset wants)."""
+        return [
+            partial(draw, self.settings.n, derive_generator(self.seed, 51, i))
+            for i in range(count or self.settings.draws)
+        ]
 
     def judge(
-        self, name: str, draw: Draw, draws: int | None = None, n: int | None = None
+        self, name: str, sets: Sequence[Callable[[], Tensor]]
     ) -> tuple[dict[str, Summary], Tensor]:
-        """Metrics and class shares over several draws."""
-        n, draws = n or self.settings.n, draws or self.settings.draws
-        slug = re.sub("[^a-z0-9]+", "-", f"{name} {draws} of {n}")
+        """Metrics and class shares of several sets of latents, against the test images."""
+        slug = slugify(f"{name} {self.settings.n}")
 
-        def compute() -> dict[str, Any]:
-            generators = [derive_generator(self.seed, 51, i) for i in range(draws)]
-            return {"draws": [self.measure(self.decode(draw(n, g))) for g in generators]}
+        def compute(latents: Callable[[], Tensor]) -> dict[str, Any]:
+            return self.measure(self.decode(latents()))
 
-        found = remember(self.out / "judged" / f"{slug}.json", compute)["draws"]
+        found = [
+            remember(self.out / "judged" / f"{slug}-{i}.json", partial(compute, latents))
+            for i, latents in enumerate(sets)
+        ]
         shares = torch.tensor([f["classes"] for f in found], dtype=torch.float64).mean(0)
         return summarise([f["metrics"] for f in found]), shares
+
+    def validate(self, name: str, draw: Draw) -> float:
+        """The Fréchet distance that choices go by: first features, training images, one draw."""
+        n, slug = self.settings.tried, slugify(name)
+
+        def compute() -> dict[str, Any]:
+            pictures = self.decode(draw(n, derive_generator(self.seed, 56)))
+            found = self.extractors[0].features(pictures)
+            return {"fid": frechet_distance(found, self.validation)}
+
+        return float(remember(self.out / "chosen" / f"{slug}.json", compute)["fid"])
 
     def floor(self) -> dict[str, Summary]:
         """The metrics of training images, disjoint sets as large as a draw."""
@@ -414,8 +513,8 @@ class Bench:
 
     def reconstruction(self) -> dict[str, Summary]:
         """The metrics of decoded latents of training images."""
-        latents = self.latents[: self.settings.n]
-        return summarise([self.measure(self.decode(latents))["metrics"]])
+        parts = self.latents.split(self.settings.n)[: self.settings.draws]
+        return summarise([self.measure(self.decode(part))["metrics"] for part in parts])
 
     def reference_row(self) -> tuple[Draw, dict[str, Any]]:
         """The paper's teacher, all uniform steps of its scheduler: what speed is compared with."""
@@ -429,9 +528,10 @@ class Bench:
         step, cache, calls = self.sources[guided]
         ends = cache.ends
         draws = min(self.settings.draws, len(ends) // self.settings.n)
-        drawn = iter(ends.split(self.settings.n))
+        parts = ends.split(self.settings.n)
         name = "guided teacher" if guided else "teacher"
-        metrics, classes = self.judge(name, lambda n, _: next(drawn), draws)
+        sets = [partial(parts.__getitem__, i) for i in range(draws)]
+        metrics, classes = self.judge(name, sets)
         self.classes[guided] = classes
         metrics["tv"] = single(total_variation(classes, self.shares), len(ends))
         rows = cache.paths.rows
@@ -439,13 +539,34 @@ class Bench:
         more = {"grid": "chosen", "order": 1, "seeds": 1, "teacher": guided_name(guided)}
         return self.march(step, grid), make_row("teacher", step.denoiser, calls, metrics, **more)
 
+    def pipeline_row(self) -> tuple[Draw, dict[str, Any]]:
+        """The saved pipeline as its user runs it: its own scheduler's sampler."""
+        scheduler, network = self.scheduler, self.teacher.denoiser.network
+        steps = min(PIPELINE, self.settings.train_steps)
+
+        @torch.no_grad()
+        def draw(n: int, generator: Generator) -> Tensor:
+            noise = randn((n, *self.shape), generator, torch.float32, self.device)
+            batches = []
+            for x in noise.split(BATCH):
+                scheduler.set_timesteps(steps)
+                for t in scheduler.timesteps:
+                    step = scheduler.step(network(x, t).sample, t, x, generator=generator)
+                    x = step.prev_sample
+                batches.append(x)
+            return torch.cat(batches)
+
+        metrics, _ = self.judge("pipeline", self.draws(draw, self.settings.peer_draws))
+        more = {"grid": "the pipeline's own", "order": 1, "seeds": 1}
+        return draw, make_row("teacher", self.teacher.denoiser, steps, metrics, **more)
+
     def student_row(self, spec: Spec, steps: int, result: Distilled) -> tuple[Draw, dict[str, Any]]:
         """A student at one of its step counts."""
         student, grid = result.student.to(self.device), result.student.grid(steps)
         cache, shares = self.sources[spec.guided].cache, self.classes[spec.guided]
         draw = self.march(student, grid)
         once = 1 if spec.iterations and not spec.start else None  # students of side tables
-        metrics, classes = self.judge(f"{spec.slug} at {steps}", draw, once)
+        metrics, classes = self.judge(f"{spec.slug} at {steps}", self.draws(draw, once))
         metrics["tv"] = single(total_variation(classes, self.shares), self.settings.n)
         metrics["tv_teacher"] = single(total_variation(classes, shares), self.settings.n)
         if steps in student.steps:  # only those grids are every so many of the cached times
@@ -465,8 +586,8 @@ class Bench:
             q=spec.q,
             grid="chosen",
             seeds=1,
-            train_seconds=result.seconds,
-            teacher_nfe=result.teacher_nfe,
+            train_seconds=result.seconds or None,  # the shipped student does not tell
+            teacher_nfe=result.teacher_nfe or None,
             teacher=guided_name(spec.guided),
             study=spec.study or None,
             variant=spec.variant or None,
@@ -475,14 +596,12 @@ class Bench:
     def best_row(
         self, method: str, calls: int, draws: Mapping[str, Draw], guided: bool = False
     ) -> tuple[Draw, dict[str, Any]]:
-        """A training-free sampler on the grid that a first, smaller draw finds best."""
+        """A training-free sampler on the grid that comes closest to the training images."""
         name = f"guided {method} {calls}" if guided else f"{method} {calls}"
-        tried = {
-            grid: self.judge(f"{name} {grid}", draw, 1, self.settings.tried)[0]
-            for grid, draw in draws.items()
-        }
-        best = min(tried, key=lambda grid: tried[grid]["fid"]["mean"])
-        metrics, _ = self.judge(f"{name} {best}", draws[best], 1)
+        tried = {grid: self.validate(f"{name} {grid}", draw) for grid, draw in draws.items()}
+        best = min(tried, key=lambda grid: tried[grid])
+        sets = self.draws(draws[best], self.settings.peer_draws)
+        metrics, _ = self.judge(f"{name} {best}", sets)
         denoiser = self.sources[guided].step.denoiser
         more = {"grid": f"best of {len(tried)}", "best_grid": best, "seeds": 1}
         return draws[best], make_row(
@@ -530,9 +649,9 @@ class Bench:
         """The models in half precision, in a folder, as the package ships them."""
         folder = self.out / "pretrained"
         copy.deepcopy(student).half().save_pretrained(folder / "mnist")
-        network = copy.deepcopy(self.extractor.network).half()
-        config = network_config(network)
-        save_model(folder / "mnist-classifier", config, network.state_dict())
+        for (_, name), extractor in zip(EXTRACTORS.values(), self.extractors, strict=True):
+            network = copy.deepcopy(extractor.network).half()
+            save_model(folder / name, network_config(network), network.state_dict())
         for name in ("teacher", "weak")[: len(self.sources)]:
             shutil.copytree(self.out / name, folder / f"mnist-{name}", dirs_exist_ok=True)
         for file in folder.glob("*/unet/*.safetensors"):

@@ -124,9 +124,10 @@ def train_classifier(
     config: TrainConfig,
     device: str | None = None,
     progress: bool = True,
+    kind: type[Classifier] = Classifier,
 ) -> tuple[Classifier, Tensor]:
-    """Train the classifier on images and their labels (n,); returns it and its history."""
-    network = seeded(config.seed, Classifier)
+    """Train a classifier on images and their labels (n,); returns it and its history."""
+    network = seeded(config.seed, kind)
 
     def batch(rows: Tensor, generator: Generator) -> tuple[Tensor, Tensor]:
         moves = torch.randint(-SHIFT, SHIFT + 1, (8, 2), generator=generator).tolist()

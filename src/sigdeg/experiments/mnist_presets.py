@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 from sigdeg.distillation import DistillConfig
 from sigdeg.student import ResidualNoise
@@ -112,7 +112,8 @@ class Settings:
         widths: Channels of the U-Net at its three resolutions.
         blocks: Residual blocks a resolution.
         autoencoder: How the autoencoder is trained.
-        classifier: How the metrics' classifier is trained; None takes the one that is shipped.
+        classifiers: How the metrics' classifiers are trained, by the extractor's name; what is not
+            named is the one that is shipped.
         teacher: How the teacher is trained.
         train_steps: Noise levels of the teacher's scheduler.
         specs: The students.
@@ -121,12 +122,16 @@ class Settings:
         times: The finest grid of the students; one of fewer steps takes every so many of them.
         also: Step counts that the main student is judged at though it was not trained for them.
         peers: Calls of the training-free solvers.
+        guided_peers: Calls of those of the guided teacher: a step is two, so only many may pay.
+        scales: Scales of the guidance, each with the time above which there is none, to compare.
         sized: Whether to time networks of the paper's other sizes.
         guided: The class-conditional variant.
         weak: The weak teacher, for the students that want it.
-        draws: Sampling seeds.
-        n: Samples of a draw, against as many test images.
-        tried: Samples behind the choice of a solver's grid.
+        shipped: Whether to judge the models that come with the package instead of training.
+        draws: Draws of teachers and students.
+        peer_draws: Draws of the training-free samplers.
+        n: Samples of a draw, against all test images.
+        tried: Samples behind a choice, such as of a solver's grid.
         timing_n: Samples behind the seconds.
     """
 
@@ -137,15 +142,19 @@ class Settings:
     config: DistillConfig
     matching: DistillConfig
     blocks: int = 1
-    classifier: TrainConfig | None = None
+    classifiers: dict[str, TrainConfig] = field(default_factory=dict)
     train_steps: int = 1000
     times: tuple[float, ...] = TIMES
     also: tuple[int, ...] = ()
     peers: tuple[int, ...] = ()
+    guided_peers: tuple[int, ...] = ()
+    scales: tuple[tuple[float, float], ...] = ()
     sized: bool = False
     guided: Guided | None = None
     weak: Weak | None = None
+    shipped: bool = False
     draws: int = 1
+    peer_draws: int = 1
     n: int = 10_000
     tried: int = 2048
     timing_n: int = 64
@@ -217,13 +226,20 @@ WEAK = Weak(
 QUARTER = Settings(
     widths=WIDTHS["quarter"],
     autoencoder=TrainConfig(iterations=4000, batch_size=64, learning_rate=3e-3, ema=0.998),
-    classifier=TrainConfig(iterations=3500, batch_size=128, learning_rate=1e-3, ema=0.995),
+    classifiers={
+        "mnist": TrainConfig(iterations=3500, batch_size=128, learning_rate=1e-3, ema=0.995),
+        "mnist-2": TrainConfig(
+            iterations=8000, batch_size=64, learning_rate=2e-3, ema=0.998, seed=1
+        ),
+    },
     teacher=TRAINED,
     specs=(ELASTIC, *studies()),
     config=STUDENT,
     matching=MATCHING,
     also=(4,),
     peers=(1, 2, 5, 10),
+    guided_peers=(10, 20),
+    scales=((1.0, 1.0), (1.25, 0.6), (1.5, 0.6), (1.75, 0.6), (2.0, 0.6), (1.5, 1.0)),
     sized=True,
     guided=Guided(
         teacher=replace(TRAINED, iterations=2000, ema=0.998),
@@ -232,7 +248,10 @@ QUARTER = Settings(
         config=replace(STUDENT, iterations=600, paths=2512, refinement=6, ema=0.995),
     ),
     weak=WEAK,
-    draws=3,
+    draws=4,
+    peer_draws=2,
+    n=5000,
+    tried=1024,
 )
 PRESETS = {
     "quick": Settings(
@@ -246,6 +265,17 @@ PRESETS = {
         tried=2048,
     ),
     "default": QUARTER,
+    # The models that come with the package, judged again without any training.
+    "shipped": replace(
+        QUARTER,
+        shipped=True,
+        classifiers={},
+        specs=(ELASTIC,),
+        config=replace(STUDENT, paths=10_000),
+        weak=replace(WEAK, matching=replace(WEAK.matching, paths=20_000)),
+        sized=False,
+        guided=None,
+    ),
     # Three times the cost of a call, so less of everything: an afternoon of two cores.
     "half": Settings(
         widths=WIDTHS["half"],
@@ -259,7 +289,7 @@ PRESETS = {
     "paper": replace(
         QUARTER,
         widths=WIDTHS["full"],
-        classifier=None,
+        classifiers={},
         teacher=replace(TRAINED, iterations=100_000, batch_size=256, learning_rate=3e-4),
         train_steps=1500,
         config=replace(STUDENT, iterations=20_000, batch_size=256, paths=60_512),

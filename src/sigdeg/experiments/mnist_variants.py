@@ -12,6 +12,7 @@ from sigdeg.distillation import distill
 from sigdeg.experiments.mnist_networks import BATCH, CLASSES, unet
 from sigdeg.experiments.mnist_presets import WIDTHS
 from sigdeg.experiments.results import count_calls, make_row, paired_seconds, single, summarise
+from sigdeg.grids import refine
 from sigdeg.integrations import load_teacher, save_latent_pipeline
 from sigdeg.report import image_grid
 from sigdeg.sampling import sample
@@ -20,7 +21,9 @@ from sigdeg.training import derive_generator, seeded
 if TYPE_CHECKING:
     from sigdeg.experiments.mnist import Bench
 
-__all__ = ["guided_rows", "size_rows"]
+__all__ = ["guided_rows", "scale_rows", "size_rows"]
+
+SCALE_REFINEMENT = 4  # fine steps to a coarse one
 
 
 def guided_rows(bench: Bench) -> list[dict[str, Any]]:
@@ -78,7 +81,7 @@ def guided_rows(bench: Bench) -> list[dict[str, Any]]:
     ):
         found = bench.decode(latents)
         metrics = summarise([bench.measure(found)["metrics"]])
-        own = bench.extractor.probabilities(found).argmax(1)
+        own = bench.extractors[0].probabilities(found).argmax(1)
         metrics["accuracy"] = single(float((own == wanted).double().mean()), len(own))
         rows.append(
             make_row(
@@ -106,6 +109,28 @@ def guided_rows(bench: Bench) -> list[dict[str, Any]]:
     image_grid(
         sets, bench.out / "figures" / "guided.png", 8, [f"student, {count_calls(len(grid) - 1)}"]
     )
+    return rows
+
+
+def scale_rows(bench: Bench) -> list[dict[str, Any]]:
+    """How much the weak teacher is to guide, and from when on: against the training images."""
+    weak = bench.settings.weak
+    if weak is None:
+        return []
+    rows = []
+    finest = torch.tensor(bench.settings.times, dtype=torch.float64)
+    for scale, until in bench.settings.scales:
+        step = bench.both.step(scale, until)
+        grid = refine(step.schedule, finest, SCALE_REFINEMENT, weak.matching.fine_power)
+        times = torch.cat([grid[0], *(row[1:] for row in grid[1:])])
+        value = bench.validate(f"scale {scale:g} until {until:g}", bench.march(step, times))
+        calls = step.denoiser.calls(times[:-1])
+        more = {
+            "study": "Scale of the guidance, against training images",
+            "variant": f"{scale:g} below t = {until:g}",
+        }
+        metrics = {"fid_train": single(value, bench.settings.tried)}
+        rows.append(make_row("teacher", step.denoiser, calls, metrics, **more))
     return rows
 
 

@@ -25,15 +25,8 @@ NAMES = {
     "tails": "Tail quantiles",
     "skew": "ATM skew",
     "fid": "FID",
-    "fid_2": "FID, second features",
     "fid_shares": "FID at real shares",
-    "fid_shares_2": "FID at real shares, second features",
     "fid_train": "FID, training images",
-    "kid_2": "KID, second features",
-    "precision_2": "Precision, second features",
-    "recall_2": "Recall, second features",
-    "diversity_2": "Diversity, second features",
-    "inception_score_2": "Inception score, second features",
     "ambiguous": "Ambiguous digits",
     "kid": "KID",
     "tv": "Total variation",
@@ -100,7 +93,9 @@ class Table(NamedTuple):
 
 
 def metric_name(key: str) -> str:
-    """A metric's name as a reader knows it."""
+    """A metric's name as a reader knows it; that of a second extractor ends in `_2`."""
+    if key.endswith("_2"):
+        return f"{metric_name(key[:-2])}, second features"
     return NAMES.get(key, key.replace("_", " ").capitalize())
 
 
