@@ -7,7 +7,7 @@ import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
-__all__ = ["SigdegError", "TrainingError", "guard"]
+__all__ = ["SigdegError", "TrainingError", "guard", "reason"]
 
 INTERRUPTED = "interrupted; the same command goes on or starts again"
 
@@ -22,6 +22,13 @@ class TrainingError(SigdegError):
     """Good input, but the work failed. The command line prints the message, exit code 1."""
 
     exit_code = 1
+
+
+def reason(error: Exception) -> str:
+    """What an error of another library says, in one line of a length that can be read."""
+    said = getattr(error, "strerror", None) or str(error)
+    lines = [" ".join(line.split()) for line in said.splitlines() if line.strip()]
+    return lines[0][:300] if lines else type(error).__name__
 
 
 def guard(work: Callable[[], int], folder: Callable[[], Path | None] = lambda: None) -> int:

@@ -17,7 +17,7 @@ from safetensors import safe_open
 from safetensors.torch import save
 from torch import Tensor, nn
 
-from sigdeg.errors import SigdegError
+from sigdeg.errors import SigdegError, reason
 
 try:
     import fcntl
@@ -62,8 +62,7 @@ def atomic_write(path: Path, write: Callable[[Path], object]) -> None:
         os.fsync(handle)
         part.replace(path)
     except Exception as error:  # safetensors reports a full disk as its own error, not as OSError
-        reason = getattr(error, "strerror", None) or str(error)
-        raise SigdegError(f"cannot write {path}: {reason}") from None
+        raise SigdegError(f"cannot write {path}: {reason(error)}") from None
     finally:  # an interrupt from the keyboard leaves no litter either
         if handle is not None:
             part.unlink(missing_ok=True)
@@ -192,8 +191,7 @@ def open_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
             return tensors, dict(file.metadata() or {})
     except Exception as error:  # whatever a hostile header makes of its reader
-        reason = " ".join(str(error).split())
-        raise SigdegError(f"{path} is not a whole safetensors file: {reason}") from None
+        raise SigdegError(f"{path} is not a whole safetensors file: {reason(error)}") from None
 
 
 def count_weights(path: Path) -> int:
@@ -225,8 +223,8 @@ def read_json(path: Path) -> dict[str, Any]:
     try:
         value = json.loads(path.read_text())
     except (OSError, ValueError, RecursionError) as error:
-        reason = getattr(error, "strerror", None) or str(error)
-        raise SigdegError(f"{path.parent} holds no readable {path.name}: {reason}") from None
+        told = f"{path.parent} holds no readable {path.name}: {reason(error)}"
+        raise SigdegError(told) from None
     if not isinstance(value, dict):
         raise SigdegError(f"{path} holds no JSON object")
     return value
@@ -252,8 +250,8 @@ def find_folder(path: str | Path) -> Path:
     try:
         return Path(snapshot_download(name, allow_patterns=["*.json", "*.safetensors"]))
     except (OSError, ValueError) as error:  # a hub or network error, or no valid id
-        reason = str(error).splitlines()[0]
-        raise SigdegError(f"{name} is no folder here and could not be fetched: {reason}") from None
+        told = f"{name} is no folder here and could not be fetched: {reason(error)}"
+        raise SigdegError(told) from None
 
 
 def load_weights(

@@ -10,10 +10,10 @@ import torch
 from torch import Tensor, nn
 
 from sigdeg.denoiser import AutoGuidance, ClassifierFreeGuidance, NetworkDenoiser
-from sigdeg.errors import SigdegError
+from sigdeg.errors import SigdegError, reason
 from sigdeg.files import find_folder, load_weights, read_json, save_json
 from sigdeg.integrations.decoders import Decoder, check_decoder, load_decoder, modern, save_decoder
-from sigdeg.networks import build_network, check_call, count_classes, network_config
+from sigdeg.networks import build_network, check_call, check_kinds, count_classes, network_config
 from sigdeg.schedule import DiscreteVP, from_scheduler
 from sigdeg.schema import listed, maybe, number, record, whole
 from sigdeg.steps import Exponential
@@ -152,10 +152,11 @@ def load_schedule(folder: Path) -> tuple[DiscreteVP, Any, float | None]:
         raise SigdegError(f"{folder}: {name} is no scheduler of diffusers")
     try:
         record({}, {"num_train_timesteps": whole(1, 10**6)})(saved, "")
+        check_kinds(cls, saved)
         scheduler = cls.from_config(saved)
     except Exception as error:  # parameters of a wrong kind may break anything inside
-        reason = " ".join(str(error).split()) or type(error).__name__
-        raise SigdegError(f"{folder}: the scheduler {name} cannot be built: {reason}") from None
+        told = f"{folder}: the scheduler {name} cannot be built: {reason(error)}"
+        raise SigdegError(told) from None
     config = dict(scheduler.config)
     if config.get("thresholding"):
         raise SigdegError(f"{folder}: dynamic thresholding is not supported, clip_sample is")

@@ -4,6 +4,7 @@ from sigdeg.networks.autoencoder import Autoencoder
 from sigdeg.networks.build import (
     build_network,
     check_call,
+    check_kinds,
     count_classes,
     count_parameters,
     network_config,
@@ -20,6 +21,7 @@ __all__ = [
     "ResidualMLP",
     "build_network",
     "check_call",
+    "check_kinds",
     "count_classes",
     "count_parameters",
     "network_config",

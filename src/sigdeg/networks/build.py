@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import logging
 from pathlib import Path
 from typing import Any
@@ -9,14 +10,21 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from sigdeg.errors import SigdegError
+from sigdeg.errors import SigdegError, reason
 from sigdeg.files import count_weights
 from sigdeg.networks.autoencoder import Autoencoder
 from sigdeg.networks.classifier import Classifier, Mixer
 from sigdeg.networks.mlp import ModulatedMLP, ResidualMLP
-from sigdeg.schema import record, whole
+from sigdeg.schema import number, record, whole
 
-__all__ = ["build_network", "check_call", "count_classes", "count_parameters", "network_config"]
+__all__ = [
+    "build_network",
+    "check_call",
+    "check_kinds",
+    "count_classes",
+    "count_parameters",
+    "network_config",
+]
 
 OWN: dict[str, Any] = {
     cls.__name__: cls for cls in (Autoencoder, Classifier, Mixer, ModulatedMLP, ResidualMLP)
@@ -75,12 +83,31 @@ def build_network(description: dict[str, Any], weights: Path | None = None) -> n
     held = None if weights is None else count_weights(weights)
     try:
         SAVED(config, "")
+        check_kinds(cls, config)
         if held is not None:
             check_size(cls, config, held)
         return build(cls, config)
     except Exception as error:  # parameters of a wrong kind may break anything inside
-        reason = " ".join(str(error).split()) or type(error).__name__
-        raise SigdegError(f"network {name} cannot be built: {reason}") from None
+        raise SigdegError(f"network {name} cannot be built: {reason(error)}") from None
+
+
+def check_kinds(cls: Any, config: dict[str, Any]) -> None:
+    """Refuse parameters of another kind than their defaults: many would be taken, as others."""
+    for name, parameter in inspect.signature(cls).parameters.items():
+        value, default = config.get(name), parameter.default
+        if value is None or value == default:
+            continue
+        several = isinstance(value, list | tuple)
+        kind = next((k for k in (bool, str) if isinstance(default, k)), None)
+        if isinstance(default, list | tuple) != several and isinstance(default, list | tuple | str):
+            raise SigdegError(f"{name} must be like {default!r}, got {value!r:.60}")
+        for part in value if several else [value]:
+            if kind is None and isinstance(default, int | float):
+                number()(part, name)
+            elif isinstance(part, bool) and kind is not bool:
+                raise SigdegError(f"{name} must not be {part}")
+            elif kind is not None and not isinstance(part, kind):
+                raise SigdegError(f"{name} must be like {default!r}, got {part!r:.60}")
 
 
 def build(cls: Any, config: dict[str, Any]) -> nn.Module:
@@ -120,9 +147,8 @@ def check_call(network: nn.Module, *inputs: Tensor, **condition: Tensor) -> None
     try:
         torch.func.functional_call(network, own, given, named)
     except Exception as error:
-        reason = " ".join(str(error).split()) or type(error).__name__
         shape = tuple(inputs[0].shape)
-        raise SigdegError(f"it cannot be called with an input of shape {shape}: {reason}") from None
+        raise SigdegError(f"it takes no input of shape {shape}: {reason(error)}") from None
 
 
 def count_parameters(network: nn.Module) -> int:

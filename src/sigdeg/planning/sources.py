@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Generator
 
-from sigdeg.errors import SigdegError
+from sigdeg.errors import SigdegError, reason
 from sigdeg.files import read_tensors
 from sigdeg.grids import fine_grid
 from sigdeg.planning.measured import MeasuredCost, candidate_times, measured_cost
@@ -74,8 +74,7 @@ def find_source(
         except SigdegError:
             raise
         except Exception as error:  # a damaged file may break anything inside its reader
-            reason = getattr(error, "strerror", None) or " ".join(str(error).split())
-            raise SigdegError(f"cannot read {path}: {reason}") from None
+            raise SigdegError(f"cannot read {path}: {reason(error)}") from None
     if name in BENCHMARKS and not path.exists():
         return Source(BENCHMARKS[name](samples, seed))
     from sigdeg.integrations import load_teacher

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from PIL import Image
 
-from sigdeg.errors import SigdegError
+from sigdeg.errors import SigdegError, reason
 from sigdeg.files import atomic_write, read_json
 from sigdeg.report.headline import headline
 from sigdeg.report.plots import quality_plot, training_plot
@@ -67,8 +67,9 @@ def write_report(folder: Path) -> Path:
     except SigdegError:
         raise
     except Exception as error:  # an entry of a kind that only the plots and tables know
-        file, kind = folder / "results.json", type(error).__name__
-        raise SigdegError(f"{file} holds what no report can show: {kind}: {error}") from error
+        told = f"{type(error).__name__}: {reason(error)}"
+        file = folder / "results.json"
+        raise SigdegError(f"{file} holds what no report can show: {told}") from error
     report = folder / "report.html"
     atomic_write(report, lambda temporary: temporary.write_text(page, encoding="utf-8"))
     return report
@@ -151,8 +152,7 @@ def picture(path: Path, caption: str) -> Picture:
             kind = Image.MIME[image.format or ""]
             width, height = (round(side * CSS_DPI / DPI) for side in image.size)
     except Exception as error:  # a damaged image may break anything inside its decoder
-        reason = getattr(error, "strerror", None) or str(error)
-        raise SigdegError(f"figure {path} is missing or damaged: {reason}") from None
+        raise SigdegError(f"figure {path} is missing or damaged: {reason(error)}") from None
     source = f"data:{kind};base64,{base64.b64encode(content).decode()}"
     return Picture(source, caption, width, height)
 
