@@ -356,6 +356,53 @@ def test_a_damaged_file_is_one_line_or_nothing(folders: tuple[Path, Path], tmp_p
     assert counts["refused"] > 30
 
 
+UNET: list[tuple[str, Any]] = [
+    ("time_embedding_type", 0),
+    ("freq_shift", {}),
+    ("up_block_types", [0, 0]),
+    ("down_block_types", [math.nan] * 2),
+    ("act_fn", []),
+    ("in_channels", -1),
+    ("attn_norm_num_groups", True),
+    ("add_attention", 0),
+    ("downsample_padding", [1, 2]),  # seen only when it is called
+    ("sample_size", [8]),
+    ("sample_size", "8"),
+    ("sample_size", 10**30),
+    ("norm_eps", math.inf),
+    ("norm_num_groups", 3),
+    ("layers_per_block", 10**9),  # would be built without end
+    ("block_out_channels", [4, 10**5]),  # would take 360 GB
+    ("num_class_embeds", 10**12),
+]
+SCHEDULER: list[tuple[str, Any]] = [
+    ("clip_sample", "no"),
+    ("clip_sample_range", "abc"),
+    ("clip_sample_range", {}),
+    ("num_train_timesteps", 10**9),
+    ("beta_start", None),
+    ("beta_end", -1),
+    ("beta_start", math.nan),
+    ("trained_betas", []),
+    ("prediction_type", []),
+    ("rescale_betas_zero_snr", "x"),
+    ("_class_name", []),
+]
+WRONG = [("unet/config.json", *case) for case in UNET]
+WRONG += [("scheduler/scheduler_config.json", *case) for case in SCHEDULER]
+
+
+@pytest.mark.parametrize(("file", "key", "value"), WRONG)
+def test_a_pipeline_with_a_parameter_of_a_wrong_kind(
+    folders: tuple[Path, Path], tmp_path: Path, file: str, key: str, value: Any
+) -> None:
+    """Refused when it is loaded, whatever diffusers would make of it; nothing large is built."""
+    folder = shutil.copytree(folders[0] / "pipeline", tmp_path / "pipeline")
+    config = {**json.loads((folder / file).read_text()), key: value}
+    (folder / file).write_text(json.dumps(config))
+    assert verdict(READERS["pipeline"], folder, None) == "refused"
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("part", range(10))
 def test_a_thousand_damaged_files(folders: tuple[Path, Path], tmp_path: Path, part: int) -> None:
