@@ -21,7 +21,7 @@ from sigdeg.errors import SigdegError, reason
 
 try:
     import fcntl
-except ImportError:  # Windows, where a file that is open cannot be deleted
+except ImportError:  # Windows, which moves no file that is open, and has other locks
     fcntl = None  # type: ignore[assignment]
 
 __all__ = [
@@ -53,29 +53,37 @@ def atomic_write(path: Path, write: Callable[[Path], object]) -> None:
         SigdegError: If the folder cannot be made or written to, or the disk is full. What stood at
             the path before stands there still.
     """
-    handle, part = None, path.with_name(f".{path.name}.{secrets.token_hex(4)}{PART}")
+    handle, part = -1, path.with_name(f".{path.name}.{secrets.token_hex(4)}{PART}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         remove_leftovers(path)
         handle = begin(part)
         write(part)
-        os.fsync(handle)
+        if handle >= 0:
+            os.fsync(handle)
         part.replace(path)
     except Exception as error:  # safetensors reports a full disk as its own error, not as OSError
         raise SigdegError(f"cannot write {path}: {reason(error)}") from None
     finally:  # an interrupt from the keyboard leaves no litter either
-        if handle is not None:
-            part.unlink(missing_ok=True)
+        if handle >= 0:
             os.close(handle)
+        with contextlib.suppress(OSError):
+            part.unlink()
 
 
 def begin(part: Path) -> int:
-    """Create a file with the modes that the user's mask leaves, locked as long as we live."""
+    """Create a file with the modes that the user's mask leaves, locked as long as we live.
+
+    Returns:
+        What holds the lock; -1 where there are none.
+    """
     while True:
         handle = os.open(part, os.O_CREAT | os.O_RDWR, 0o666)
-        if fcntl is not None:
-            with contextlib.suppress(OSError):  # a file system without locks
-                fcntl.flock(handle, fcntl.LOCK_EX)
+        if fcntl is None:
+            os.close(handle)
+            return -1
+        with contextlib.suppress(OSError):  # a file system without locks
+            fcntl.flock(handle, fcntl.LOCK_EX)
         if os.fstat(handle).st_nlink:
             return handle
         os.close(handle)  # taken for a leftover between the two lines above
@@ -83,8 +91,8 @@ def begin(part: Path) -> int:
 
 def remove_leftovers(path: Path) -> None:
     """Remove what writers of this path that were killed have left: nobody holds its lock."""
-    for part in path.parent.iterdir():
-        if fcntl is None or not part.name.startswith(f".{path.name}.") or part.suffix != PART:
+    for part in () if fcntl is None else path.parent.iterdir():
+        if not part.name.startswith(f".{path.name}.") or part.suffix != PART:
             continue
         try:
             handle = os.open(part, os.O_RDWR)
@@ -295,8 +303,8 @@ def load_weights(
             raise SigdegError(f"weight {name} holds NaN or infinite values in {path}")
     if config is not None:
         sealed = unseal(config, path.parent / "config.json").get("_weights")
-        metadata.pop("digest", None)
-        if sealed is not None and sealed != digest(tensors, metadata):
+        found = metadata.get("digest") or digest(tensors, metadata)
+        if sealed not in (None, found):
             raise SigdegError(
                 f"{path} and the config.json beside it do not belong together: one was replaced"
             )

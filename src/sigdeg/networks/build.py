@@ -141,7 +141,8 @@ def check_call(network: nn.Module, *inputs: Tensor, **condition: Tensor) -> None
     Raises:
         SigdegError: If it fails: parameters of a wrong kind may show in the call only.
     """
-    own = {name: value.to("meta") for name, value in network.state_dict().items()}
+    own = dict(network.named_parameters()) | dict(network.named_buffers())  # unsaved ones too
+    own = {name: value.to("meta") for name, value in own.items()}
     given = tuple(value.to("meta") for value in inputs)
     named = {name: value.to("meta") for name, value in condition.items()}
     try:
