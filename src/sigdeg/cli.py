@@ -242,6 +242,9 @@ def evaluate(
     weak: AnyText = None,
     guidance: Guidance = None,
     guidance_until: Until = 1.0,
+    data: AnyText = None,
+    features: Literal["inception", "mnist", "pixels"] = "inception",
+    resize: bool = False,
     out: Folder = Path("runs/evaluation"),
     seed: Seed = 1,
     device: AnyText = None,
@@ -252,22 +255,31 @@ def evaluate(
     Args:
         student: Folder or hub id of a student.
         teacher: Folder or hub id of the pipeline it was distilled from.
-        samples: Samples behind the metrics.
+        samples: Samples in each of the two sets that are compared.
         refinement: Fine teacher steps a coarse step.
         weak: Folder or hub id of the weaker version that guided the teacher.
         guidance: Scale of guidance that the student was distilled with.
         guidance_until: Time above which there was none.
+        data: Real images to compare with as well, for FID, KID, precision, recall and diversity: a
+            folder of pictures, a .npy, a .safetensors or an IDX file.
+        features: What images are compared by: the FID Inception (fetched once, 96 MB), the MNIST
+            classifier that comes with the package, or pixels as they are.
+        resize: Cut and resize pictures of another size.
         out: Run folder.
         seed: Seed of the noise.
         device: cpu or cuda (default: what is found).
         progress: Show a progress bar.
     """
+    import torch
+
+    from sigdeg.datasets.images import load_images
     from sigdeg.distillation import DistillConfig
     from sigdeg.experiments import images
+    from sigdeg.experiments.real import Real
     from sigdeg.grids import refine
     from sigdeg.integrations import load_teacher
     from sigdeg.student import SignatureStudent
-    from sigdeg.training import claim_folder, resolve_device
+    from sigdeg.training import claim_folder, fingerprint, resolve_device
 
     model, original = SignatureStudent.from_pretrained(student), load_teacher(teacher, weak)
     if model.sample_shape != original.sample_shape:
@@ -285,6 +297,12 @@ def evaluate(
     config = DistillConfig(refinement=refinement, seed=seed)
     refine(model.schedule, model.grid(), refinement)  # refuses what cannot be, before any writing
     original.step(guidance, guidance_until)
+    device, real = resolve_device(device), None
+    if data is not None:
+        shape = original.decode(torch.zeros(1, *original.sample_shape)).shape[1:]
+        found_images = load_images(data, tuple(shape), resize)
+        real = Real(found_images, features, 2 * samples, device)
+        identity |= {"data": fingerprint(found_images), "features": features}
     claim_folder(out, "config.json", {**identity, "samples": samples, "refinement": refinement})
     found = images.evaluate(
         model,
@@ -293,7 +311,8 @@ def evaluate(
         samples,
         guidance=guidance,
         guidance_until=guidance_until,
-        device=resolve_device(device),
+        real=real,
+        device=device,
         progress=progress,
     )
     results = {**identity, "title": f"{original.name}: student and teacher", "preset": None}

@@ -9,9 +9,11 @@ from pathlib import Path
 from typing import Any
 
 import diffusers
+import numpy as np
 import pytest
 import torch
 
+from sigdeg.cli import main
 from sigdeg.denoiser import NetworkDenoiser
 from sigdeg.distillation import DistillConfig, Verdict
 from sigdeg.errors import SigdegError
@@ -22,7 +24,7 @@ from sigdeg.report import write_report
 from sigdeg.schedule import VPLinear
 
 CONFIG = DistillConfig(
-    iterations=2, batch_size=4, paths=16, held_out=8, refinement=2, tracker="none"
+    iterations=2, batch_size=8, paths=16, held_out=8, refinement=2, tracker="none"
 )
 
 
@@ -137,3 +139,38 @@ def test_the_lines_of_python_run_as_printed(
     names: dict[str, Any] = {}
     exec(match[1], names)
     assert names["x"].shape == ((16, 1, 32, 32) if latent else (16, 2, 8, 8))
+
+
+def test_real_images_beside_all_of_them(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """`sigdeg evaluate --data`: metrics against data, and both references called what they are."""
+    own = teacher(1)
+    scheduler = diffusers.DDPMScheduler(prediction_type="v_prediction", clip_sample=False)
+    diffusers.DDPMPipeline(own.denoiser.network, scheduler).save_pretrained(tmp_path / "t")
+    run(tmp_path / "run", own)
+    command = ["evaluate", str(tmp_path / "run" / "student"), str(tmp_path / "t"), "--samples"]
+    command += ["6", "--refinement", "2", "--no-progress", "--device", "cpu", "--out"]
+    out = tmp_path / "out"
+
+    def refused(*options: str) -> str:
+        assert main([*command, str(out), *options]) == 2
+        assert not out.exists()
+        return capsys.readouterr().err
+
+    np.save(tmp_path / "wrong.npy", np.zeros((20, 3, 8, 8), np.uint8))
+    line = refused("--data", str(tmp_path / "wrong.npy"), "--features", "pixels")
+    assert "holds samples of shape (3, 8, 8), the model's images have (1, 8, 8)" in line
+    assert "is neither a folder nor a file of images" in refused("--data", str(tmp_path / "none"))
+    rng = np.random.default_rng(0)
+    np.save(tmp_path / "data.npy", rng.integers(0, 256, (30, 8, 8), dtype=np.uint8))
+    asked = ["--data", str(tmp_path / "data.npy"), "--features", "pixels"]
+    assert main([*command, str(out), *asked]) == 0
+    results = json.loads((out / "results.json").read_text())
+    names = {"fid", "kid", "precision", "recall", "diversity"}
+    assert [names <= row["metrics"].keys() for row in results["rows"]] == [True] * 3
+    assert results["floor"].keys() == names
+    assert results["quality"]["label"].endswith("distance to other samples of the teacher")
+    page = html.unescape((out / "report.html").read_text())
+    assert "real data against real data" in page
+    assert "12 samples beside 18 real images, by pixels as they are" in page
+    assert main([*command, str(out)]) == 2
+    assert "holds another run (it differs in data, features)" in capsys.readouterr().err

@@ -23,6 +23,7 @@ from sigdeg.distillation import (
 )
 from sigdeg.distillation.judgement import SPLITS, Level
 from sigdeg.errors import SigdegError
+from sigdeg.experiments.real import Real
 from sigdeg.experiments.results import (
     count_calls,
     make_row,
@@ -162,11 +163,15 @@ class Comparison(NamedTuple):
 
     Arguments:
         rows: Rows of results.
+        floor: Metrics of real data against real data, where there is any.
+        summary: What the numbers are, in words.
         verdict: Whether the student does what its teacher does.
         pictures: Some samples of each method by name, of the same seeds.
     """
 
     rows: list[dict[str, Any]]
+    floor: dict[str, Summary]
+    summary: str
     verdict: Verdict
     pictures: dict[str, Tensor]
 
@@ -180,8 +185,7 @@ def save_comparison(
     """
     found.verdict.save(out / "verdict.json")
     results = {
-        "summary": "Teacher and student driven by the same noise, sample by sample. Distances are "
-        "to samples of the teacher, not to data.",
+        "summary": found.summary,
         "seed": seed,
         "quality": {
             "metric": "sliced_w1",
@@ -190,7 +194,7 @@ def save_comparison(
         },
         "rows": found.rows,
         "paper": [],
-        "floor": {},
+        "floor": found.floor,
         "warnings": found.verdict.warnings,
         "figures": [],
         **results,
@@ -223,6 +227,7 @@ def evaluate(
     guidance: float | None = None,
     guidance_until: float = 1.0,
     held_out: Batch | None = None,
+    real: Real | None = None,
     batch_size: int = 64,
     device: torch.device | str = "cpu",
     progress: bool = True,
@@ -237,6 +242,7 @@ def evaluate(
         guidance: Scale of the guidance that the student was distilled with.
         guidance_until: The time above which there was none.
         held_out: Whole paths of this teacher that the student has not seen.
+        real: Real images to compare all of them with, too.
         batch_size: Samples at a time.
         device: Where to compute.
         progress: Show a progress bar.
@@ -254,25 +260,41 @@ def evaluate(
     )
     verdict = judge(student, paths, drawn)
     calls = verdict.teacher_calls
-    table = [make_row("teacher", teacher.denoiser, calls, metrics(verdict.levels[0], "floor"))]
+    summary = (
+        f"Teacher, student and untrained step of the same noise: two sets of {n:,}. Distances are "
+        "to other samples of the teacher, not to data; ± is the noise of one such distance."
+    )
+    floor: dict[str, Summary] = {}
+    if real is not None:
+        floor, summary = real.floor, f"{summary} {real.describe()}"
+
+    def measure(level: Level, of: str, samples: Tensor) -> dict[str, Summary]:
+        return metrics(level, of) | ({} if real is None else real.compare(samples))
+
+    own = measure(verdict.levels[0], "floor", drawn.teacher)
+    table = [make_row("teacher", teacher.denoiser, calls, own)]
     pictures = {f"teacher, {calls} calls": drawn.teacher[:PICTURES]}
     whole = torch.cat([rows[0], *(row[1:] for row in rows[1:])])
     timed: dict[int, tuple[Step, Tensor]] = {calls: (fine, whole)}
     for level in verdict.levels:
         told: dict[str, Any] = {"order": student.seen, "grid": student.spacing}
-        own = {"elastic": student.elastic, "head": student.residual_noise, "q": config.q}
+        kind = {"elastic": student.elastic, "head": student.residual_noise, "q": config.q}
         judged = {"says": level.says, "equal": level.equal, "failed": level.failed}
         table += [
             make_row(
                 "sig-deg",
                 student,
                 level.calls,
-                metrics(level, "student"),
+                measure(level, "student", drawn.student[level.calls]),
                 verdict=judged,
-                **told | own,
+                **told | kind,
             ),
             make_row(
-                "untrained", teacher.denoiser, level.calls, metrics(level, "untrained"), **told
+                "untrained",
+                teacher.denoiser,
+                level.calls,
+                measure(level, "untrained", drawn.untrained[level.calls]),
+                **told,
             ),
         ]
         pictures[f"student, {count_calls(level.calls)}"] = drawn.student[level.calls][:PICTURES]
@@ -295,7 +317,7 @@ def evaluate(
                 "seconds": own_seconds * n / TIMED,
                 "speedup": seconds[calls] / own_seconds,
             }
-    return Comparison(table, verdict, pictures)
+    return Comparison(table, floor, summary, verdict, pictures)
 
 
 def metrics(level: Level, of: str) -> dict[str, Summary]:

@@ -117,10 +117,9 @@ def quality_picture(folder: Path, results: Mapping[str, Any]) -> Picture | None:
 
 
 def training_picture(folder: Path, results: Mapping[str, Any]) -> Picture | None:
-    """Training curves, where there are any."""
-    training = {
-        label: points for label, points in (results.get("training") or {}).items() if points
-    }
+    """Training curves, where there are any: of more than a point."""
+    curves = results.get("training") or {}
+    training = {label: points for label, points in curves.items() if points and len(points) > 1}
     if not training:
         return None
     path = inside(folder, "figures/training.png")

@@ -17,7 +17,7 @@ NAMES = {
     "w1": "W1",
     "sliced_w1": "Sliced W1",
     "off": "Off the teacher’s support",
-    "missed": "Of the teacher, missed",
+    "missed": "Missed of the teacher",
     "iw1": "W1 of increments",
     "path": "Path error",
     "path_median": "Path error, median",
