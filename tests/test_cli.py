@@ -21,7 +21,7 @@ from sigdeg.integrations import (
     save_decoder,
     save_latent_pipeline,
 )
-from sigdeg.networks import Autoencoder
+from sigdeg.networks import Autoencoder, set_null_class
 from sigdeg.report import write_report
 from sigdeg.sampling import sample
 
@@ -231,8 +231,11 @@ def test_distil_resume_evaluate_report(teacher: Path, tmp_path: Path, capsys) ->
         assert (folder / "report.html").read_bytes() == page
 
 
-def save_teacher(folder: Path, latent: bool, classes: int | None) -> None:
-    """A tiny pipeline of 8 x 8 images, of pixels or of latents of 32 x 32 images."""
+def save_teacher(folder: Path, latent: bool, classes: int | None, told: bool = True) -> None:
+    """A tiny pipeline of 8 x 8 images, of pixels or of latents of 32 x 32 images.
+
+    With classes there is one more that means none; the folder says so unless it is not told.
+    """
     torch.manual_seed(0)
     channels = 2 if latent else 1
     network = diffusers.UNet2DModel(
@@ -246,6 +249,8 @@ def save_teacher(folder: Path, latent: bool, classes: int | None) -> None:
         norm_num_groups=4,
         num_class_embeds=None if classes is None else classes + 1,
     )
+    if classes is not None and told:
+        set_null_class(network, classes)
     scheduler = diffusers.DDPMScheduler(prediction_type="v_prediction")
     if latent:
         decoder = Decoder(Autoencoder(latent_channels=2, width=8, size=32))
@@ -327,12 +332,14 @@ def timed_once(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_guided_latents_from_end_to_end(tmp_path: Path, capsys) -> None:
     """Distilled with guidance from a conditional `LDMPipeline`: sampled, compared, decoded."""
     teacher, out, compared = (tmp_path / name for name in ("teacher", "out", "compared"))
-    save_teacher(teacher, True, 2)
+    save_teacher(teacher, True, 2, told=False)
     options = ["--refinement", "2", "--samples", "4", "--device", "cpu", "--no-progress"]
     command = ["distill", str(teacher), "--steps", "2", "--order", "1", "--iterations", "2"]
     command += ["--batch-size", "4", "--paths", "8", "--tracker", "none", *options]
     command += ["--lookahead", "0.5"]
     command += ["--guidance", "2.0", "--out", str(out)]
+    assert "if it was trained with the last for that" in refused(capsys, *command)
+    command[2:2] = ["--null-class", "2"]
     assert main(command) == 0
     weights = out / "paths" / "paths-00000.safetensors"
     assert set(load_file(weights)["labels"].tolist()) <= {0, 1}
@@ -341,6 +348,7 @@ def test_guided_latents_from_end_to_end(tmp_path: Path, capsys) -> None:
     other = [*command[:-4], "--guidance", "1.0", "--out", str(out)]
     assert "holds another run (it differs in teacher)" in refused(capsys, *other)
     pair = ["evaluate", str(out / "student"), str(teacher), *options, "--out", str(compared)]
+    pair += ["--null-class", "2"]
     assert main([*pair, "--guidance", "2.0"]) == 0
     assert "holds another run (it differs in guidance)" in refused(capsys, *pair)
     results = json.loads((compared / "results.json").read_text())

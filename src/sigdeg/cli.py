@@ -20,6 +20,7 @@ __all__ = ["main"]
 
 Batch = Annotated[int, whole(1, 10**7)]
 Guidance = Annotated[float | None, number(-1000, 1000)]
+NullClass = Annotated[int | None, whole(0, 10**6)]
 Refinement = Annotated[int, whole(2, 1000)]
 Samples = Annotated[int, whole(2, 10**7)]
 Student = Annotated[Positional[Text], arg(metavar="STUDENT")]
@@ -80,6 +81,7 @@ def distill(
     weak: AnyText = None,
     guidance: Guidance = None,
     guidance_until: Until = 1.0,
+    null_class: NullClass = None,
     times: Annotated[tuple[float, ...] | None, number(0, 1, "*")] = None,
     lookahead: Annotated[float, number(0, 1)] = 0.5,
     samples: Samples = 256,
@@ -120,6 +122,8 @@ def distill(
             teacher; 1 is none.
         guidance_until: Time in (0, 1] above which there is none: 0.6 keeps the shares of the kinds
             of samples, which are settled earlier.
+        null_class: The label that means no class, if the teacher was trained with one: guidance by
+            classes needs it, and it is not drawn (default: as the teacher's config.json says).
         times: The largest step count's times, from 1 down to 0 (default: power spacing); fewer
             steps take every so many of them.
         lookahead: Fraction of a step after which the student's network looks: it is called on the
@@ -150,7 +154,7 @@ def distill(
     )
     print(
         distil_images(
-            load_teacher(teacher, weak),
+            load_teacher(teacher, weak, null_class=null_class),
             out,
             steps,
             order,
@@ -210,9 +214,9 @@ def sample(
     decoder = find_decoder(find_folder(student))
     condition: dict[str, Any] = {}
     if model.classes is not None:
-        labels = torch.arange(n) % model.classes if label is None else torch.full((n,), label)
+        labels = model.labels(n) if label is None else torch.full((n,), label)
         condition["class_labels"] = labels.to(device)
-    if label is not None and not 0 <= label < (model.classes or 0):
+    if label is not None and label not in (model.class_labels or ()):
         raise SigdegError(
             f"label must be one of the {model.classes} classes, got {label}"
             if model.classes
@@ -242,6 +246,7 @@ def evaluate(
     weak: AnyText = None,
     guidance: Guidance = None,
     guidance_until: Until = 1.0,
+    null_class: NullClass = None,
     data: AnyText = None,
     features: Literal["inception", "mnist", "pixels"] = "inception",
     resize: bool = False,
@@ -260,6 +265,7 @@ def evaluate(
         weak: Folder or hub id of the weaker version that guided the teacher.
         guidance: Scale of guidance that the student was distilled with.
         guidance_until: Time above which there was none.
+        null_class: The label that means no class, as it was given to distill.
         data: Real images to compare with as well, for FID, KID, precision, recall and diversity: a
             folder of pictures, a .npy, a .safetensors or an IDX file.
         features: What images are compared by: the FID Inception (fetched once, 96 MB), the MNIST
@@ -281,7 +287,8 @@ def evaluate(
     from sigdeg.student import SignatureStudent
     from sigdeg.training import claim_folder, fingerprint, resolve_device
 
-    model, original = SignatureStudent.from_pretrained(student), load_teacher(teacher, weak)
+    model = SignatureStudent.from_pretrained(student)
+    original = load_teacher(teacher, weak, null_class=null_class)
     if model.sample_shape != original.sample_shape:
         raise SigdegError(
             f"the student draws samples of shape {model.sample_shape}, the teacher of "
@@ -294,6 +301,8 @@ def evaluate(
         identity["guidance_until"] = guidance_until
     if weak is not None:
         identity["weak"] = weak
+    if null_class is not None:
+        identity["null_class"] = null_class
     config = DistillConfig(refinement=refinement, seed=seed)
     refine(model.schedule, model.grid(), refinement)  # refuses what cannot be, before any writing
     original.step(guidance, guidance_until)

@@ -50,7 +50,7 @@ from sigdeg.grids import Spacing, check_grid, coarse_grid
 from sigdeg.networks import (
     ModulatedMLP,
     build_network,
-    count_classes,
+    class_labels,
     network_config,
     sinusoidal,
     widen,
@@ -321,7 +321,12 @@ class SignatureStudent(nn.Module):
     @property
     def classes(self) -> int | None:
         """The number of classes of a conditional student, to be sampled with `class_labels`."""
-        return count_classes(self.network)
+        return None if self.class_labels is None else len(self.class_labels)
+
+    @property
+    def class_labels(self) -> list[int] | None:
+        """Their labels; what means no class is not among them."""
+        return class_labels(self.network)
 
     def labels(self, n: int) -> Tensor:
         """Classes of n samples of a conditional student, all in turn, shape (n,).
@@ -329,9 +334,9 @@ class SignatureStudent(nn.Module):
         Raises:
             SigdegError: If it knows no classes.
         """
-        if self.classes is None:
+        if self.class_labels is None:
             raise SigdegError("this student knows no classes: sample without class_labels")
-        return torch.arange(n) % self.classes
+        return torch.tensor(self.class_labels)[torch.arange(n) % len(self.class_labels)]
 
     def decode(self, samples: Tensor) -> Tensor:
         """Images of latents, by the decoder in the folder it came from; of images the images."""
@@ -546,6 +551,10 @@ class SignatureStudent(nn.Module):
         try:
             SAVED(config, "")
             description, known = config.pop("network"), config.pop("covariance")
+            parameters = description.get("config", {})
+            if (parameters.get("num_class_embeds") or 0) > 1:
+                # Before it was noted, the last one meant none.
+                parameters.setdefault("null_class", parameters["num_class_embeds"] - 1)
             network = build_network(description, weights) if network is None else network
             config["schedule"] = schedule_from_config(config["schedule"])
             for key in ("steps", "sample_shape"):

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from diffusers import AutoencoderKL, DDIMScheduler, LDMPipeline, UNet2DModel, VQModel
+from diffusers import AutoencoderKL, DDIMScheduler, DDPMPipeline, LDMPipeline, UNet2DModel, VQModel
 from torch import Tensor, nn
 
 from sigdeg.distillation.paths import TeacherPaths
@@ -140,12 +140,12 @@ class TestLatents:
 
 
 class TestClasses:
-    """A U-Net with `num_class_embeds`: the last embedding stands for no class."""
+    """A U-Net with `num_class_embeds`, whose last embedding is said to stand for no class."""
 
     @pytest.fixture
     def teacher(self, unet: MakeUnet, pipeline: MakePipeline, tmp_path: Path) -> Teacher:
         pipeline(unet=unet(num_class_embeds=4)).save_pretrained(tmp_path / "classes")
-        teacher = load_teacher(tmp_path / "classes")
+        teacher = load_teacher(tmp_path / "classes", null_class=3)
         # As it starts the network hardly listens to its embeddings.
         network: Any = teacher.denoiser.network
         nn.init.normal_(network.class_embedding.weight, std=20.0)
@@ -192,7 +192,7 @@ class TestClasses:
         for folder, saved in (("one", made), ("weak", weak)):
             saved.save_pretrained(tmp_path / folder)
         if classes:
-            teacher = load_teacher(tmp_path / "one")
+            teacher = load_teacher(tmp_path / "one", null_class=3)
         else:
             teacher = load_teacher(tmp_path / "one", tmp_path / "weak")
         guided, clipped = teacher.step(3.0).denoiser, 0.0
@@ -216,7 +216,7 @@ class TestClasses:
         self, unet: MakeUnet, pipeline: MakePipeline, tmp_path: Path
     ) -> None:
         pipeline(unet=unet(num_class_embeds=4)).save_pretrained(tmp_path)
-        teacher = load_teacher(tmp_path)
+        teacher = load_teacher(tmp_path, null_class=3)
         nn.init.normal_(teacher.denoiser.network.get_parameter("class_embedding.weight"), std=20.0)
         student = SignatureStudent.from_denoiser(
             teacher.denoiser,
@@ -269,6 +269,57 @@ class TestClasses:
                 load_teacher(teacher_folder, tmp_path / name)
         with pytest.raises(SigdegError, match="has other noise levels than"):
             load_teacher(teacher_folder, tmp_path / "levels")
+
+    @pytest.mark.parametrize("n", [1, 10])
+    def test_all_classes_are_classes_unless_one_is_said_to_mean_none(
+        self, n: int, unet: MakeUnet, pipeline: MakePipeline, tmp_path: Path
+    ) -> None:
+        pipeline(unet=unet(num_class_embeds=n)).save_pretrained(tmp_path / "ten")
+        teacher = load_teacher(tmp_path / "ten")
+        assert (teacher.classes, teacher.labels) == (n, list(range(n)))
+        with pytest.raises(SigdegError, match=f"ten is not known .*--null-class {n - 1}") as caught:
+            teacher.step(2.0)
+        assert "\n" not in str(caught.value)
+        with pytest.raises(SigdegError, match="null_class must be one of"):
+            load_teacher(tmp_path / "ten", null_class=n)
+        student = SignatureStudent.from_denoiser(
+            teacher.denoiser, 1, 1, steps=(2,), sample_shape=(1, 8, 8)
+        )
+        student.save_pretrained(tmp_path / "student")
+        assert SignatureStudent.from_pretrained(tmp_path / "student").classes == n
+
+    def test_what_means_none_may_be_any_and_stays_known(
+        self, unet: MakeUnet, pipeline: MakePipeline, tmp_path: Path
+    ) -> None:
+        """Through the student's file and the teacher's; diffusers still reads the latter."""
+        pipeline(unet=unet(num_class_embeds=4)).save_pretrained(tmp_path / "t")
+        teacher = load_teacher(tmp_path / "t", null_class=0)
+        assert (teacher.classes, teacher.labels) == (3, [1, 2, 3])
+        guided: Any = teacher.step(2.0).denoiser
+        assert guided.unconditional["class_labels"].tolist() == [0]
+        student = SignatureStudent.from_denoiser(
+            teacher.denoiser, 1, 1, steps=(2,), sample_shape=(1, 8, 8)
+        )
+        student.save_pretrained(tmp_path / "student")
+        again = SignatureStudent.from_pretrained(tmp_path / "student")
+        assert again.class_labels == [1, 2, 3]
+        assert again.labels(5).tolist() == [1, 2, 3, 1, 2]
+        network: Any = teacher.denoiser.network
+        network.save_pretrained(tmp_path / "t" / "unet")
+        assert load_teacher(tmp_path / "t").labels == [1, 2, 3]
+        assert DDPMPipeline.from_pretrained(tmp_path / "t").unet.config["null_class"] == 0
+
+    def test_in_students_of_before_the_last_one_means_none(
+        self, teacher: Teacher, tmp_path: Path
+    ) -> None:
+        student = SignatureStudent.from_denoiser(
+            teacher.denoiser, 1, 1, steps=(2,), sample_shape=(1, 8, 8)
+        )
+        student.save_pretrained(tmp_path)
+        config = json.loads((tmp_path / "config.json").read_text())
+        assert config["network"]["config"].pop("null_class") == 3
+        (tmp_path / "config.json").write_text(json.dumps(config))
+        assert SignatureStudent.from_pretrained(tmp_path).class_labels == [0, 1, 2]
 
     def test_guidance_of_a_model_without_classes_is_refused(self, teacher_folder: Path) -> None:
         teacher = load_teacher(teacher_folder)

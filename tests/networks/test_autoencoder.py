@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 from pathlib import Path
 
@@ -18,8 +19,10 @@ from sigdeg.networks import (
     Mixer,
     ResidualMLP,
     build_network,
+    class_labels,
     count_classes,
     network_config,
+    set_null_class,
     widen,
 )
 
@@ -128,15 +131,28 @@ def test_an_autoencoder_cannot_be_widened() -> None:
         widen(small(), 2)
 
 
-def test_the_last_class_embedding_stands_for_none() -> None:
+def test_no_class_embedding_stands_for_none_unless_it_is_said() -> None:
     options = {
         "block_out_channels": (8, 8),
         "down_block_types": ("DownBlock2D", "DownBlock2D"),
         "up_block_types": ("UpBlock2D", "UpBlock2D"),
         "norm_num_groups": 4,
     }
-    conditional = UNet2DModel(num_class_embeds=11, **options)
-    assert count_classes(conditional) == 10
-    assert count_classes(widen(conditional, 7)) == 10
+    conditional = UNet2DModel(num_class_embeds=4, **options)
+    assert class_labels(conditional) == class_labels(widen(conditional, 7)) == [0, 1, 2, 3]
+    for null_class, labels in ((3, [0, 1, 2]), (0, [1, 2, 3])):
+        set_null_class(conditional, null_class)
+        for again in (conditional, widen(conditional, 7), copy.deepcopy(conditional)):
+            assert class_labels(again) == labels
+            assert count_classes(again) == 3
+    for null_class in (4, -1, "none"):
+        with pytest.raises(SigdegError, match="null_class must be one of 0 to 3"):
+            set_null_class(conditional, null_class)  # type: ignore[arg-type]  # the point
+    only = UNet2DModel(num_class_embeds=1, **options)
+    assert class_labels(only) == [0]
+    with pytest.raises(SigdegError, match="beside which there are other classes"):
+        set_null_class(only, 0)
+    with pytest.raises(SigdegError, match="knows no classes"):
+        set_null_class(UNet2DModel(**options), 0)
     for other in (UNet2DModel(**options), ResidualMLP(1, 1, 8, 1), Classifier(), nn.Linear(1, 1)):
         assert count_classes(other) is None

@@ -7,10 +7,12 @@ from typing import Any
 
 import pytest
 import torch
+from diffusers import UNet2DModel
 from torch import Tensor, nn
 
 from sigdeg.denoiser import NetworkDenoiser
 from sigdeg.errors import SigdegError
+from sigdeg.networks import class_labels
 from sigdeg.schedule import VPLinear, expand
 from sigdeg.training import loop, train_teacher
 from sigdeg.training.teacher import DenoisingObjective, Drawn
@@ -187,3 +189,30 @@ def test_labels_that_do_not_fit_are_refused(tmp_path: Path, labels: Tensor) -> N
         run(tmp_path / "run", labels=labels)
     assert "\n" not in str(caught.value)
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(("unlabelled", "labels"), [(0.1, [0, 1, 2]), (0.0, [0, 1, 2, 3])])
+def test_a_unet_is_told_what_its_withheld_labels_were(
+    tmp_path: Path, unlabelled: float, labels: list[int]
+) -> None:
+    network = UNet2DModel(
+        sample_size=4,
+        in_channels=1,
+        out_channels=1,
+        layers_per_block=1,
+        block_out_channels=(4, 4),
+        norm_num_groups=2,
+        attention_head_dim=2,
+        down_block_types=("DownBlock2D", "DownBlock2D"),
+        up_block_types=("UpBlock2D", "UpBlock2D"),
+        num_class_embeds=4,
+    )
+    untrained = NetworkDenoiser(network, SCHEDULE)
+    data = torch.randn(N, 1, 4, 4)
+    options: dict[str, Any] = {"iterations": 1, "batch_size": 4, "data": data}
+    trained, _ = run(tmp_path, untrained, unlabelled=unlabelled, **options)
+    assert class_labels(trained.network) == labels
+    assert class_labels(network) == [0, 1, 2, 3]
+    with pytest.raises(SigdegError, match="null_class must be one of 0 to 3"):
+        run(tmp_path / "full", untrained, labels=torch.arange(N) % 4, **options)
+    assert not (tmp_path / "full").exists()

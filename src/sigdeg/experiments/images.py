@@ -109,7 +109,7 @@ def distil_images(
     if evaluation_n < 2:
         raise SigdegError(f"samples must be at least 2, got {evaluation_n}")
     step = teacher.step(guidance, guidance_until)
-    labels = None if teacher.classes is None else torch.arange(teacher.classes)
+    labels = None if teacher.labels is None else torch.tensor(teacher.labels)
     result = distill(
         student,
         step,
@@ -249,7 +249,7 @@ def evaluate(
     """
     teacher = teacher.to(device)
     fine, student = teacher.step(guidance, guidance_until), copy.deepcopy(student).to(device)
-    labels = None if teacher.classes is None else torch.arange(teacher.classes)
+    labels = None if teacher.labels is None else torch.tensor(teacher.labels)
     finest = student.grid(max(student.steps))
     rows = list(refine(student.schedule, finest, config.refinement, config.fine_power))
     paths = TeacherPaths(
@@ -302,7 +302,7 @@ def evaluate(
 
     condition: dict[str, Any] = {}
     if labels is not None:
-        condition["class_labels"] = (torch.arange(TIMED) % len(labels)).to(device)
+        condition["class_labels"] = labels[torch.arange(TIMED) % len(labels)].to(device)
 
     def draw(step: Step, grid: Tensor) -> Tensor:
         shape = (TIMED, *teacher.sample_shape)

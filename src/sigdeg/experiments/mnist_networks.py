@@ -12,7 +12,7 @@ from torch import Generator, Tensor, nn
 
 from sigdeg.errors import SigdegError
 from sigdeg.files import find_folder, load_weights, read_json
-from sigdeg.networks import Autoencoder, Classifier, build_network
+from sigdeg.networks import Autoencoder, Classifier, build_network, set_null_class
 from sigdeg.training import TrainConfig, claim_folder, derive_generator, fit, seeded
 from sigdeg.training.folder import fingerprint
 from sigdeg.training.loop import make_accelerator
@@ -82,6 +82,8 @@ def unet(widths: tuple[int, ...], blocks: int, classes: int | None = None) -> to
         norm_num_groups=16,
         num_class_embeds=None if classes is None else classes + 1,
     )
+    if classes is not None:
+        set_null_class(network, classes)
     return network
 
 

@@ -13,7 +13,14 @@ from sigdeg.denoiser import AutoGuidance, ClassifierFreeGuidance, NetworkDenoise
 from sigdeg.errors import SigdegError, reason
 from sigdeg.files import find_folder, load_weights, read_json, save_json
 from sigdeg.integrations.decoders import Decoder, check_decoder, load_decoder, modern, save_decoder
-from sigdeg.networks import build_network, check_call, check_kinds, count_classes, network_config
+from sigdeg.networks import (
+    build_network,
+    check_call,
+    check_kinds,
+    count_classes,
+    network_config,
+    set_null_class,
+)
 from sigdeg.schedule import DiscreteVP, from_scheduler
 from sigdeg.schema import listed, maybe, number, record, whole
 from sigdeg.steps import Exponential
@@ -35,6 +42,7 @@ class Teacher:
         decoder: What turns latents into images; None for a model of pixels.
         classes: The number of classes of a conditional model; None for another.
         weak: A weaker version of it to be guided by, see `AutoGuidance`.
+        null_class: The label that means no class, where there is one and it is known.
     """
 
     denoiser: NetworkDenoiser
@@ -43,6 +51,15 @@ class Teacher:
     decoder: Decoder | None = None
     classes: int | None = None
     weak: NetworkDenoiser | None = None
+    null_class: int | None = None
+
+    @property
+    def labels(self) -> list[int] | None:
+        """The labels of its classes; what means no class is not among them."""
+        if self.classes is None:
+            return None
+        every = range(self.classes + (self.null_class is not None))
+        return [label for label in every if label != self.null_class]
 
     def to(self, device: torch.device | str) -> Teacher:
         """The same teacher, its networks moved to a device."""
@@ -60,8 +77,9 @@ class Teacher:
         `AutoGuidance` and `ClassifierFreeGuidance`.
 
         Raises:
-            SigdegError: If guidance is asked of a model without classes or a weaker version, or a
-                weaker version or an end comes without guidance.
+            SigdegError: If guidance is asked of a model without classes or a weaker version, or of
+                one of which it is not known which class means none; or if a weaker version or an
+                end comes without guidance.
         """
         if guidance is None:
             if self.weak is not None:
@@ -78,7 +96,13 @@ class Teacher:
                 f"{self.name} knows no classes: guidance needs a conditional teacher, or a weaker "
                 "version of this one"
             )
-        none = {"class_labels": torch.tensor([self.classes])}
+        if self.null_class is None:
+            raise SigdegError(
+                f"{self.name} is not known to have a class that means none: guidance needs to be "
+                f"told, such as null_class={self.classes - 1} (--null-class {self.classes - 1}) if "
+                "it was trained with the last for that, or a weaker version of the teacher"
+            )
+        none = {"class_labels": torch.tensor([self.null_class])}
         return Exponential(ClassifierFreeGuidance(self.denoiser, guidance, none, until))
 
     def decode(self, samples: Tensor) -> Tensor:
@@ -86,18 +110,23 @@ class Teacher:
         return samples if self.decoder is None else self.decoder(samples)
 
 
-def load_teacher(path: str | Path, weak: str | Path | None = None) -> Teacher:
+def load_teacher(
+    path: str | Path, weak: str | Path | None = None, *, null_class: int | None = None
+) -> Teacher:
     """Load a teacher from a saved `DDPMPipeline`, `DDIMPipeline` or `LDMPipeline`.
 
     Any prediction type will do, and any scheduler with `alphas_cumprod`; its `clip_sample` becomes
     the denoiser's `clip`. A learned variance is dropped. Weights are read from safetensors, into
     single precision. An `LDMPipeline` diffuses latents; its autoencoder decodes them. A U-Net with
-    `num_class_embeds` is conditional: the last of them stands for no class.
+    `num_class_embeds` is conditional. Whether one of them means no class is not guessed: it is what
+    `null_class` says here or in the U-Net's `config.json`.
 
     Arguments:
         path: Folder written by the pipeline's `save_pretrained`, or a hub id.
         weak: The same of a weaker version, to guide this one. Of latents its U-Net and scheduler
             are enough: a `DDPMPipeline`.
+        null_class: The label that means no class, if the model was trained with one: it is not
+            drawn, and guidance needs it.
 
     Raises:
         SigdegError: If the folder is missing, incomplete or damaged, or holds no such pipeline. A
@@ -113,16 +142,20 @@ def load_teacher(path: str | Path, weak: str | Path | None = None) -> Teacher:
         )
     schedule, prediction_type, clip = load_schedule(folder)
     network, shape = load_unet(folder)
+    if null_class is not None:
+        set_null_class(network, null_class)
+    parameters = network_config(network)["config"]
     decoder = load_decoder(folder / "vqvae") if pipeline == "LDMPipeline" else None
     if decoder is not None:
         check_decoder(decoder, shape, folder / "vqvae")
     denoiser = NetworkDenoiser(network, schedule, prediction_type, clip)
     name = folder.resolve().name if folder == Path(path) else str(path)
-    teacher = Teacher(denoiser.eval(), shape, name, decoder, count_classes(network))
+    none, classes = parameters.get("null_class"), count_classes(network)
+    teacher = Teacher(denoiser.eval(), shape, name, decoder, classes, null_class=none)
     if weak is None:
         return teacher
-    other = load_teacher(weak)
-    if (other.sample_shape, other.classes) != (shape, teacher.classes):
+    other = load_teacher(weak, null_class=null_class)
+    if (other.sample_shape, other.labels) != (shape, teacher.labels):
         raise SigdegError(
             f"{weak} draws samples of shape {other.sample_shape} with classes {other.classes}, "
             f"{path} of {shape} with {teacher.classes}: it is no version of it"

@@ -5,9 +5,11 @@ from sigdeg.networks.build import (
     build_network,
     check_call,
     check_kinds,
+    class_labels,
     count_classes,
     count_parameters,
     network_config,
+    set_null_class,
 )
 from sigdeg.networks.classifier import Classifier, Mixer
 from sigdeg.networks.mlp import ModulatedMLP, ResidualMLP, sinusoidal
@@ -22,9 +24,11 @@ __all__ = [
     "build_network",
     "check_call",
     "check_kinds",
+    "class_labels",
     "count_classes",
     "count_parameters",
     "network_config",
+    "set_null_class",
     "sinusoidal",
     "widen",
 ]

@@ -21,9 +21,11 @@ __all__ = [
     "build_network",
     "check_call",
     "check_kinds",
+    "class_labels",
     "count_classes",
     "count_parameters",
     "network_config",
+    "set_null_class",
 ]
 
 OWN: dict[str, Any] = {
@@ -53,6 +55,8 @@ def network_config(network: nn.Module) -> dict[str, Any]:
     if hasattr(network, "register_to_config"):
         model: Any = network
         config = {k: v for k, v in dict(model.config).items() if not k.startswith("_")}
+        if config.get("num_class_embeds") is not None:
+            config.setdefault("null_class", None)
         return {"class": name, "config": config}
     return {"class": name}
 
@@ -80,15 +84,20 @@ def build_network(description: dict[str, Any], weights: Path | None = None) -> n
             )
     if not isinstance(config, dict):
         raise SigdegError(f"network {name} comes without its configuration")
+    config = dict(config)
+    null_class = None if name in OWN else config.pop("null_class", None)
     held = None if weights is None else count_weights(weights)
     try:
         SAVED(config, "")
         check_kinds(cls, config)
         if held is not None:
             check_size(cls, config, held)
-        return build(cls, config)
+        network = build(cls, config)
     except Exception as error:  # parameters of a wrong kind may break anything inside
         raise SigdegError(f"network {name} cannot be built: {reason(error)}") from None
+    if null_class is not None:
+        set_null_class(network, null_class)
+    return network
 
 
 def check_kinds(cls: Any, config: dict[str, Any]) -> None:
@@ -129,10 +138,40 @@ def check_size(cls: Any, config: dict[str, Any], held: int) -> None:
         raise SigdegError(f"it has {needed:,} parameters, its file holds {held:,} numbers")
 
 
-def count_classes(network: nn.Module) -> int | None:
-    """Classes of a conditional diffusers U-Net: the last of its `num_class_embeds` means none."""
+def set_null_class(network: nn.Module, null_class: int) -> None:
+    """Note in a diffusers model's configuration which of its class embeddings means no class.
+
+    Nothing in a U-Net tells whether one of its `num_class_embeds` was trained as none: whoever
+    trained it knows.
+
+    Raises:
+        SigdegError: If the network has no such class, or no other.
+    """
     embedded = network_config(network).get("config", {}).get("num_class_embeds")
-    return None if embedded is None else embedded - 1
+    if embedded is None:
+        raise SigdegError("this network knows no classes: there is none that means no class")
+    if embedded < 2 or null_class not in range(embedded):
+        raise SigdegError(
+            f"null_class must be one of 0 to {embedded - 1}, beside which there are other classes, "
+            f"got {null_class!r}"
+        )
+    model: Any = network
+    model.register_to_config(null_class=null_class)
+
+
+def class_labels(network: nn.Module) -> list[int] | None:
+    """Labels of a conditional diffusers U-Net, but for one known to mean none; None of another."""
+    config = network_config(network).get("config", {})
+    embedded = config.get("num_class_embeds")
+    if embedded is None:
+        return None
+    return [label for label in range(embedded) if label != config["null_class"]]
+
+
+def count_classes(network: nn.Module) -> int | None:
+    """The number of those."""
+    labels = class_labels(network)
+    return None if labels is None else len(labels)
 
 
 def check_call(network: nn.Module, *inputs: Tensor, **condition: Tensor) -> None:

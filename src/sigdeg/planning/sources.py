@@ -149,8 +149,8 @@ def sample_teacher(
     device = resolve_device(device)
     teacher = teacher.to(device)
     condition: dict[str, Any] = {}
-    if teacher.classes is not None:
-        labels = torch.arange(count) % teacher.classes
+    if teacher.labels is not None:
+        labels = torch.tensor(teacher.labels)[torch.arange(count) % len(teacher.labels)]
         condition["class_labels"] = labels.to(device)
     drawn = sample(
         teacher.step(),
@@ -203,7 +203,7 @@ def measure_teacher(
         paths,
         refinement,
         directions=min(size, axes),
-        labels=None if teacher.classes is None else torch.arange(teacher.classes),
+        labels=None if teacher.labels is None else torch.tensor(teacher.labels),
         generator=Generator().manual_seed(seed),
         device=next(teacher.denoiser.parameters()).device,
         batch_size=256,

@@ -2,6 +2,7 @@ r"""Teachers of our own: denoising score matching in the network's own output.""
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ from torch import Generator, Tensor, nn
 
 from sigdeg.denoiser import NetworkDenoiser, network_target
 from sigdeg.errors import SigdegError
+from sigdeg.networks import count_classes, set_null_class
 from sigdeg.schedule import expand
 from sigdeg.training.folder import claim_folder, fingerprint
 from sigdeg.training.loop import TrainConfig, derive_generator, fit, make_accelerator
@@ -94,6 +96,9 @@ def train_teacher(
     check_data(data)
     if labels is not None and labels.shape != (len(data),):
         raise SigdegError(f"{len(data):,} samples need as many labels, got {tuple(labels.shape)}")
+    if labels is not None and unlabelled and count_classes(denoiser.network) is not None:
+        denoiser = copy.deepcopy(denoiser)
+        set_null_class(denoiser.network, int(labels.max()) + 1)
     out_dir = Path(out_dir)
     identity = {
         **dataclasses.asdict(config),
