@@ -257,7 +257,7 @@ def test_no_folder_and_no_hub_id(name: str) -> None:
 
 
 def test_models_that_come_with_the_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Found by their names, told in the refusal; and a folder of one's own goes first."""
+    """Found by their names, told in the refusal; a folder of the same name must be told apart."""
     shipped = tmp_path / "pretrained"
     monkeypatch.setattr(files, "SHIPPED", shipped)
     monkeypatch.chdir(tmp_path)
@@ -271,7 +271,23 @@ def test_models_that_come_with_the_package(tmp_path: Path, monkeypatch: pytest.M
         with pytest.raises(SigdegError, match=r"folder, nor one of digits, mnist, nor a hub id"):
             find_folder(name)
     (tmp_path / "mnist").mkdir()
-    assert find_folder("mnist") == Path("mnist")
+    with pytest.raises(SigdegError, match=r"mnist is a folder here and .*: write \./mnist for"):
+        find_folder("mnist")
+    assert find_folder("./mnist") == find_folder(Path("mnist")) == Path("mnist")
+
+
+def test_a_mistyped_path_is_not_looked_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import huggingface_hub
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", lambda *_, **__: 1 / 0)
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "mine" / "student").mkdir(parents=True)
+    (tmp_path / "mine" / "file").touch()
+    for name in ("mine/stduent", "runs/digits", "samples/a", "user/model.safetensors"):
+        with pytest.raises(SigdegError, match=f"no folder {name}, and as it looks like one"):
+            find_folder(name)
+    with pytest.raises(SigdegError, match="mine/file is a file: name the folder"):
+        find_folder("mine/file")
 
 
 def test_folder_and_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from torch import Tensor
 
+from sigdeg.denoiser import GaussianDenoiser
 from sigdeg.errors import SigdegError
 from sigdeg.grids import Spacing, check_grid, coarse_grid, fine_grid, refine
+from sigdeg.networks import ResidualMLP
+from sigdeg.sampling import sample
 from sigdeg.schedule import EDM, Cosine, DiscreteVP, RectifiedFlow, Schedule, VPLinear
+from sigdeg.steps import Exponential
+from sigdeg.student import SignatureStudent
 
 SCHEDULES: dict[str, Schedule] = {
     "vp": VPLinear(),
@@ -163,3 +170,34 @@ def test_bad_counts_and_spacings_are_refused() -> None:
             refine(schedule, coarse_grid(schedule, 5), refinement)
     with pytest.raises(SigdegError, match=r"start above t_min = 0.001 to be refined, got 0.001"):
         refine(schedule, fine_grid(schedule, 5), 2)
+
+
+SPANS = [([1, 0.4, 0], True), ([1, 0.4, 0.1], False), ([0.9, 0.4, 0], False), ([0.3, 0.1], False)]
+
+
+@pytest.mark.parametrize(("times", "whole"), SPANS, ids=str)
+def test_samples_are_drawn_from_noise_to_data(times: list[float], whole: bool) -> None:
+    """A student's times are whole; a step may be stopped before, but starts where noise is."""
+    schedule = VPLinear()
+    network = ResidualMLP(SignatureStudent.in_channels(1, 2), 1, 8, 1)
+    options: dict[str, Any] = {"steps": (len(times) - 1,), "data_std": 1.0}
+    if whole:
+        student = SignatureStudent(network, schedule, 1, times=times, **options)
+        assert student.at_times([1, 0.5, 0]).grid().tolist() == [1, 0.5, 0]
+    else:
+        with pytest.raises(SigdegError, match=f"must run from 1, .* to 0, got {times[0]:g} to"):
+            SignatureStudent(network, schedule, 1, times=times, **options)
+        with pytest.raises(SigdegError, match="must run from 1, "):
+            SignatureStudent(network, schedule, 1, **options).at_times(times)
+    teacher = Exponential(GaussianDenoiser(0.0, 1.0, schedule))
+    if times[0] == 1:
+        assert sample(teacher, times, (2, 1), seeds=[0, 1]).shape == (2, 1)
+    else:
+        with pytest.raises(SigdegError, match="must run from 1, "):
+            sample(teacher, times, (2, 1), seeds=[0, 1])
+
+
+def test_times_start_where_the_schedule_does() -> None:
+    denoiser = GaussianDenoiser(0.0, 1.0, Cosine())
+    with pytest.raises(SigdegError, match=r"must run from 0\.995, where this Cosine is noise"):
+        sample(Exponential(denoiser), [1.0, 0.5, 0.0], (1, 1), seeds=[0])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from sigdeg.schedule import EDM, Cosine, RectifiedFlow, Schedule, VPLinear
 from sigdeg.signature import PartialSignature
 from sigdeg.steps import EulerMaruyama, Exponential, response
 from sigdeg.student import STEP_FEATURES, SignatureStudent
+from sigdeg.training import fingerprint
 
 SCHEDULE = VPLinear()
 every = pytest.mark.parametrize(
@@ -388,6 +390,45 @@ def test_schedule_is_saved_too(tmp_path: Path, schedule: Schedule) -> None:
     network = ResidualMLP(SignatureStudent.in_channels(1, 2), 1, 8, 1)
     SignatureStudent(network, schedule, 1).save_pretrained(tmp_path)
     assert SignatureStudent.from_pretrained(tmp_path).schedule == schedule
+
+
+class Own(Schedule):
+    """Straight paths of one's own, to another end."""
+
+    t_min, t_max = 0.01, 0.9
+
+    def __init__(self, power: float = 1.0) -> None:
+        self.power = power
+
+    def alpha(self, t: Tensor) -> Tensor:
+        return 1 - t**self.power
+
+    def sigma(self, t: Tensor) -> Tensor:
+        return t**self.power
+
+    def drift(self, t: Tensor) -> Tensor:
+        return -self.power * t ** (self.power - 1) / self.alpha(t)
+
+    def diffusion(self, t: Tensor) -> Tensor:
+        slope = self.power * t ** (self.power - 1)
+        return torch.sqrt(2 * self.sigma(t) * slope / self.alpha(t))
+
+
+def test_schedule_of_ones_own(tmp_path: Path) -> None:
+    """It is passed when the student is loaded, and must be the one that was saved."""
+    network = ResidualMLP(SignatureStudent.in_channels(1, 2), 1, 8, 1)
+    saved = SignatureStudent(network, Own(), 1, data_std=0.5, steps=(3,))
+    saved.save_pretrained(tmp_path)
+    again = SignatureStudent.from_pretrained(tmp_path, schedule=Own())
+    draws = [sample(step, step.grid(), (5, 1), seeds=range(5)) for step in (saved, again)]
+    assert torch.equal(*draws)
+    with pytest.raises(SigdegError, match=r"unknown schedule 'Own': .*\(schedule=\.\.\.\)"):
+        SignatureStudent.from_pretrained(tmp_path)
+    for other in (Own(2.0), Cosine()):
+        with pytest.raises(SigdegError, match="is not the Own that was saved"):
+            SignatureStudent.from_pretrained(tmp_path, schedule=other)
+    # A copy is the same schedule, in its identity too.
+    assert fingerprint(copy.deepcopy(saved)) == fingerprint(saved)
 
 
 def test_plain_comes_back(tmp_path: Path) -> None:

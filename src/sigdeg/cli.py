@@ -95,7 +95,7 @@ def distill(
 
     Args:
         teacher: Folder or hub id of a DDPMPipeline, DDIMPipeline or LDMPipeline, or mnist-teacher,
-            which comes with the package.
+            which comes with the package. FOLDER:unet_ema takes that network of it.
         steps: Step counts of the student; several, each dividing the largest, make it elastic.
         order: Signature coefficients a dimension: more for fewer steps.
         out: Run folder.
@@ -289,11 +289,7 @@ def evaluate(
 
     model = SignatureStudent.from_pretrained(student)
     original = load_teacher(teacher, weak, null_class=null_class)
-    if model.sample_shape != original.sample_shape:
-        raise SigdegError(
-            f"the student draws samples of shape {model.sample_shape}, the teacher of "
-            f"{original.sample_shape}: it is not its teacher"
-        )
+    original.check(model)
     identity = {"experiment": "evaluate", "student": student, "teacher": teacher, "seed": seed}
     if guidance is not None:
         identity["guidance"] = guidance

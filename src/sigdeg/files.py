@@ -37,9 +37,12 @@ __all__ = [
     "save_tensors",
     "seal",
     "unseal",
+    "weight_files",
 ]
 
 SHIPPED = Path(__file__).parent / "pretrained"  # models that come with the package
+LOCAL = ("runs", "samples")  # folders that our own commands make: nobody means the hub's
+SUFFIXES = (".safetensors", ".bin", ".ckpt", ".pkl", ".pt", ".pth")  # the last five: pickles
 PART = ".part"  # ends the names of files that are being written
 FLOATS = {torch.float16, torch.bfloat16, torch.float32, torch.float64}  # of weights
 
@@ -190,9 +193,13 @@ def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
 def open_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     """As `read_tensors`, without a look at the tensors."""
     if not path.is_file():
-        pickles = {".bin", ".ckpt", ".pkl", ".pt", ".pth"}
-        others = sorted(p.name for p in path.parent.glob("*") if p.suffix in pickles)
-        hint = f"; {others[0]} is a pickle and is never opened" if others else ""
+        others = sorted(p.name for p in path.parent.glob("*") if p.suffix in SUFFIXES[1:])
+        hint = ""
+        if others:
+            hint = (
+                f"; {others[0]} is a pickle and is never opened: if you trust it, let what wrote "
+                "it save safetensors (diffusers: from_pretrained and save_pretrained)"
+            )
         raise SigdegError(f"{path} is missing{hint}: weights are read from safetensors only")
     try:
         with safe_open(path, "pt") as file:
@@ -202,13 +209,45 @@ def open_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
         raise SigdegError(f"{path} is not a whole safetensors file: {reason(error)}") from None
 
 
-def count_weights(path: Path) -> int:
-    """How many numbers a safetensors file holds.
+def weight_files(path: Path) -> list[Path]:
+    """The files behind a file of weights: itself, its shards, or those of its only variant.
+
+    diffusers saves large models in shards, `NAME-00001-of-00002.safetensors`, with an index
+    `NAME.safetensors.index.json`, and halves as the variant `NAME.fp16.safetensors`.
 
     Raises:
-        SigdegError: If it is missing or damaged.
+        SigdegError: If there are several variants, or an index is damaged.
     """
-    return sum(value.numel() for value in open_tensors(path)[0].values())
+    index = path.with_name(f"{path.name}.index.json")
+    if path.is_file() or index.is_file():
+        return [path] if path.is_file() else shards(index)
+    whole = path.parent.glob(f"{path.stem}.*{path.suffix}")
+    # A variant's shards are found by its index.
+    found = {p: [p] for p in whole if "-of-" not in p.name}
+    found |= {p: shards(p) for p in path.parent.glob(f"{path.name}.index.*.json")}
+    if len(found) > 1:
+        names = ", ".join(sorted(p.name for p in found))
+        raise SigdegError(f"{path} is missing, and there is more than one variant: {names}")
+    return next(iter(found.values()), [path])
+
+
+def shards(index: Path) -> list[Path]:
+    """The files that an index names, all in its folder."""
+    names = read_json(index).get("weight_map")
+    files = set(names.values()) if isinstance(names, dict) else set()
+    if not files or any(not isinstance(name, str) or Path(name).name != name for name in files):
+        raise SigdegError(f"{index} names no files beside it")
+    return [index.with_name(name) for name in sorted(files)]
+
+
+def count_weights(path: Path) -> int:
+    """How many numbers the files behind a file of weights hold.
+
+    Raises:
+        SigdegError: If one is missing or damaged.
+    """
+    parts = [open_tensors(file)[0] for file in weight_files(path)]
+    return sum(value.numel() for part in parts for value in part.values())
 
 
 def save_model(
@@ -241,18 +280,30 @@ def read_json(path: Path) -> dict[str, Any]:
 def find_folder(path: str | Path) -> Path:
     """A local folder, a model that comes with the package, or the local copy of a hub repository.
 
+    A `Path` is a folder. A string that looks like one is not looked up on the hub.
+
     Raises:
-        SigdegError: If it is none of them, or cannot be fetched.
+        SigdegError: If it is none of them, may be two of them, or cannot be fetched.
     """
-    if Path(path).is_dir():
-        return Path(path)
-    name = str(path)
+    name, here = str(path), Path(path).is_dir()
     shipped = sorted(folder.name for folder in SHIPPED.glob("*") if folder.is_dir())
-    if name in shipped:
+    if name in shipped and not (here and isinstance(path, Path)):
+        if here:
+            raise SigdegError(
+                f"{name} is a folder here and a model that comes with the package: write ./{name} "
+                "for the folder, or go elsewhere for the model"
+            )
         return SHIPPED / name
+    if here:
+        return Path(path)
+    ours = f", nor one of {', '.join(shipped)}," if shipped else ""
+    if Path(path).exists():
+        raise SigdegError(f"{name} is a file: name the folder it lies in")
     if name.count("/") != 1 or name.startswith((".", "/", "~")) or name.endswith("/"):
-        ours = f", nor one of {', '.join(shipped)}," if shipped else ""
         raise SigdegError(f"{name} is neither a folder{ours} nor a hub id such as user/name")
+    parent = name.partition("/")[0]
+    if Path(parent).exists() or parent in LOCAL or Path(name).suffix in {".json", *SUFFIXES}:
+        raise SigdegError(f"there is no folder {name}, and as it looks like one it is no hub id")
     from huggingface_hub import snapshot_download
 
     try:
@@ -272,7 +323,7 @@ def load_weights(
 
     Arguments:
         network: The network.
-        path: The file.
+        path: The file; shards and a variant stand for it, see `weight_files`.
         rename: From a name in the file to the network's.
         config: The `config.json` beside it, as read; where `save_model` wrote it, it must be
             unchanged and the weights its own.
@@ -281,7 +332,11 @@ def load_weights(
         SigdegError: If the file is missing, damaged, of another format, does not fit, or holds
             values that are not finite.
     """
-    tensors, metadata = read_tensors(path)
+    tensors: dict[str, Tensor] = {}
+    metadata: dict[str, str] = {}
+    for file in weight_files(path):
+        more, metadata = read_tensors(file)  # what is sealed is one file
+        tensors |= more
     weights = {rename(name): value for name, value in tensors.items()}
     own = network.state_dict()
     for name in sorted(own.keys() | weights.keys()):

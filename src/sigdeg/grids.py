@@ -16,7 +16,7 @@ from torch import Tensor
 from sigdeg.errors import SigdegError
 from sigdeg.schedule import Schedule
 
-__all__ = ["Spacing", "check_grid", "coarse_grid", "fine_grid", "refine"]
+__all__ = ["Spacing", "check_grid", "check_span", "coarse_grid", "fine_grid", "refine"]
 
 Spacing = Literal["uniform", "power", "log_snr"]
 
@@ -37,6 +37,27 @@ def check_grid(grid: Tensor | Sequence[float]) -> Tensor:
     if float(times[0]) > 1 or float(times[-1]) < 0:
         raise SigdegError(
             f"grid times must lie in [0, 1], got {float(times[0])} to {float(times[-1])}"
+        )
+    return times
+
+
+def check_span(schedule: Schedule, grid: Tensor | Sequence[float], to_data: bool = True) -> Tensor:
+    """Validate times that samples are drawn at: from where there is nothing but noise to the data.
+
+    Arguments:
+        schedule: The schedule.
+        grid: The times.
+        to_data: Whether they must end at 0; samples may be wanted as they are before.
+
+    Raises:
+        SigdegError: If they are no grid, or do not run from the schedule's `t_max` to 0.
+    """
+    times = check_grid(grid)
+    first, last = float(times[0]), float(times[-1])
+    if abs(first - schedule.t_max) > 1e-9 or (to_data and last != 0):
+        raise SigdegError(
+            f"times must run from {schedule.t_max:g}, where this {type(schedule).__name__} is "
+            f"noise, to 0, got {first:g} to {last:g}"
         )
     return times
 

@@ -18,7 +18,7 @@ from torch import Generator, Tensor, nn
 from tqdm.auto import tqdm
 
 from sigdeg.errors import SigdegError
-from sigdeg.grids import check_grid
+from sigdeg.grids import check_grid, check_span
 from sigdeg.signature import PartialSignature, randn
 from sigdeg.steps import Step
 
@@ -85,7 +85,8 @@ def sample(
 
     Arguments:
         step: Any `Step`: the teacher's, a training-free one, a student.
-        grid: Decreasing times; end it at 0 for the final denoise (see `sigdeg.grids`).
+        grid: Decreasing times from the schedule's `t_max`; end it at 0 for the final denoise (see
+            `sigdeg.grids`).
         shape: Shape of the samples, (n, \*).
         seeds: One seed a sample: sample i depends on its seed alone.
         generator: One shared generator (fast for many small samples), or one a sample.
@@ -102,10 +103,10 @@ def sample(
         The samples, with shape `shape`.
 
     Raises:
-        SigdegError: If the grid does not decrease, seeds do not match the shape, or a sample is not
-            finite.
+        SigdegError: If the grid does not decrease from the noise on, seeds do not match the
+            shape, or a sample is not finite.
     """
-    grid = check_grid(grid)
+    grid = check_span(step.schedule, grid, to_data=False)
     n, *rest = shape
     if seeds is not None and generator is not None:
         raise SigdegError("give either seeds or a generator, not both")

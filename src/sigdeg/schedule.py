@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import inspect
 import math
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
@@ -90,9 +91,28 @@ class Schedule(ABC):
         return float(self.sigma(torch.tensor(self.t_max, dtype=torch.float64)))
 
     def config(self) -> dict[str, Any]:
-        """Parameters as JSON values; `schedule_from_config` rebuilds the schedule."""
-        assert dataclasses.is_dataclass(self)
-        return {"kind": type(self).__name__, **dataclasses.asdict(self)}
+        """Parameters as JSON values; `schedule_from_config` rebuilds the schedule.
+
+        Of a schedule of one's own they are a few of its values, to know it again by.
+        """
+        kind = type(self).__name__
+        if kind in kinds():
+            assert dataclasses.is_dataclass(self)
+            return {"kind": kind, **dataclasses.asdict(self)}
+        t = torch.linspace(self.t_max, self.t_min, 5, dtype=torch.float64)
+        return {"kind": kind, "alpha": self.alpha(t).tolist(), "sigma": self.sigma(t).tolist()}
+
+    def __repr__(self) -> str:
+        return str(self.config())
+
+    def equals(self, other: Schedule) -> bool:
+        r"""Whether another has the same $\alpha$ and $\sigma$ at the same times."""
+        t = torch.linspace(self.t_max, self.t_min, 65, dtype=torch.float64)
+        ends = [abs(self.t_max - other.t_max), abs(self.t_min - other.t_min)]
+        return max(ends) < 1e-9 and all(
+            torch.allclose(own(t), its(t), rtol=1e-6, atol=1e-9)
+            for own, its in ((self.alpha, other.alpha), (self.sigma, other.sigma))
+        )
 
 
 @dataclass(frozen=True)
@@ -288,26 +308,68 @@ class DiscreteVP(Schedule):
         return t * len(self.log_snrs) - 1
 
 
-def schedule_from_config(config: dict[str, Any]) -> Schedule:
+def kinds() -> dict[str, type[Schedule]]:
+    """The schedules of this package, by name."""
+    return {c.__name__: c for c in (VPLinear, Cosine, EDM, RectifiedFlow, DiscreteVP)}
+
+
+def schedule_from_config(config: dict[str, Any], own: Schedule | None = None) -> Schedule:
     """Rebuild a schedule from `Schedule.config()`.
 
+    Arguments:
+        config: What `config` gave.
+        own: The schedule, where it is a class of your own.
+
     Raises:
-        SigdegError: If the kind is unknown or a parameter does not belong to it.
+        SigdegError: If the kind is unknown, a parameter does not belong to it, or the schedule that
+            is given is another one.
     """
-    kinds = {c.__name__: c for c in (VPLinear, Cosine, EDM, RectifiedFlow, DiscreteVP)}
     parameters = dict(config)
     kind = parameters.pop("kind", None)
-    if kind not in kinds:
-        raise SigdegError(f"unknown schedule {kind!r}: choose from {', '.join(kinds)}")
+    if own is not None:
+        told = own.config()
+        close = {key: same_numbers(told.get(key), value) for key, value in config.items()}
+        if not all(close.values()) or told.keys() != config.keys():
+            raise SigdegError(f"the schedule that is given is not the {kind} that was saved")
+        return own
+    if kind not in kinds():
+        raise SigdegError(
+            f"unknown schedule {kind!r}: choose from {', '.join(kinds())}, or pass the object "
+            "where it is a class of your own (schedule=...)"
+        )
     try:
         mapped(number())({k: v for k, v in parameters.items() if k != "log_snrs"}, "")
         if "log_snrs" in parameters:
             listed(number())(parameters["log_snrs"], "log_snrs")
             parameters["log_snrs"] = tuple(parameters["log_snrs"])
-        schedule: Schedule = kinds[kind](**parameters)
+        schedule = kinds()[kind](**parameters)
     except (TypeError, ValueError) as error:
         raise SigdegError(f"schedule {kind}: {error}") from None
     return schedule
+
+
+def same_numbers(one: Any, other: Any) -> bool:
+    """Whether two JSON values are equal, numbers up to rounding."""
+    if isinstance(one, list | tuple) and isinstance(other, list | tuple):
+        return len(one) == len(other) and all(map(same_numbers, one, other))
+    if isinstance(one, float) and isinstance(other, float):
+        return math.isclose(one, other, rel_tol=1e-6, abs_tol=1e-9)
+    return bool(one == other)
+
+
+# Their networks do not give E[x_0 | x_t], though they may have alphas_cumprod.
+CONSISTENCY = (
+    "CMStochasticIterativeScheduler",
+    "FlowMatchLCMScheduler",
+    "LCMScheduler",
+    "TCDScheduler",
+)
+
+
+def scheduler_config(scheduler: Any) -> dict[str, Any]:
+    """The settings that a diffusers scheduler heeds: a file may hold those of another one too."""
+    heeded = inspect.signature(type(scheduler).__init__).parameters
+    return {key: value for key, value in dict(scheduler.config).items() if key in heeded}
 
 
 def from_scheduler(scheduler: Any) -> Schedule:
@@ -320,8 +382,17 @@ def from_scheduler(scheduler: Any) -> Schedule:
     Raises:
         SigdegError: If the scheduler belongs to none of these families.
     """
-    config = dict(scheduler.config)
-    if "sigma_data" in config:
+    name, config = type(scheduler).__name__, scheduler_config(scheduler)
+    if name in CONSISTENCY:
+        raise SigdegError(
+            f"{name} is for consistency models, which jump to the data: they are no teachers"
+        )
+    if config.get("timestep_type", "discrete") != "discrete" or config.get("invert_sigmas"):
+        raise SigdegError(
+            f"{name} tells its network other times than its training steps "
+            "(timestep_type, invert_sigmas): no schedule here does"
+        )
+    if name.startswith("EDM"):
         if config.get("sigma_schedule", "karras") != "karras":
             raise SigdegError("only the karras sigma_schedule of EDM schedulers is supported")
         return EDM(

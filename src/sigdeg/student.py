@@ -46,7 +46,7 @@ from sigdeg.denoiser import (
 )
 from sigdeg.errors import SigdegError
 from sigdeg.files import count_weights, find_folder, load_weights, read_json, save_model
-from sigdeg.grids import Spacing, check_grid, coarse_grid
+from sigdeg.grids import Spacing, check_span, coarse_grid
 from sigdeg.networks import (
     ModulatedMLP,
     build_network,
@@ -83,6 +83,7 @@ SAVED = record(  # config.json
         "times": listed(number(0, 1)),
         "sample_shape": listed(whole(1), 8),
         "timesteps": text,
+        "decoder": text,
     },
 )
 
@@ -116,8 +117,8 @@ class SignatureStudent(nn.Module):
         steps: Step counts it is trained for, e.g. (10,); several make it elastic.
         spacing: Spacing of its grids, see `coarse_grid`.
         power: Exponent of `power` spacing.
-        times: The times of its finest grid, decreasing to 0, in place of a spacing; a grid of fewer
-            steps takes every so many of them.
+        times: The times of its finest grid, from the schedule's `t_max` to 0, in place of a
+            spacing; a grid of fewer steps takes every so many of them.
         sample_shape: Shape of one sample, for sampling from a saved student.
         timesteps: `integer` for a network that takes whole timesteps only, see `NetworkDenoiser`.
     """
@@ -188,7 +189,7 @@ class SignatureStudent(nn.Module):
         self.steps = tuple(steps)
         self.spacing: Spacing = spacing
         self.power = power
-        self.times = None if times is None else tuple(map(float, times))
+        self.times = None if times is None else tuple(check_span(schedule, times).tolist())
         if self.times is not None and len(self.times) != max(self.steps) + 1:
             raise SigdegError(
                 f"a grid of {max(self.steps)} steps has {max(self.steps) + 1} times, "
@@ -300,11 +301,11 @@ class SignatureStudent(nn.Module):
         """A copy with the same weights and another finest grid, to be distilled further.
 
         Arguments:
-            times: Its times, decreasing to 0.
+            times: Its times, from the schedule's `t_max` to 0.
             steps: Its step counts (default: all of the grid's steps).
         """
         other = copy.deepcopy(self)
-        other.times = tuple(check_grid(times).tolist())
+        other.times = tuple(check_span(self.schedule, times).tolist())
         other.steps = (len(other.times) - 1,) if steps is None else steps
         return other
 
@@ -363,7 +364,7 @@ class SignatureStudent(nn.Module):
         if self.times is None:
             return coarse_grid(self.schedule, steps, self.spacing, self.power)
         at = torch.linspace(0, len(self.times) - 1, steps + 1, dtype=torch.float64).round().int()
-        return check_grid([self.times[i] for i in at.tolist()])
+        return check_span(self.schedule, [self.times[i] for i in at.tolist()])
 
     def forward(
         self, x: Tensor, t: Time, s: Time, signature: PartialSignature, **condition: Any
@@ -498,8 +499,14 @@ class SignatureStudent(nn.Module):
         carried = alpha * after / (alpha_at * before)
         return torch.cat([carried[..., None], w], dim=-1)
 
-    def save_pretrained(self, folder: str | Path) -> None:
-        """Write `config.json` and `model.safetensors`, atomically; the folder is made if needed."""
+    def save_pretrained(self, folder: str | Path, decoder: str | None = None) -> None:
+        """Write `config.json` and `model.safetensors`, atomically; the folder is made if needed.
+
+        Arguments:
+            folder: The folder.
+            decoder: Name of a latent teacher's folder beside it whose autoencoder decodes the
+                samples, see `find_decoder`.
+        """
         folder = Path(folder)
         config = {
             "format": "sigdeg-student",
@@ -518,6 +525,7 @@ class SignatureStudent(nn.Module):
             "power": self.power,
             **({} if self.times is None else {"times": list(self.times)}),
             "sample_shape": list(self.sample_shape),
+            **({} if decoder is None else {"decoder": decoder}),
             "schedule": self.schedule.config(),
             "network": network_config(self.network),
         }
@@ -527,13 +535,17 @@ class SignatureStudent(nn.Module):
 
     @classmethod
     def from_pretrained(
-        cls, path: str | Path, network: nn.Module | None = None
+        cls,
+        path: str | Path,
+        network: nn.Module | None = None,
+        schedule: Schedule | None = None,
     ) -> SignatureStudent:
         """Load a student from a folder, or from a repository id of the Hugging Face hub.
 
         Arguments:
             path: Folder written by `save_pretrained`, or a hub id.
             network: The network, where it is a class of your own; its weights are loaded into it.
+            schedule: The schedule, where it is a class of your own.
 
         Raises:
             SigdegError: If the folder is missing, is no student, or its weights are damaged, of
@@ -551,12 +563,13 @@ class SignatureStudent(nn.Module):
         try:
             SAVED(config, "")
             description, known = config.pop("network"), config.pop("covariance")
+            config.pop("decoder", None)  # of whoever samples, see `find_decoder`
             parameters = description.get("config", {})
             if (parameters.get("num_class_embeds") or 0) > 1:
                 # Before it was noted, the last one meant none.
                 parameters.setdefault("null_class", parameters["num_class_embeds"] - 1)
             network = build_network(description, weights) if network is None else network
-            config["schedule"] = schedule_from_config(config["schedule"])
+            config["schedule"] = schedule_from_config(config["schedule"], schedule)
             for key in ("steps", "sample_shape"):
                 config[key] = tuple(config[key])
             student = cls(network, **config)

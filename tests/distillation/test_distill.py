@@ -26,7 +26,7 @@ from sigdeg.grids import coarse_grid, refine
 from sigdeg.metrics import w1_exact
 from sigdeg.networks import ResidualMLP
 from sigdeg.sampling import sample
-from sigdeg.schedule import Cosine, VPLinear
+from sigdeg.schedule import Cosine, DiscreteVP, VPLinear
 from sigdeg.steps import EulerMaruyama, Exponential, ShARK
 from sigdeg.student import SignatureStudent
 from sigdeg.training.checkpoint import ema_update
@@ -515,3 +515,17 @@ def test_progress_shows_losses(tmp_path: Path, capsys: pytest.CaptureFixture[str
     assert "held_out=" in shown
     run(tmp_path / "b", progress=False)
     assert capsys.readouterr().err == ""
+
+
+def test_a_teacher_of_other_noise_levels_is_refused(tmp_path: Path) -> None:
+    """Before anything is written; an equal schedule may be another object."""
+    network = ResidualMLP(SignatureStudent.in_channels(1, 2), 1, 8, 1)
+    student = SignatureStudent(network, VPLinear(), 1, data_std=1.0, steps=(2,))
+    for other in (VPLinear(beta_max=10.0), Cosine(), DiscreteVP((3.0, 0.0, -4.0))):
+        with pytest.raises(SigdegError, match="the teacher has other noise levels"):
+            distill(student, Exponential(GaussianDenoiser(0.0, 1.0, other)), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+    table = torch.linspace(1, 1 / 1000, 1000, dtype=torch.float64)
+    fine = VPLinear().log_snr(table.flip(0))
+    assert not VPLinear().equals(DiscreteVP(tuple((fine + 1e-3).tolist())))
+    assert DiscreteVP(tuple(fine.tolist())).equals(DiscreteVP(tuple((fine + 1e-9).tolist())))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -15,7 +16,9 @@ from torch import Tensor, nn
 from sigdeg.errors import SigdegError
 from sigdeg.integrations import Decoder, find_decoder, load_decoder, save_decoder
 from sigdeg.integrations.decoders import WEIGHTS
-from sigdeg.networks import Autoencoder
+from sigdeg.networks import Autoencoder, ResidualMLP
+from sigdeg.schedule import VPLinear
+from sigdeg.student import SignatureStudent
 
 BLOCKS = {
     "in_channels": 1,
@@ -160,21 +163,91 @@ def test_missing_files_are_refused(file: str, message: str, tmp_path: Path) -> N
         load_decoder(tmp_path)
 
 
-def test_a_decoder_lies_in_the_students_folder_or_beside_it(
+def test_a_decoder_lies_in_the_students_folder_or_where_its_config_says(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     student = tmp_path / "digits"
-    student.mkdir()
-    assert find_decoder(student) is None
     shared, own = Decoder(make("AutoencoderKL")), Decoder(make("Autoencoder"))
     save_decoder(shared, tmp_path / "digits-teacher" / "vqvae")
-    found = find_decoder(student)
-    assert found is not None
-    assert isinstance(found.autoencoder, AutoencoderKL)
+    save_decoder(shared, tmp_path / "other" / "vqvae")
+    network = ResidualMLP(SignatureStudent.in_channels(2, 2), 2, 8, 1)
+    made = SignatureStudent(network, VPLinear(), 2)
+    made.save_pretrained(student)
+    assert find_decoder(student) is None  # a name proves nothing
+    made.save_pretrained(student, decoder="other")
+    assert SignatureStudent.from_pretrained(student).channels == 2
     monkeypatch.chdir(student)  # where the folder is named by a dot
-    assert isinstance(find_decoder(Path()), Decoder)
-    save_decoder(own, student / "decoder")
     for folder in (student, Path()):
         found = find_decoder(folder)
         assert found is not None
-        assert isinstance(found.autoencoder, Autoencoder)
+        assert isinstance(found.autoencoder, AutoencoderKL)
+    made.save_pretrained(student, decoder="gone")
+    with pytest.raises(SigdegError, match=r"vqvae holds no readable config\.json"):
+        find_decoder(student)
+    made.save_pretrained(student, decoder="../other")
+    with pytest.raises(SigdegError, match="names a decoder that is no folder beside it"):
+        find_decoder(student)
+    save_decoder(own, student / "decoder")
+    found = find_decoder(Path())
+    assert found is not None
+    assert isinstance(found.autoencoder, Autoencoder)
+
+
+def test_a_vq_model_of_before_scaling_factors_is_given_its_latents(tmp_path: Path) -> None:
+    model, z = make("VQModel"), latents()
+    model.save_pretrained(tmp_path)
+    file = tmp_path / "config.json"
+    config = json.loads(file.read_text())
+    del config["scaling_factor"]
+    file.write_text(json.dumps(config))
+    decoder = load_decoder(tmp_path)
+    close(decoder(z), model.decode(z).sample)
+    save_decoder(decoder, tmp_path / "again")
+    close(load_decoder(tmp_path / "again")(z), model.decode(z).sample)
+
+
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        ({"shift_factor": 0.4}, lambda z: z / 0.3 + 0.4),
+        (
+            {"latents_mean": (0.5, -1.0), "latents_std": (2.0, 0.25)},
+            lambda z: (
+                z * torch.tensor([2.0, 0.25]).view(1, 2, 1, 1) / 0.3
+                + torch.tensor([0.5, -1.0]).view(1, 2, 1, 1)
+            ),
+        ),
+    ],
+    ids=["shift", "standardised"],
+)
+def test_latents_are_shifted_back(
+    options: dict[str, Any], expected: Callable[[Tensor], Tensor], tmp_path: Path
+) -> None:
+    """As pipelines do: the shift after the factor, means and deviations channel by channel."""
+    torch.manual_seed(0)
+    model = AutoencoderKL(**BLOCKS, scaling_factor=0.3, **options).eval()
+    model.save_pretrained(tmp_path)
+    z = latents()
+    close(load_decoder(tmp_path)(z), model.decode(expected(z)).sample)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"latents_mean": (0.5,) * 3}, "one a channel of 2, got"),
+        ({"latents_std": "wide"}, "one a channel of 2, got 'wide'"),
+        ({"latents_mean": (0.5, 1.0), "shift_factor": 1.0}, "latents_mean or a shift_factor"),
+    ],
+)
+def test_shifts_that_do_not_fit_are_refused(options: dict[str, Any], message: str) -> None:
+    model = AutoencoderKL(**BLOCKS, **options)
+    with pytest.raises(SigdegError, match=message):
+        Decoder(model)
+
+
+@pytest.mark.parametrize("kind", ["Autoencoder", "VQModel"])
+def test_samples_that_are_no_latents_are_refused(kind: str) -> None:
+    decoder = Decoder(make(kind))
+    for shape in ((1, 3, 8, 8), (1, 2, 8)):
+        with pytest.raises(SigdegError, match="takes latents of 2 channels, got samples of shape"):
+            decoder(torch.zeros(shape))

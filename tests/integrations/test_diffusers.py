@@ -8,13 +8,27 @@ import sys
 import huggingface_hub
 import pytest
 import torch
-from diffusers import DDPMPipeline, EDMEulerScheduler, UNet2DModel
+from diffusers import (
+    DDIMScheduler,
+    DDPMPipeline,
+    DDPMScheduler,
+    DPMSolverMultistepScheduler,
+    EDMDPMSolverMultistepScheduler,
+    EDMEulerScheduler,
+    EulerDiscreteScheduler,
+    FlowMatchEulerDiscreteScheduler,
+    HeunDiscreteScheduler,
+    LCMScheduler,
+    UNet2DModel,
+    UniPCMultistepScheduler,
+)
 from huggingface_hub.errors import LocalEntryNotFoundError
 from safetensors.torch import load_file, save_file
 
 from sigdeg.errors import SigdegError
 from sigdeg.integrations import load_teacher
 from sigdeg.sampling import march
+from sigdeg.schedule import EDM, RectifiedFlow
 from sigdeg.signature import PartialSignature
 from sigdeg.steps import Exponential
 
@@ -58,6 +72,95 @@ def test_the_ancestral_sampler_equals_the_pipeline(pipeline, tmp_path, kind, pre
     assert ours.std() > 0.05
 
 
+def predicted(scheduler, index, x, output):
+    """A scheduler's own E[x_0 | x_t] at the noise level of one of its steps."""
+    timestep = scheduler.timesteps[index]
+    if hasattr(scheduler, "_init_step_index"):
+        scheduler._init_step_index(timestep)
+    if hasattr(scheduler, "convert_model_output"):
+        return scheduler.convert_model_output(output, sample=x)
+    if isinstance(scheduler, FlowMatchEulerDiscreteScheduler):  # x_s = x + (s - sigma) v, at s = 0
+        return x - scheduler.sigmas[index] * output
+    if isinstance(scheduler, HeunDiscreteScheduler):  # d = (x - x_0) / sigma
+        scheduler.step(output, timestep, x)
+        return x - scheduler.sigmas[index] * scheduler.prev_derivative
+    return scheduler.step(output, timestep, x).pred_original_sample
+
+
+def flow(**options):
+    return DPMSolverMultistepScheduler(
+        use_flow_sigmas=True, prediction_type="flow_prediction", **options
+    )
+
+
+SCHEDULERS = {
+    "flow matching": FlowMatchEulerDiscreteScheduler(shift=3.0),
+    "flow sigmas": flow(flow_shift=2.0),
+    "flow sigmas of x_0": DPMSolverMultistepScheduler(
+        use_flow_sigmas=True, prediction_type="sample"
+    ),
+    "edm": EDMEulerScheduler(sigma_max=20.0, sigma_data=0.7),
+    "edm multistep": EDMDPMSolverMultistepScheduler(),
+    "zero terminal SNR": DDIMScheduler(
+        rescale_betas_zero_snr=True, prediction_type="v_prediction", timestep_spacing="trailing"
+    ),
+    "trained betas": DDPMScheduler(trained_betas=[0.0001 * 1.005**k for k in range(1000)]),
+    "leading and clipped at two": DDIMScheduler(
+        timestep_spacing="leading", steps_offset=1, clip_sample_range=2.0
+    ),
+    "cosine": DDPMScheduler(beta_schedule="squaredcos_cap_v2"),
+    "euler of v": EulerDiscreteScheduler(
+        beta_schedule="scaled_linear", prediction_type="v_prediction", timestep_spacing="trailing"
+    ),
+    "heun of betas": HeunDiscreteScheduler(beta_schedule="exp"),
+    "unipc of what was clipped": UniPCMultistepScheduler.from_config(
+        DDPMScheduler(clip_sample=True).config  # which says so, and is not heeded
+    ),
+    "karras levels": DPMSolverMultistepScheduler(use_karras_sigmas=True),
+}
+
+
+@pytest.mark.parametrize("name", SCHEDULERS)
+def test_the_mean_is_that_of_any_scheduler(pipeline, tmp_path, name):
+    """At its own noise levels, in its own coordinates, to the rounding of single precision."""
+    made, scheduler = pipeline(), SCHEDULERS[name]
+    made.scheduler = scheduler
+    made.save_pretrained(tmp_path)
+    denoiser = load_teacher(tmp_path).denoiser
+    schedule, generator = denoiser.schedule, torch.Generator().manual_seed(0)
+    # At zero terminal SNR the very last level, of no signal at all, is kept just above it.
+    for index in range(2 if "zero" in name else 0, 9, 2):
+        x = torch.randn(2, 1, 8, 8, generator=generator)
+        scheduler.set_timesteps(10)
+        timestep = scheduler.timesteps[index]
+        sigma = getattr(scheduler, "sigmas", {index: timestep})[index].double()
+        if isinstance(schedule, RectifiedFlow):
+            time = time_of(schedule.sigma, sigma)
+        elif hasattr(scheduler, "sigmas"):  # timesteps may be rounded to whole ones
+            time = time_of(lambda t: -schedule.log_snr(t), sigma.log())
+        else:
+            time = time_of(schedule.timestep, timestep)
+        # Some hold x_0 + sigma noise, and show it to their network scaled down.
+        shown = getattr(scheduler, "scale_model_input", lambda x, _: x)(x, timestep)
+        own = x if isinstance(denoiser.schedule, EDM) else shown
+        with torch.no_grad():
+            told = schedule.timestep(time).float()
+            expected = predicted(scheduler, index, x, made.unet(shown, told).sample)
+            ours = denoiser(own, time)
+        scale = max(1.0, float(expected.abs().max()))
+        torch.testing.assert_close(ours / scale, expected / scale, rtol=0, atol=1e-5)
+
+
+def time_of(function, value):
+    """Where an increasing function of time has a value, by bisection."""
+    low, high = (torch.tensor(v, dtype=torch.float64) for v in (1e-9, 1.0))
+    for _ in range(60):
+        middle = (low + high) / 2
+        late = function(middle) > value
+        low, high = (low, middle) if late else (middle, high)
+    return high
+
+
 def test_rectangular_samples_and_a_learned_variance(pipeline, unet, tmp_path):
     network = unet(2, sample_size=(8, 16), out_channels=4)
     pipeline(unet=network, variance_type="learned_range").save_pretrained(tmp_path)
@@ -93,6 +196,55 @@ def test_half_precision_weights_are_read_into_single_precision(teacher_folder):
     assert all(torch.equal(own[name], v.half().float()) for name, v in weights.items())
 
 
+@pytest.mark.parametrize(
+    "options",
+    [{"variant": "fp16"}, {"max_shard_size": "20KB"}, {"variant": "x", "max_shard_size": "20KB"}],
+)
+def test_shards_and_a_variant_are_read(pipeline, tmp_path, options):
+    made = pipeline()
+    made.save_pretrained(tmp_path, **options)
+    assert not (tmp_path / WEIGHTS).exists()
+    own = load_teacher(tmp_path).denoiser.network.state_dict()
+    assert all(torch.equal(own[name], v) for name, v in made.unet.state_dict().items())
+    if "max_shard_size" in options:
+        shard = sorted((tmp_path / "unet").glob("*-of-*.safetensors"))[1]
+        shard.unlink()
+        with pytest.raises(SigdegError, match=f"{shard.name} is missing"):
+            load_teacher(tmp_path)
+    else:
+        made.save_pretrained(tmp_path, variant="bf16")
+        with pytest.raises(
+            SigdegError, match=r"more than one variant: .*bf16.*, .*fp16\.safetensors"
+        ):
+            load_teacher(tmp_path)
+
+
+def test_an_index_names_files_beside_it(pipeline, tmp_path):
+    pipeline().save_pretrained(tmp_path, max_shard_size="20KB")
+    index = tmp_path / f"{WEIGHTS}.index.json"
+    for bad in ({}, {"weight_map": {"a": "../other.safetensors"}}, {"weight_map": {"a": 1}}):
+        index.write_text(json.dumps(bad))
+        with pytest.raises(SigdegError, match="names no files beside it"):
+            load_teacher(tmp_path)
+
+
+def test_another_network_of_the_folder_is_named(pipeline, unet, tmp_path):
+    made = pipeline()
+    made.save_pretrained(tmp_path / "t")
+    other = unet()
+    torch.nn.init.normal_(other.conv_in.bias)
+    other.save_pretrained(tmp_path / "t" / "unet_ema")
+    x, t = torch.randn(2, 1, 8, 8), torch.tensor(0.35, dtype=torch.float64)
+    path = f"{tmp_path / 't'}:unet_ema"
+    for teacher in (load_teacher(path), load_teacher(tmp_path / "t:unet_ema")):
+        assert teacher.name == "t:unet_ema"
+        assert torch.equal(teacher.denoiser.network(x, 6).sample, other(x, 6).sample)
+    both = load_teacher(tmp_path / "t", path)
+    assert torch.equal(both.weak(x, t), load_teacher(path).denoiser(x, t))
+    with pytest.raises(SigdegError, match=r"holds no unet_e: .* \(there are unet, unet_ema\)"):
+        load_teacher(f"{tmp_path / 't'}:unet_e")
+
+
 def test_a_hub_id_is_fetched_without_its_pickles(teacher_folder, monkeypatch):
     asked = {}
 
@@ -101,6 +253,7 @@ def test_a_hub_id_is_fetched_without_its_pickles(teacher_folder, monkeypatch):
         return str(teacher_folder)
 
     monkeypatch.setattr(huggingface_hub, "snapshot_download", snapshot_download)
+    assert load_teacher("someone/tiny:unet").name == load_teacher("someone/tiny").name
     assert load_teacher("someone/tiny").name == "someone/tiny"
     assert asked == {"repo_id": "someone/tiny", "allow_patterns": ["*.json", "*.safetensors"]}
 
@@ -130,8 +283,8 @@ def reweigh(folder, change):
     save_file(weights, folder / WEIGHTS)
 
 
-def use_edm(folder):
-    EDMEulerScheduler().save_pretrained(folder / "scheduler")
+def schedule_with(scheduler):
+    return lambda folder: scheduler.save_pretrained(folder / "scheduler")
 
 
 UNET, SCHEDULER = "unet/config.json", "scheduler/scheduler_config.json"
@@ -151,8 +304,39 @@ BROKEN = {
         "scheduler DDPMScheduler cannot be built: curly",
     ),
     "thresholding": (lambda f: edit(f, SCHEDULER, thresholding=True), "dynamic thresholding"),
-    "prediction": (lambda f: edit(f, SCHEDULER, prediction_type="x"), "unknown prediction_type"),
-    "edm": (use_edm, "EDMEulerScheduler has no alphas_cumprod"),
+    "prediction": (lambda f: edit(f, SCHEDULER, prediction_type="x"), "prediction_type 'x' is not"),
+    "edm that predicts v": (
+        schedule_with(EDMEulerScheduler(prediction_type="v_prediction")),
+        "a EDMEulerScheduler of prediction_type 'v_prediction' is not supported: it must predict",
+    ),
+    "flow that predicts noise": (
+        schedule_with(DPMSolverMultistepScheduler(use_flow_sigmas=True)),
+        "prediction_type 'epsilon' is not supported: it must predict flow_prediction or sample",
+    ),
+    "a flow without flow sigmas": (
+        schedule_with(DPMSolverMultistepScheduler(prediction_type="flow_prediction")),
+        "unknown prediction_type|'flow_prediction' is not supported",
+    ),
+    "noise at zero terminal SNR": (
+        schedule_with(DDPMScheduler(rescale_betas_zero_snr=True, clip_sample=False)),
+        r"zero terminal SNR \(rescale_betas_zero_snr\) needs v_prediction or sample, got epsilon",
+    ),
+    "betas that end in nothing": (
+        schedule_with(DDIMScheduler(num_train_timesteps=3, trained_betas=[0.1, 0.5, 1.0])),
+        "zero terminal SNR .* needs v_prediction",
+    ),
+    "a consistency model": (
+        schedule_with(LCMScheduler()),
+        "LCMScheduler is for consistency models, which jump to the data",
+    ),
+    "times of another kind": (
+        schedule_with(EulerDiscreteScheduler(timestep_type="continuous")),
+        "tells its network other times than its training steps",
+    ),
+    "no clip": (
+        lambda f: edit(f, SCHEDULER, clip_sample_range="abc"),
+        "clip_sample_range must be a number .*, got 'abc'",
+    ),
     "other net": (lambda f: edit(f, UNET, _class_name="VQModel"), "a VQModel, a teacher has a UN"),
     "bad blocks": (lambda f: edit(f, UNET, block_out_channels=[8]), "UNet2DModel cannot be built"),
     "sizeless": (lambda f: edit(f, UNET, sample_size=None), "needs a sample_size"),

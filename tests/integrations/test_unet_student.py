@@ -7,6 +7,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
 
+from sigdeg.cli import main
 from sigdeg.denoiser import NetworkDenoiser
 from sigdeg.distillation import distill
 from sigdeg.errors import SigdegError
@@ -296,3 +297,38 @@ def test_a_saved_pipeline_becomes_a_saved_student(teacher_folder, tmp_path):
     assert not torch.equal(samples, draw(start))
     again = SignatureStudent.from_pretrained(tmp_path / "run" / "student")
     assert torch.equal(draw(again), samples)
+
+
+@pytest.mark.parametrize(
+    ("made", "message"),
+    [
+        ({"timesteps": 21}, "has other noise levels than other"),
+        ({"prediction_type": "v_prediction"}, "prediction type epsilon, other v_prediction"),
+        ({"unet": {"channels": 2}}, r"samples of shape \(1, 8, 8\), other \(2, 8, 8\)"),
+        ({"unet": {"num_class_embeds": 2}}, r"classes None, other \[0, 1\]"),
+    ],
+    ids=str,
+)
+def test_another_teacher_is_not_its_teacher(
+    made, message, teacher_folder, pipeline, unet, tmp_path, capsys
+):
+    """On the command line too, where it is judged and where it goes on; nothing is written."""
+    teacher = load_teacher(teacher_folder)
+    student = SignatureStudent.from_denoiser(
+        teacher.denoiser, 1, 1, steps=(2,), sample_shape=teacher.sample_shape
+    )
+    teacher.check(student)
+    student.save_pretrained(tmp_path / "student")
+    made = {key: unet(**value) if key == "unet" else value for key, value in made.items()}
+    other = tmp_path / "other"
+    pipeline(**made).save_pretrained(other)
+    with pytest.raises(SigdegError, match=message):
+        load_teacher(other).check(student)
+    out, start = ["--out", str(tmp_path / "out")], str(tmp_path / "student")
+    for command in (["evaluate", start, str(other)], ["distill", str(other), "--start", start]):
+        assert (
+            main([*command, *out, "--steps", "2"] if command[0] == "distill" else command + out)
+            == 2
+        )
+        assert "it is not its teacher" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()

@@ -337,6 +337,8 @@ def distil_steps(
     """Distil all coarse steps from one teacher; those of `starts` only, if given."""
     grids, q = nested_grids(student), config.q or max(student.steps)
     check_fit(student, config, q, data, cache)
+    if not (out_dir / "config.json").exists():  # another run there is told by its teacher anyway
+        check_schedules(student, teacher)
     shared = None
     if cache is not None:
         shared = SharedPaths(cache, grids[0], student.order)
@@ -490,6 +492,15 @@ def scale_student(student: SignatureStudent, samples: Tensor) -> None:
         student.set_covariance(torch.cov(samples.flatten(1).double().T).reshape(size, size))
     else:
         student.data_std = float(samples.std())
+
+
+def check_schedules(student: SignatureStudent, teacher: Step) -> None:
+    """Refuse a teacher whose states are not those that the student steps between."""
+    if not teacher.schedule.equals(student.schedule):
+        raise SigdegError(
+            f"the teacher has other noise levels ({type(teacher.schedule).__name__}) than the "
+            f"student ({type(student.schedule).__name__}): give the student the teacher's schedule"
+        )
 
 
 def check_fit(

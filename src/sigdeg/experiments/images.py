@@ -105,6 +105,7 @@ def distil_images(
         )
     else:
         known = SignatureStudent.from_pretrained(start)
+        teacher.check(known)
         student = known.at_times(known.grid(max(steps)), steps)
     if evaluation_n < 2:
         raise SigdegError(f"samples must be at least 2, got {evaluation_n}")

@@ -648,7 +648,7 @@ class Bench:
     def ship(self, student: SignatureStudent) -> None:
         """The models in half precision, in a folder, as the package ships them."""
         folder = self.out / "pretrained"
-        copy.deepcopy(student).half().save_pretrained(folder / "mnist")
+        copy.deepcopy(student).half().save_pretrained(folder / "mnist", "mnist-teacher")
         for (_, name), extractor in zip(EXTRACTORS.values(), self.extractors, strict=True):
             network = copy.deepcopy(extractor.network).half()
             save_model(folder / name, network_config(network), network.state_dict())

@@ -24,25 +24,62 @@ WEIGHTS = "diffusion_pytorch_model.safetensors"  # as diffusers names them
 class Decoder(nn.Module):
     r"""The decoding half of an autoencoder, of this package or of diffusers.
 
-    A diffusers model is given latents divided by its `scaling_factor`, as its pipelines do.
+    A diffusers model is given what its pipelines give it, $z\, s / f + m$ of latents z, with the
+    `scaling_factor` f, the `latents_std` s, and the `latents_mean` or the `shift_factor` m of its
+    configuration.
 
     Arguments:
         autoencoder: The autoencoder.
+
+    Raises:
+        SigdegError: If these are of another number of channels, or m is given twice.
     """
+
+    factor: Tensor
+    shift: Tensor
 
     def __init__(self, autoencoder: nn.Module) -> None:
         super().__init__()
         self.autoencoder = autoencoder
+        config: dict[str, Any] = {}
+        if isinstance(autoencoder, Autoencoder):
+            self.channels = autoencoder.latent_shape[0]
+        else:
+            config = network_config(autoencoder)["config"]
+            self.channels = config["latent_channels"]
+        means = [config.get(key) for key in ("latents_mean", "shift_factor")]
+        if all(value not in (None, 0) for value in means):
+            raise SigdegError("an autoencoder has a latents_mean or a shift_factor, not both")
+        mean = next((value for value in means if value not in (None, 0)), 0.0)
+        std = 1.0 if config.get("latents_std") is None else config["latents_std"]
+        scale = config.get("scaling_factor") or 1.0
+        for name, value in (("factor", self.spread(std) / scale), ("shift", self.spread(mean))):
+            self.register_buffer(name, value, persistent=False)
+
+    def spread(self, value: Any) -> Tensor:
+        """A number, or one a channel, against latents."""
+        try:
+            return torch.tensor(value).float().expand(self.channels)[:, None, None]
+        except (RuntimeError, TypeError, ValueError):
+            raise SigdegError(
+                f"latents_mean, latents_std and shift_factor are numbers, one a channel of "
+                f"{self.channels}, got {value!r}"
+            ) from None
 
     @torch.no_grad()
     def forward(self, latents: Tensor, batch_size: int = 250) -> Tensor:
         """Images (n, channels, height, width) of latents."""
         model: Any = self.autoencoder
+        if latents.ndim != 4 or latents.shape[1] != self.channels:
+            raise SigdegError(
+                f"this decoder takes latents of {self.channels} channels, got samples of shape "
+                f"{tuple(latents.shape[1:])}"
+            )
         parts = latents.split(batch_size)
         if isinstance(model, Autoencoder):
             return torch.cat([model.decode(part) for part in parts])
-        scale = getattr(model.config, "scaling_factor", None) or 1.0
-        return torch.cat([model.decode(part / scale).sample for part in parts])
+        factor, shift = self.factor.to(latents), self.shift.to(latents)
+        return torch.cat([model.decode(part * factor + shift).sample for part in parts])
 
 
 def load_decoder(folder: Path) -> Decoder:
@@ -56,6 +93,8 @@ def load_decoder(folder: Path) -> Decoder:
     if name not in KNOWN:
         raise SigdegError(f"{folder} holds a {name}, a decoder is one of {', '.join(KNOWN)}")
     config = {key: value for key, value in saved.items() if not key.startswith("_")}
+    if name == "VQModel":  # pipelines did not scale before it was a setting
+        config.setdefault("scaling_factor", 1.0)
     autoencoder = build_network({"class": name, "config": config}, folder / WEIGHTS)
     load_weights(autoencoder, folder / WEIGHTS, modern, saved)
     return Decoder(autoencoder).eval().requires_grad_(False)
@@ -77,13 +116,21 @@ def modern(name: str) -> str:
 def find_decoder(folder: Path) -> Decoder | None:
     """The decoder of a student's folder, or None where its samples are images themselves.
 
-    It lies in the student's folder; shipped models share that of their teacher.
+    It lies in the student's folder, or in that of a teacher beside it which the student's
+    `config.json` names, as shipped models have it.
+
+    Raises:
+        SigdegError: If it is damaged, or not where it should be.
     """
-    folder = folder.resolve()  # the current folder has a name only then
-    for place in (folder / "decoder", folder.with_name(f"{folder.name}-teacher") / "vqvae"):
-        if place.is_dir():
-            return load_decoder(place)
-    return None
+    if (folder / "decoder").is_dir():
+        return load_decoder(folder / "decoder")
+    file = folder / "config.json"
+    teacher = read_json(file).get("decoder") if file.is_file() else None
+    if teacher is None:
+        return None
+    if not isinstance(teacher, str) or Path(teacher).name != teacher:
+        raise SigdegError(f"{file} names a decoder that is no folder beside it: {teacher!r}")
+    return load_decoder(folder.resolve().with_name(teacher) / "vqvae")
 
 
 def save_decoder(decoder: Decoder, folder: Path) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from sigdeg.denoiser import AutoGuidance, ClassifierFreeGuidance, NetworkDenoiser
+from sigdeg.denoiser import AutoGuidance, ClassifierFreeGuidance, NetworkDenoiser, Prediction
 from sigdeg.errors import SigdegError, reason
 from sigdeg.files import find_folder, load_weights, read_json, save_json
 from sigdeg.integrations.decoders import Decoder, check_decoder, load_decoder, modern, save_decoder
@@ -21,14 +21,22 @@ from sigdeg.networks import (
     network_config,
     set_null_class,
 )
-from sigdeg.schedule import DiscreteVP, from_scheduler
+from sigdeg.schedule import EDM, RectifiedFlow, Schedule, from_scheduler, scheduler_config
 from sigdeg.schema import listed, maybe, number, record, whole
 from sigdeg.steps import Exponential
+from sigdeg.student import SignatureStudent
 
 __all__ = ["Teacher", "load_teacher", "save_latent_pipeline"]
 
+UNET = "unet"
 PIPELINES = ("DDPMPipeline", "DDIMPipeline", "LDMPipeline")
-PREDICTIONS = ("epsilon", "v_prediction", "sample")
+PREDICTIONS: dict[str, Prediction] = {
+    "epsilon": "epsilon",
+    "v_prediction": "v_prediction",
+    "sample": "sample",
+}
+EDM_PREDICTIONS: dict[str, Prediction] = {"epsilon": "edm"}  # its preconditioning, as diffusers
+FLOW_PREDICTIONS: dict[str, Prediction] = {"flow_prediction": "flow", "sample": "sample"}
 
 
 @dataclass(frozen=True)
@@ -105,6 +113,27 @@ class Teacher:
         none = {"class_labels": torch.tensor([self.null_class])}
         return Exponential(ClassifierFreeGuidance(self.denoiser, guidance, none, until))
 
+    def check(self, student: SignatureStudent) -> None:
+        """Refuse a student of another teacher.
+
+        Raises:
+            SigdegError: If samples, classes, noise levels or predictions are not the same.
+        """
+        own, its = self.denoiser, student
+        for what, mine, other in (
+            ("samples of shape", self.sample_shape, its.sample_shape),
+            ("classes", self.labels, its.class_labels),
+            ("the prediction type", own.prediction_type, its.prediction_type),
+        ):
+            if mine != other and (its.kind == "warm" or what != "the prediction type"):
+                raise SigdegError(
+                    f"the student has {what} {other}, {self.name} {mine}: it is not its teacher"
+                )
+        if not own.schedule.equals(its.schedule):
+            raise SigdegError(
+                f"the student has other noise levels than {self.name}: it is not its teacher"
+            )
+
     def decode(self, samples: Tensor) -> Tensor:
         """Images of samples: of latents what their decoder makes, of pixels the pixels."""
         return samples if self.decoder is None else self.decoder(samples)
@@ -115,14 +144,16 @@ def load_teacher(
 ) -> Teacher:
     """Load a teacher from a saved `DDPMPipeline`, `DDIMPipeline` or `LDMPipeline`.
 
-    Any prediction type will do, and any scheduler with `alphas_cumprod`; its `clip_sample` becomes
-    the denoiser's `clip`. A learned variance is dropped. Weights are read from safetensors, into
-    single precision. An `LDMPipeline` diffuses latents; its autoencoder decodes them. A U-Net with
-    `num_class_embeds` is conditional. Whether one of them means no class is not guessed: it is what
+    Any prediction type will do, and any scheduler that `from_scheduler` knows, flow matching and
+    EDM too; its `clip_sample` becomes the denoiser's `clip`. A learned variance is dropped. Weights
+    are read from safetensors, whole, in shards or of the only variant, into single precision. An
+    `LDMPipeline` diffuses latents; its autoencoder decodes them. A U-Net with `num_class_embeds` is
+    conditional. Whether one of them means no class is not guessed: it is what
     `null_class` says here or in the U-Net's `config.json`.
 
     Arguments:
-        path: Folder written by the pipeline's `save_pretrained`, or a hub id.
+        path: Folder written by the pipeline's `save_pretrained`, or a hub id. `FOLDER:NAME` takes
+            its network NAME, such as `unet_ema`, in the place of `unet`.
         weak: The same of a weaker version, to guide this one. Of latents its U-Net and scheduler
             are enough: a `DDPMPipeline`.
         null_class: The label that means no class, if the model was trained with one: it is not
@@ -133,23 +164,25 @@ def load_teacher(
             pickle is refused, never opened. If the weaker version is of other samples, noise levels
             or classes.
     """
-    folder = find_folder(path)
+    place, unet = split_name(path)
+    folder = find_folder(place)
     pipeline = read_json(folder / "model_index.json").get("_class_name")
     if pipeline not in PIPELINES:
         raise SigdegError(
             f"{folder} holds a {pipeline}: only image pipelines without text "
             f"({', '.join(PIPELINES)}) can be teachers so far"
         )
-    schedule, prediction_type, clip = load_schedule(folder)
-    network, shape = load_unet(folder)
+    schedule, prediction_type, clip, data_std = load_schedule(folder)
+    network, shape = load_unet(folder, unet)
     if null_class is not None:
         set_null_class(network, null_class)
     parameters = network_config(network)["config"]
     decoder = load_decoder(folder / "vqvae") if pipeline == "LDMPipeline" else None
     if decoder is not None:
         check_decoder(decoder, shape, folder / "vqvae")
-    denoiser = NetworkDenoiser(network, schedule, prediction_type, clip)
-    name = folder.resolve().name if folder == Path(path) else str(path)
+    denoiser = NetworkDenoiser(network, schedule, prediction_type, clip, data_std)
+    name = folder.resolve().name if folder == Path(place) else str(place)
+    name = name if unet == UNET else f"{name}:{unet}"
     none, classes = parameters.get("null_class"), count_classes(network)
     teacher = Teacher(denoiser.eval(), shape, name, decoder, classes, null_class=none)
     if weak is None:
@@ -160,21 +193,32 @@ def load_teacher(
             f"{weak} draws samples of shape {other.sample_shape} with classes {other.classes}, "
             f"{path} of {shape} with {teacher.classes}: it is no version of it"
         )
-    if other.denoiser.schedule != schedule:
+    if not other.denoiser.schedule.equals(schedule):
         raise SigdegError(f"{weak} has other noise levels than {path}: it cannot guide it")
+    AutoGuidance(denoiser, other.denoiser, 1.0)  # refuses what cannot guide
     return replace(teacher, weak=other.denoiser)
+
+
+def split_name(path: str | Path) -> tuple[str | Path, str]:
+    """Folder or hub id, and the name of the network in it."""
+    folder, _, unet = str(path).rpartition(":")
+    if Path(path).is_dir() or not folder or "/" in unet:
+        return path, UNET
+    return folder if isinstance(path, str) else Path(folder), unet
 
 
 def part(folder: Path, name: str, file: str) -> Path:
     """Where a component of a pipeline lies: in its folder, or, in the oldest ones, in the root."""
-    for place in (folder / name, folder):
+    for place in (folder / name, folder)[: 1 + (name in (UNET, "scheduler"))]:
         if (place / file).is_file():
             return place
-    raise SigdegError(f"{folder} holds no {name}: {name}/{file} is missing")
+    others = sorted(p.parent.name for p in folder.glob("unet*/config.json"))
+    hint = f" (there are {', '.join(others)})" if name not in others and others else ""
+    raise SigdegError(f"{folder} holds no {name}: {name}/{file} is missing{hint}")
 
 
-def load_schedule(folder: Path) -> tuple[DiscreteVP, Any, float | None]:
-    """Schedule, prediction type and clip of a saved pipeline's scheduler."""
+def load_schedule(folder: Path) -> tuple[Schedule, Prediction, float | None, float]:
+    """Schedule, prediction type, clip and the data's deviation of a saved pipeline's scheduler."""
     import diffusers
 
     saved = read_json(part(folder, "scheduler", "scheduler_config.json") / "scheduler_config.json")
@@ -190,28 +234,42 @@ def load_schedule(folder: Path) -> tuple[DiscreteVP, Any, float | None]:
     except Exception as error:  # parameters of a wrong kind may break anything inside
         told = f"{folder}: the scheduler {name} cannot be built: {reason(error)}"
         raise SigdegError(told) from None
-    config = dict(scheduler.config)
+    config = scheduler_config(scheduler)
     if config.get("thresholding"):
         raise SigdegError(f"{folder}: dynamic thresholding is not supported, clip_sample is")
-    prediction = config.get("prediction_type", "epsilon")
-    if prediction not in PREDICTIONS:
+    try:
+        schedule = from_scheduler(scheduler)
+        number(1e-6)(config.get("sigma_data", 0.5), "sigma_data")
+    except (SigdegError, TypeError, ValueError) as error:
+        raise SigdegError(f"{folder}: {error}") from None
+    kinds, default = PREDICTIONS, "epsilon"
+    if isinstance(schedule, EDM):
+        kinds = EDM_PREDICTIONS
+    elif isinstance(schedule, RectifiedFlow):
+        kinds, default = FLOW_PREDICTIONS, "flow_prediction"
+    prediction = config.get("prediction_type", default)
+    if prediction not in kinds:
         raise SigdegError(
-            f"{folder}: unknown prediction_type {prediction!r}: use {', '.join(PREDICTIONS)}"
+            f"{folder}: a {name} of prediction_type {prediction!r} is not supported: it must "
+            f"predict {' or '.join(kinds)}"
         )
-    schedule = from_scheduler(scheduler)
-    if not isinstance(schedule, DiscreteVP):
-        raise SigdegError(f"{folder}: {name} has no alphas_cumprod: use a DDPM or DDIM scheduler")
+    last = getattr(scheduler, "alphas_cumprod", torch.ones(1))[-1]
+    if prediction == "epsilon" and (config.get("rescale_betas_zero_snr") or float(last) == 0):
+        raise SigdegError(
+            f"{folder}: noise tells nothing of the data where there is nothing else: a schedule of "
+            "zero terminal SNR (rescale_betas_zero_snr) needs v_prediction or sample, got epsilon"
+        )
     clip = config.get("clip_sample_range", 1.0) if config.get("clip_sample") else None
     try:
         maybe(number(0))(clip, "clip_sample_range")
     except SigdegError as error:
         raise SigdegError(f"{folder}: {error}") from None
-    return schedule, prediction, clip
+    return schedule, kinds[prediction], clip, config.get("sigma_data", 0.5)
 
 
-def load_unet(folder: Path) -> tuple[nn.Module, tuple[int, int, int]]:
-    """The U-Net of a saved pipeline and the shape of its samples."""
-    place = part(folder, "unet", "config.json")
+def load_unet(folder: Path, name: str = UNET) -> tuple[nn.Module, tuple[int, int, int]]:
+    """A U-Net of a saved pipeline and the shape of its samples."""
+    place = part(folder, name, "config.json")
     saved = read_json(place / "config.json")
     if saved.get("_class_name") != "UNet2DModel":
         raise SigdegError(
