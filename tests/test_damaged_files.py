@@ -384,6 +384,7 @@ SCHEDULER: list[tuple[str, Any]] = [
     ("beta_end", -1),
     ("beta_start", math.nan),
     ("trained_betas", []),
+    ("trained_betas", 0.5),
     ("prediction_type", []),
     ("rescale_betas_zero_snr", "x"),
     ("_class_name", []),

@@ -228,8 +228,8 @@ def remember(file: Path, compute: Callable[[], dict[str, Any]]) -> dict[str, Any
     if not file.exists():
         save_json(file, seal({**compute(), "_run": run["_digest"]}))
     found = unseal(read_json(file), file)
-    if found.pop("_run", run["_digest"]) != run["_digest"]:
-        raise SigdegError(f"{file} belongs to another run: delete it")
+    if found.pop("_run", None) != run["_digest"]:
+        raise SigdegError(f"{file} is not what this run found: delete it")
     return found
 
 
