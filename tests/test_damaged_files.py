@@ -82,11 +82,12 @@ def run(folder: Path, seed: int = 0) -> dict[str, Any]:
         shard_size=4,
         refinement=2,
         seed=seed,
+        judge=4,
         tracker="none",
         device="cpu",
         progress=False,
     )
-    return {"history": found.history, **found.student.state_dict()}
+    return {"history": found.history, "verdict": found.verdict, **found.student.state_dict()}
 
 
 def pipeline(folder: Path) -> None:
@@ -163,7 +164,7 @@ SPECTRA = ["a.npy", "a.json", "a.csv", "a.safetensors"]
 READERS = {
     "student": Reader(["config.json", "model.safetensors"], read_student, True),
     "decoder": Reader(["config.json", "diffusion_pytorch_model.safetensors"], read_decoder, True),
-    "run": Reader([CHECKPOINT, SECONDS, "config.json", *SHARDS], run, True),
+    "run": Reader([CHECKPOINT, SECONDS, "config.json", "verdict.json", *SHARDS], run, True),
     "series": Reader(["series.safetensors"], read_series, True),
     "judged": Reader(["judged/a.json"], read_remembered, True),
     "pipeline": Reader(

@@ -53,6 +53,7 @@ def life(folder: Path) -> None:
         held_out=4,
         shard_size=4,
         refinement=2,
+        judge=4,
         tracker="none",
         device="cpu",
         progress=False,

@@ -30,11 +30,11 @@ from tqdm.auto import tqdm
 
 from sigdeg.distillation.paths import Batch, TeacherPaths
 from sigdeg.errors import SigdegError
-from sigdeg.files import read_json, save_json
+from sigdeg.files import read_json
 from sigdeg.schema import listed, number, record, text, whole
 from sigdeg.steps import Exponential, Step
 from sigdeg.student import SignatureStudent
-from sigdeg.training import derive_generator
+from sigdeg.training import derive_generator, keep, kept
 
 if TYPE_CHECKING:
     from sigdeg.distillation.distill import DistillConfig, Distilled
@@ -186,7 +186,7 @@ class Verdict:
 
     def save(self, path: Path) -> None:
         """Write it as JSON, atomically."""
-        save_json(path, asdict(self))
+        keep(path, asdict(self), path.parent)
 
     @classmethod
     def load(cls, path: Path) -> Verdict:
@@ -195,11 +195,11 @@ class Verdict:
         Raises:
             SigdegError: If the file is missing or damaged.
         """
-        found = read_json(path)
         try:
-            VERDICT(found, "")
+            VERDICT(read_json(path), "")
         except SigdegError as error:
             raise SigdegError(f"{path} holds no verdict: {error}; delete it") from None
+        found = kept(path, path.parent)
         levels = [
             Level(level["calls"], **{name: score(level[name]) for name in MEASURES})
             for level in found["levels"]

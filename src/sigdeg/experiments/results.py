@@ -14,10 +14,10 @@ from typing import Any, TypeVar
 import torch
 from torch import nn
 
-from sigdeg.errors import SigdegError
-from sigdeg.files import read_json, save_json, seal, unseal
+from sigdeg.files import save_json
 from sigdeg.metrics import Summary, over_draws, verdict
 from sigdeg.networks import count_parameters
+from sigdeg.training import keep, kept
 
 __all__ = [
     "add_equal_quality",
@@ -223,14 +223,10 @@ def remember(file: Path, compute: Callable[[], dict[str, Any]]) -> dict[str, Any
     Raises:
         SigdegError: If the file is damaged, or another run's: a run is told by its `config.json`.
     """
-    config = file.parents[1] / "config.json"
-    run = seal({"file": file.name, "run": read_json(config) if config.exists() else None})
+    folder = file.parents[1]
     if not file.exists():
-        save_json(file, seal({**compute(), "_run": run["_digest"]}))
-    found = unseal(read_json(file), file)
-    if found.pop("_run", None) != run["_digest"]:
-        raise SigdegError(f"{file} is not what this run found: delete it")
-    return found
+        keep(file, compute(), folder)
+    return kept(file, folder)
 
 
 def save_results(folder: Path, results: dict[str, Any], device: str | None = None) -> Path:

@@ -1,6 +1,6 @@
 """Training: one resumable loop for students and teachers, its checkpoints and its folders."""
 
-from sigdeg.training.folder import claim_folder, fingerprint
+from sigdeg.training.folder import claim_folder, fingerprint, keep, kept
 from sigdeg.training.loop import (
     TrainConfig,
     derive_generator,
@@ -18,6 +18,8 @@ __all__ = [
     "derive_generator",
     "fingerprint",
     "fit",
+    "keep",
+    "kept",
     "make_accelerator",
     "resolve_device",
     "seeded",

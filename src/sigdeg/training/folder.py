@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -11,10 +12,10 @@ import torch
 from torch import Tensor, nn
 
 from sigdeg.errors import SigdegError
-from sigdeg.files import read_json, save_json
+from sigdeg.files import read_json, save_json, seal, unseal
 from sigdeg.schedule import Schedule
 
-__all__ = ["claim_folder", "fingerprint"]
+__all__ = ["claim_folder", "fingerprint", "keep", "kept"]
 
 
 def fingerprint(value: Any) -> str:
@@ -74,3 +75,27 @@ def claim_folder(folder: Path, name: str, identity: dict[str, Any], resume: bool
         )
     if not resume:
         raise SigdegError(f"{folder} holds this run already: resume it or choose another folder")
+
+
+def keep(file: Path, value: Mapping[str, Any], folder: Path) -> None:
+    """Write what a run has found, as JSON that belongs to it: `config.json` of its folder says."""
+    save_json(file, seal({**value, "_run": run_of(file, folder)}))
+
+
+def kept(file: Path, folder: Path) -> dict[str, Any]:
+    """Read what `keep` wrote.
+
+    Raises:
+        SigdegError: If it is damaged, or was found by another run.
+    """
+    found = unseal(read_json(file), file)
+    if found.pop("_run", None) != run_of(file, folder):
+        raise SigdegError(f"{file} is not what this run found: delete it")
+    return found
+
+
+def run_of(file: Path, folder: Path) -> str:
+    """What ties a file to a run."""
+    config = folder / "config.json"
+    told = {"file": file.name, "run": read_json(config) if config.exists() else None}
+    return str(seal(told)["_digest"])
