@@ -454,3 +454,17 @@ def test_data_that_is_not_there(tmp_path: Path, capsys) -> None:
     )
     assert "train-images-idx3-ubyte.gz" in line
     assert not (tmp_path / "o").exists()
+
+
+def test_the_batch_size_leaves_the_paths_alone(
+    teacher: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is an option of the training: what is simulated, and how it is filed, does not follow."""
+    seen = []
+    monkeypatch.setattr(images, "distil_images", lambda *given, **_: seen.append(given[4]))
+    for size in ("4", "200"):
+        assert main(["distill", str(teacher), "--batch-size", size, "--out", str(tmp_path)]) == 0
+    few, many = seen
+    assert (few.batch_size, many.batch_size) == (4, 200)
+    for name in ("paths", "shard_size", "refinement", "fine_power", "seed"):
+        assert getattr(few, name) == getattr(many, name), name

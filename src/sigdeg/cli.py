@@ -151,6 +151,7 @@ def distill(
         mixed_precision=mixed_precision,
         tracker=tracker,
         seed=seed,
+        shard_size=max(1, paths // 4),  # an interruption costs a quarter of the paths at most
     )
     print(
         distil_images(

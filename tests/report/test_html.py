@@ -215,13 +215,18 @@ def test_what_is_to_be_copied_runs_nothing_else(run: Path) -> None:
     """Names with quotes and semicolons, as a stranger's results may have them."""
     whole = json.loads((run / "results.json").read_text())
     name = """a"); import os; os.system("id") #'; rm -rf ~"""
-    whole["student"] = name
+    whole["student"], whole["example"] = name, {"steps": "5; rm -rf ~"}
     python, shell = usage(whole)
     tree = ast.parse(python)
     loaded = next(node for node in ast.walk(tree) if isinstance(node, ast.Constant))
     assert loaded.value == name
     assert len(tree.body) == 3
-    assert shlex.split(shell)[:3] == ["sigdeg", "sample", name]
+    assert shlex.split(shell) == [
+        "sigdeg",
+        "sample",
+        name,
+        *["-n", "16", "--seed", "0", "--out", "samples"],
+    ]
 
 
 def drop_bytes(run: Path) -> None:
@@ -257,7 +262,6 @@ def drop_bytes(run: Path) -> None:
         entry(("training", "teacher"), -1),
         entry(("versions",), True),
         entry(("example",), "abc"),
-        entry(("example",), {"steps": "5; rm -rf ~"}),
         entry(("title",), {"a": 1}),
         entry(("quality", "metric"), []),
         entry(("figures", 0, "file"), []),

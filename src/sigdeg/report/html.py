@@ -163,6 +163,7 @@ def usage(results: Mapping[str, Any]) -> tuple[str, str] | None:
         return None
     example = results.get("example") or {}
     steps, given = example.get("steps"), "seeds=range(16)"
+    steps = steps if type(steps) is int else None  # what is copied is run
     if example.get("classes"):
         given += ", class_labels=student.labels(16)"
     draw = f"sample(student, student.grid({steps or ''}), (16, *student.sample_shape), {given})"

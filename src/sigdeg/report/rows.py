@@ -10,7 +10,7 @@ from typing import Any
 from sigdeg.errors import SigdegError
 from sigdeg.files import read_json
 from sigdeg.report.style import METHODS
-from sigdeg.schema import flag, listed, mapped, maybe, number, record, text, whole
+from sigdeg.schema import flag, listed, mapped, maybe, number, record, text
 
 __all__ = [
     "Row",
@@ -73,7 +73,7 @@ RESULTS = record(  # results.json, as far as the report reads it
         "quality": maybe(record({"metric": text}, {"label": text, "lower_is_better": flag})),
         "figures": maybe(listed(record({"file": text}, {"caption": text}))),
         "training": maybe(mapped(maybe(listed(listed(maybe(number()), 3))))),
-        "example": maybe(record({}, {"steps": maybe(whole(1)), "classes": flag, "decoder": flag})),
+        "example": maybe(record({}, {"classes": flag, "decoder": flag})),
         "warnings": maybe(listed(text)),
         "versions": maybe(mapped()),
         "hardware": maybe(mapped()),
