@@ -26,7 +26,7 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -243,7 +243,12 @@ class SignatureStudent(nn.Module):
 
     @classmethod
     def from_denoiser(
-        cls, denoiser: Denoiser, channels: int, order: int | None = None, **options: Any
+        cls,
+        denoiser: Denoiser,
+        channels: int,
+        order: int | None = None,
+        condition: Mapping[str, Tensor] | None = None,
+        **options: Any,
     ) -> SignatureStudent:
         """The warm student to start with, of any teacher's denoiser.
 
@@ -258,12 +263,14 @@ class SignatureStudent(nn.Module):
             denoiser: The teacher's denoiser.
             channels: Channels of the state.
             order: Signature coefficients its network sees (default: 4).
+            condition: What a network of one's own takes beside state and timestep, one row each: it
+                is called once, to find its first layer (see `sigdeg.networks.Widened`).
             options: Further arguments of the class.
 
         Raises:
             SigdegError: If `options` ask for a plain student, or for another `data_std` than the
-                one an `edm` network was trained with; or a denoiser without a network is of
-                samples that are no vectors.
+                one an `edm` network was trained with; a denoiser without a network is of
+                samples that are no vectors; or a network has no layer to widen.
         """
         if options.get("kind", "warm") != "warm":
             raise SigdegError("only a warm student starts from a teacher; build a plain one itself")
@@ -279,7 +286,13 @@ class SignatureStudent(nn.Module):
                 raise SigdegError(
                     f"the teacher's network was trained with data_std={own}: leave it out"
                 )
-            network = widen(denoiser.network, inputs, outputs, channels)
+            shape = options.get("sample_shape") or (channels,)
+            x = torch.randn(1, *shape, generator=torch.Generator().manual_seed(0))
+            x = x.to(next(denoiser.network.parameters(), x))
+            told = network_time(denoiser.schedule, denoiser.schedule.t_max, x, denoiser.timesteps)
+            network = widen(
+                denoiser.network, inputs, outputs, channels, (x, told), **condition or {}
+            )
             options |= {
                 "prediction_type": denoiser.prediction_type,
                 "clip": denoiser.clip,
@@ -568,7 +581,7 @@ class SignatureStudent(nn.Module):
             if (parameters.get("num_class_embeds") or 0) > 1:
                 # Before it was noted, the last one meant none.
                 parameters.setdefault("null_class", parameters["num_class_embeds"] - 1)
-            network = build_network(description, weights) if network is None else network
+            network = build_network(description, weights, network)
             config["schedule"] = schedule_from_config(config["schedule"], schedule)
             for key in ("steps", "sample_shape"):
                 config[key] = tuple(config[key])

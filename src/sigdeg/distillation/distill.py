@@ -6,6 +6,7 @@ import copy
 import dataclasses
 import itertools
 import math
+import re
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -23,6 +24,7 @@ from sigdeg.distillation.objective import Objective
 from sigdeg.distillation.paths import Batch, CachedPaths, FreshPaths, SharedPaths, TeacherPaths
 from sigdeg.errors import SigdegError
 from sigdeg.grids import check_grid, refine
+from sigdeg.networks import Widened
 from sigdeg.signature import PartialSignature
 from sigdeg.steps import Step
 from sigdeg.student import SignatureStudent
@@ -514,6 +516,11 @@ def check_fit(
     longest = max(student.steps)
     if q > longest:
         raise SigdegError(f"q must lie between 1 and {longest} steps, got {q}")
+    if config.matching and isinstance(student.network, Widened):
+        raise SigdegError(
+            "distribution matching needs a critic like the teacher, which only diffusers U-Nets "
+            "and a ResidualMLP can be widened to: leave matching out"
+        )
     if config.matching and q != longest:
         raise SigdegError(f"distribution matching judges samples: it needs q=0, got q={config.q}")
     held_out = max(1, min(config.held_out, config.paths // 2 if config.paths else HELD_OUT))
@@ -549,6 +556,11 @@ def check_teacher(
         try:
             shape = tuple(teacher(x, row[0], row[1], fine, **given).shape)
         except (RuntimeError, ValueError, TypeError) as error:
+            if missing := re.search("missing .* arguments?: (.*)", str(error)):
+                raise SigdegError(
+                    f"the teacher is told {missing[1]} too: distill draws class_labels only, from "
+                    "labels=; a network that fixes what else it takes can be a teacher"
+                ) from None
             found = str(error).splitlines()[0]
         else:
             found = "" if shape == tuple(x.shape) else f"it gives {shape[1:]}"

@@ -1,6 +1,7 @@
 """Networks: MLPs, the paper's among them, and the widening that turns a teacher into a student."""
 
 from sigdeg.networks.autoencoder import Autoencoder
+from sigdeg.networks.beside import Widened
 from sigdeg.networks.build import (
     build_network,
     check_call,
@@ -21,6 +22,7 @@ __all__ = [
     "Mixer",
     "ModulatedMLP",
     "ResidualMLP",
+    "Widened",
     "build_network",
     "check_call",
     "check_kinds",

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from sigdeg.errors import SigdegError, reason
 from sigdeg.files import count_weights
 from sigdeg.networks.autoencoder import Autoencoder
+from sigdeg.networks.beside import Widened
 from sigdeg.networks.classifier import Classifier, Mixer
 from sigdeg.networks.mlp import ModulatedMLP, ResidualMLP
 from sigdeg.schema import number, record, whole
@@ -49,6 +50,8 @@ def network_config(network: nn.Module) -> dict[str, Any]:
     can be saved, but whoever loads it has to build it.
     """
     name = type(network).__name__
+    if isinstance(network, Widened):
+        return {"class": name, "config": network.config, "of": network_config(network.network)}
     if isinstance(network, tuple(OWN.values())):
         own: Any = network
         return {"class": name, "config": dict(own.config)}
@@ -61,17 +64,28 @@ def network_config(network: nn.Module) -> dict[str, Any]:
     return {"class": name}
 
 
-def build_network(description: dict[str, Any], weights: Path | None = None) -> nn.Module:
+def build_network(
+    description: dict[str, Any], weights: Path | None = None, own: nn.Module | None = None
+) -> nn.Module:
     """Build a network from `network_config`, with fresh weights.
 
     Arguments:
         description: Class name and parameters.
         weights: The file with its weights: a network larger than what that holds takes no memory.
+        own: The network, where it is a class of your own.
 
     Raises:
         SigdegError: If the class is unknown or its parameters do not fit.
     """
     name, config = description.get("class"), description.get("config")
+    if name == Widened.__name__ and not isinstance(own, Widened):
+        inner = build_network(description.get("of") or {}, weights, own)
+        try:
+            return Widened(inner, **(config or {}))
+        except Exception as error:  # parameters of a wrong kind may break anything inside
+            raise SigdegError(f"network {name} cannot be built: {reason(error)}") from None
+    if own is not None:
+        return own
     cls: Any = OWN.get(str(name))
     if cls is None:
         import diffusers  # only here: the core runs on torch alone
@@ -161,6 +175,8 @@ def set_null_class(network: nn.Module, null_class: int) -> None:
 
 def class_labels(network: nn.Module) -> list[int] | None:
     """Labels of a conditional diffusers U-Net, but for one known to mean none; None of another."""
+    if isinstance(network, Widened):
+        return class_labels(network.network)
     config = network_config(network).get("config", {})
     embedded = config.get("num_class_embeds")
     if embedded is None:

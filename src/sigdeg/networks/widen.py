@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import copy
+from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
 from sigdeg.errors import SigdegError
+from sigdeg.networks.beside import Widened, find_input
 from sigdeg.networks.build import build_network, network_config
 
 __all__ = ["widen"]
@@ -17,7 +19,12 @@ OUTPUT = {"conv_out.weight", "conv_out.bias", "head.weight", "head.bias"}
 
 
 def widen(
-    network: nn.Module, in_channels: int, out_channels: int | None = None, keep: int | None = None
+    network: nn.Module,
+    in_channels: int,
+    out_channels: int | None = None,
+    keep: int | None = None,
+    example: tuple[Tensor, Tensor] | None = None,
+    **condition: Any,
 ) -> nn.Module:
     r"""A copy of a network that takes more input channels and gives other output channels.
 
@@ -32,6 +39,9 @@ def widen(
         out_channels: Channels going out (default: as many as now).
         keep: The number of outputs kept, the first ones (default: all there are). A denoiser's
             learned variance, say, is of no use to a student.
+        example: A state and its timesteps, to find the first layer of any other network by: it is
+            given another one beside it, see `Widened`, and no other outputs.
+        condition: What else such a network is called with.
 
     Returns:
         The wide copy, of the same type, device and mode, ready to train.
@@ -48,6 +58,8 @@ def widen(
         or len(INPUT & names.keys()) != 1
         or not {"in_channels", "out_channels"} <= config.keys()
     ):
+        if example is not None:
+            return widen_any(network, in_channels, out_channels, keep, example, condition)
         raise SigdegError(
             f"{name} cannot be widened: only a ResidualMLP or a diffusers U-Net can, with conv_in "
             "and conv_out and without skip blocks"
@@ -80,4 +92,25 @@ def widen(
         else:
             value[:, :old_in] = before[:, :old_in]  # the state's own inputs stay first ...
             value[:, in_channels:] = before[:, old_in:]  # ... and an MLP's time features last
+    return wide.train(network.training).requires_grad_(True)
+
+
+def widen_any(
+    network: nn.Module,
+    in_channels: int,
+    out_channels: int | None,
+    keep: int | None,
+    example: tuple[Tensor, Tensor],
+    condition: dict[str, Any],
+) -> nn.Module:
+    """A network of any kind with further inputs beside its first layer."""
+    x, timestep = example
+    if out_channels != keep:
+        raise SigdegError(
+            f"{type(network).__name__} can be given further inputs, but no further outputs: only a "
+            'ResidualMLP or a diffusers U-Net can have residual_noise="gaussian"'
+        )
+    layer, way = find_input(network, x, timestep, **condition)
+    size = x[0, 0].numel()
+    wide = Widened(copy.deepcopy(network), layer, way, x.shape[1], in_channels, size)
     return wide.train(network.training).requires_grad_(True)
