@@ -98,6 +98,8 @@ def test_a_student_that_learnt_nothing() -> None:
     both = verdict(teacher, ring(2 * N, 1), ring(2 * N, 2))
     assert both.equal
     assert both.failed
+    told = Verdict(N, 300, 0.0, "this", [both]).warnings
+    assert told == [f"at 5 calls: {both.says}; try more samples to judge by, this"]
     broken = verdict(teacher, torch.full_like(teacher, torch.nan), start)
     assert broken.failed
     assert broken.says == "worse than the untrained step"
@@ -115,7 +117,8 @@ def test_as_good_as_the_teacher_over_many_seeds() -> None:
     assert sum(not level.equal for level in found) <= 2
     assert all(level.learnt for level in found)
     good = next(level for level in found if level.equal)
-    assert good.says == "as good as the teacher"
+    assert good.says == "as good as the teacher, as far as 500 samples tell"
+    assert Verdict(250, 300, 0.0, "this", [good]).warnings == []
 
 
 def test_a_shift_by_hand() -> None:

@@ -18,7 +18,7 @@ from sigdeg.denoiser import NetworkDenoiser
 from sigdeg.distillation import DistillConfig, Verdict
 from sigdeg.errors import SigdegError
 from sigdeg.experiments import images
-from sigdeg.integrations import Decoder, Teacher
+from sigdeg.integrations import Decoder, Teacher, load_teacher
 from sigdeg.networks import Autoencoder
 from sigdeg.report import write_report
 from sigdeg.schedule import VPLinear
@@ -143,10 +143,10 @@ def test_the_lines_of_python_run_as_printed(
 
 def test_real_images_beside_all_of_them(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """`sigdeg evaluate --data`: metrics against data, and both references called what they are."""
-    own = teacher(1)
     scheduler = diffusers.DDPMScheduler(prediction_type="v_prediction", clip_sample=False)
-    diffusers.DDPMPipeline(own.denoiser.network, scheduler).save_pretrained(tmp_path / "t")
-    run(tmp_path / "run", own)
+    network = teacher(1).denoiser.network
+    diffusers.DDPMPipeline(network, scheduler).save_pretrained(tmp_path / "t")
+    run(tmp_path / "run", load_teacher(tmp_path / "t"))
     command = ["evaluate", str(tmp_path / "run" / "student"), str(tmp_path / "t"), "--samples"]
     command += ["6", "--refinement", "2", "--no-progress", "--device", "cpu", "--out"]
     out = tmp_path / "out"

@@ -124,7 +124,7 @@ class Distilled:
         seconds: Time spent on paths and training, that before interruptions included.
         teacher_nfe: Teacher calls spent in all, over samples (not batches), but for judging.
         held_out: Whole teacher paths that training has not seen, where there are any.
-        verdict: Whether it worked, unless it was not asked.
+        verdict: Whether it worked, where that was asked, on the main process.
     """
 
     student: SignatureStudent

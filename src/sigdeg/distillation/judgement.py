@@ -83,9 +83,15 @@ class Score:
 
 @dataclass(frozen=True)
 class Level:
-    """A student at one step count: see the module's docstring for the measures."""
+    """A student at one step count: see the module's docstring for the measures.
+
+    Arguments:
+        calls: The step count.
+        n: Samples in each of the two sets.
+    """
 
     calls: int
+    n: int
     distance: Score
     off: Score
     missed: Score
@@ -99,8 +105,10 @@ class Level:
     @property
     def learnt(self) -> bool:
         """Whether it is nearer to the teacher than the untrained step is."""
-        near, off = self.distance, self.off
-        better = near.untrained.above(near.student) or off.untrained.above(off.student)
+        near, shares = self.distance, (self.off, self.missed)
+        better = near.untrained.above(near.student) or any(
+            share.untrained.above(share.student, errors=3) for share in shares
+        )
         return better and not near.student.above(near.untrained)
 
     @property
@@ -122,7 +130,7 @@ class Level:
             found.append((f"{self.ratio:.2g} times the teacher's distance", self.ratio > TOLERANCE))
         # Three standard errors: neighbours come in clusters, and this is asked twice.
         for share, what in (
-            (off, f"of its samples where the teacher has {OUTSIDE:.0%}"),
+            (off, f"of its samples where the teacher has {OUTSIDE:.0%} of its own"),
             (missed, "of the teacher's samples beyond its reach"),
         ):
             if share.student.above(share.floor, errors=3):
@@ -137,7 +145,9 @@ class Level:
             return "worse than the untrained step"
         if not self.learnt:
             return "no better than the untrained step"
-        return ", ".join(told for told, _ in self.differences) or "as good as the teacher"
+        return ", ".join(told for told, _ in self.differences) or (
+            f"as good as the teacher, as far as {2 * self.n:,} samples tell"
+        )
 
 
 @dataclass(frozen=True)
@@ -172,9 +182,9 @@ class Verdict:
         near = best.distance
         return (
             f"{count_calls(best.calls)} instead of {self.teacher_calls:,}: {best.says} "
-            f"(distance to the teacher {near.student.mean:.2g} ± {near.student.se:.1g}, its own "
-            f"{near.floor.mean:.2g} ± {near.floor.se:.1g}, the untrained step's "
-            f"{near.untrained.mean:.2g}; {self.n:,} samples)"
+            f"(distance to the teacher's samples {near.student.mean:.2g} ± {near.student.se:.1g}, "
+            f"of others of the teacher {near.floor.mean:.2g} ± {near.floor.se:.1g}, of the "
+            f"untrained step {near.untrained.mean:.2g}; two sets of {self.n:,})"
         )
 
     @property
@@ -182,7 +192,13 @@ class Verdict:
         """One line for all the step counts that failed, if any did, with what to try."""
         bad = [level for level in self.levels if level.failed]
         told = "; ".join(f"at {count_calls(level.calls)}: {level.says}" for level in bad)
-        return [f"{told}; try {self.advice}"] if bad else []
+        # Where the untrained step passes for the teacher as well, so few samples tell nothing.
+        blind = any(
+            not (level.learnt or level.distance.untrained.above(level.distance.floor))
+            for level in bad
+        )
+        more = "more samples to judge by, " if blind else ""
+        return [f"{told}; try {more}{self.advice}"] if bad else []
 
     def save(self, path: Path) -> None:
         """Write it as JSON, atomically."""
@@ -201,7 +217,7 @@ class Verdict:
             raise SigdegError(f"{path} holds no verdict: {error}; delete it") from None
         found = kept(path, path.parent)
         levels = [
-            Level(level["calls"], **{name: score(level[name]) for name in MEASURES})
+            Level(level["calls"], level["n"], **{name: score(level[name]) for name in MEASURES})
             for level in found["levels"]
         ]
         own = {name: found[name] for name in ("n", "teacher_calls", "teacher_nfe", "advice")}
@@ -226,7 +242,9 @@ VERDICT = record(  # verdict.json
         "teacher_calls": whole(),
         "teacher_nfe": number(0),
         "advice": text,
-        "levels": listed(record({"calls": whole(1), **dict.fromkeys(MEASURES, SCORE)}, {})),
+        "levels": listed(
+            record({"calls": whole(1), "n": whole(2), **dict.fromkeys(MEASURES, SCORE)}, {})
+        ),
     },
     {},
 )
@@ -267,7 +285,9 @@ def compare(calls: int, teacher: Tensor, student: Tensor, untrained: Tensor) -> 
         measures["path"].append(
             Measured(float(root / spread), float(errors.std() / slope / spread))
         )
-    return Level(calls, **{name: Score(s, u, t) for name, (t, s, u) in measures.items()})
+    return Level(
+        calls, len(own) // 2, **{name: Score(s, u, t) for name, (t, s, u) in measures.items()}
+    )
 
 
 def split_distances(sets: list[Tensor]) -> list[Tensor]:

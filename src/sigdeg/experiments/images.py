@@ -190,7 +190,7 @@ def save_comparison(
         "seed": seed,
         "quality": {
             "metric": "sliced_w1",
-            "label": "Sliced Wasserstein-1 distance to other samples of the teacher",
+            "label": "Sliced W1 distance to other samples of the teacher",
             "lower_is_better": True,
         },
         "rows": found.rows,
