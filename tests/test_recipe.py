@@ -25,7 +25,7 @@ SCHEDULE = VPLinear()
 
 def test_kinds_of_data_have_defaults_of_their_own() -> None:
     for shape, paths, batch, iterations, rate in (
-        ((2,), 100_000, 1024, 2000, 2e-3),
+        ((2,), 100_000, 1024, 2000, 4e-3),
         ((50,), 20_000, 1024, 2000, 2e-3),
         ((3, 25), 20_000, 1024, 2000, 2e-3),
         ((3, 32, 32), 5000, 64, 3000, 2e-4),
@@ -36,12 +36,15 @@ def test_kinds_of_data_have_defaults_of_their_own() -> None:
         changed = DistillConfig.for_samples(shape, paths=40, batch_size=8)
         assert (changed.paths, changed.batch_size, changed.iterations) == (40, 8, iterations)
         assert changed.held_out >= 8
+        # The teacher's own steps are as many whatever the student's.
+        fine = [k * DistillConfig.for_samples(shape, k).refinement for k in (1, 2, 5, 8, 10)]
+        assert fine == 5 * [120]
 
 
 def test_the_command_line_has_the_defaults_of_python_for_images() -> None:
     options = inspect.signature(cli.distill).parameters
     config = DistillConfig.for_samples((3, 32, 32))
-    for name in ("iterations", "batch_size", "learning_rate", "paths", "refinement"):
+    for name in ("iterations", "batch_size", "learning_rate", "paths"):
         assert options[name].default == getattr(config, name), name
     network = ResidualMLP(1, 1)
     student = SignatureStudent.from_denoiser(NetworkDenoiser(network, SCHEDULE, "epsilon"), 1)

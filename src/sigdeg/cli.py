@@ -21,7 +21,7 @@ __all__ = ["main"]
 Batch = Annotated[int, whole(1, 10**7)]
 Guidance = Annotated[float | None, number(-1000, 1000)]
 NullClass = Annotated[int | None, whole(0, 10**6)]
-Refinement = Annotated[int, whole(2, 1000)]
+Refinement = Annotated[int | None, whole(2, 1000)]
 Samples = Annotated[int, whole(2, 10**7)]
 Student = Annotated[Positional[Text], arg(metavar="STUDENT")]
 Teacher = Annotated[Positional[Text], arg(metavar="TEACHER")]
@@ -71,7 +71,7 @@ def distill(
     batch_size: Batch = 64,
     learning_rate: Annotated[float, number(1e-12, 1e12)] = 2e-4,
     paths: Annotated[int, whole(0, 10**9)] = 5000,
-    refinement: Refinement = 12,
+    refinement: Refinement = None,
     q: Annotated[int | None, whole(0, 1000)] = None,
     matching: Annotated[float, number(0, 1e6)] = 0.0,
     start: AnyText = None,
@@ -103,7 +103,7 @@ def distill(
         batch_size: Segments a step.
         learning_rate: Peak learning rate.
         paths: Teacher paths to cache and reuse; 0 simulates fresh ones for every batch.
-        refinement: Fine teacher steps a coarse step.
+        refinement: Fine teacher steps a coarse step (default: 120 in all).
         q: Consecutive coarse steps in a loss term; 0 for all of them (default: 1, or 0 with
             matching).
         matching: Weight of distribution matching beside the loss on paths, such as 4: samples that
@@ -139,13 +139,15 @@ def distill(
     from sigdeg.experiments.images import distil_images
     from sigdeg.integrations import load_teacher
 
-    config = DistillConfig(
+    original = load_teacher(teacher, weak, null_class=null_class)
+    config = DistillConfig.for_samples(
+        original.sample_shape,
+        max(steps, default=1),
+        **({} if refinement is None else {"refinement": refinement}),
         iterations=iterations,
         batch_size=batch_size,
         learning_rate=learning_rate,
         paths=paths,
-        held_out=min(2 * batch_size, paths // 20 + 8),
-        refinement=refinement,
         q=(0 if matching else 1) if q is None else q,
         matching=matching,
         mixed_precision=mixed_precision,
@@ -155,7 +157,7 @@ def distill(
     )
     print(
         distil_images(
-            load_teacher(teacher, weak, null_class=null_class),
+            original,
             out,
             steps,
             order,
@@ -243,7 +245,7 @@ def evaluate(
     student: Student,
     teacher: Teacher,
     samples: Samples = 256,
-    refinement: Refinement = 12,
+    refinement: Refinement = None,
     weak: AnyText = None,
     guidance: Guidance = None,
     guidance_until: Until = 1.0,
@@ -262,7 +264,7 @@ def evaluate(
         student: Folder or hub id of a student.
         teacher: Folder or hub id of the pipeline it was distilled from.
         samples: Samples in each of the two sets that are compared.
-        refinement: Fine teacher steps a coarse step.
+        refinement: Fine teacher steps a coarse step (default: 120 in all).
         weak: Folder or hub id of the weaker version that guided the teacher.
         guidance: Scale of guidance that the student was distilled with.
         guidance_until: Time above which there was none.
@@ -300,8 +302,14 @@ def evaluate(
         identity["weak"] = weak
     if null_class is not None:
         identity["null_class"] = null_class
-    config = DistillConfig(refinement=refinement, seed=seed)
-    refine(model.schedule, model.grid(), refinement)  # refuses what cannot be, before any writing
+    config = DistillConfig.for_samples(
+        model.sample_shape,
+        max(model.steps),
+        **({} if refinement is None else {"refinement": refinement}),
+        seed=seed,
+    )
+    # Both refuse what cannot be, before any writing.
+    refine(model.schedule, model.grid(), config.refinement)
     original.step(guidance, guidance_until)
     device, real = resolve_device(device), None
     if data is not None:
@@ -309,7 +317,8 @@ def evaluate(
         found_images = load_images(data, tuple(shape), resize)
         real = Real(found_images, features, 2 * samples, device)
         identity |= {"data": fingerprint(found_images), "features": features}
-    claim_folder(out, "config.json", {**identity, "samples": samples, "refinement": refinement})
+    identity |= {"samples": samples, "refinement": config.refinement}
+    claim_folder(out, "config.json", identity)
     found = images.evaluate(
         model,
         original,

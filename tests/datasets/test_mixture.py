@@ -5,7 +5,7 @@ import pytest
 import torch
 from scipy import integrate, optimize, stats
 
-from sigdeg.datasets import GaussianMixture1D, mixture_split
+from sigdeg.datasets import GaussianMixture, GaussianMixture1D, mixture_split
 from sigdeg.errors import SigdegError
 
 PAPER = GaussianMixture1D()
@@ -92,3 +92,37 @@ def test_what_is_not_a_law_is_refused(
 ) -> None:
     with pytest.raises(SigdegError, match=message):
         GaussianMixture1D(**arguments)
+
+
+NEEDLES = GaussianMixture(
+    torch.tensor([[0.0, 0.0], [2.0, 1.0]]),
+    torch.tensor([[[1.0, 0.9], [0.9, 1.0]], [[0.04, 0.0], [0.0, 0.25]]]),
+    torch.tensor([0.7, 0.3]),
+)
+
+
+def test_a_mixture_in_the_plane_has_the_moments_of_its_samples() -> None:
+    x = NEEDLES.sample(200_000, torch.Generator().manual_seed(0)).double()
+    means, weights = NEEDLES.means.double(), NEEDLES.weights.double()
+    centre = weights @ means
+    spread = torch.einsum("k,ki,kj->ij", weights, means - centre, means - centre)
+    within = torch.einsum("k,kij->ij", weights, NEEDLES.covariances.double())
+    torch.testing.assert_close(x.mean(0), centre, atol=0.01, rtol=0)
+    torch.testing.assert_close(torch.cov(x.T), spread + within, atol=0.02, rtol=0)
+
+
+def test_a_projection_is_the_law_of_projected_samples() -> None:
+    x = NEEDLES.sample(50_000, torch.Generator().manual_seed(1))
+    u = torch.tensor([0.6, -0.8])
+    law = NEEDLES.along(u)
+    assert stats.kstest((x @ u).numpy(), law.cdf).pvalue > 0.01
+    assert law.mean == pytest.approx(0.3 * (2 * 0.6 - 0.8))
+
+
+def test_shares_and_what_is_off_every_mode() -> None:
+    x = NEEDLES.sample(50_000, torch.Generator().manual_seed(2))
+    assert NEEDLES.shares(x).tolist() == pytest.approx([0.7, 0.3], abs=0.006)
+    # Beyond 4 deviations in the plane: exp(-8), though one mode's outskirts lie in the other.
+    assert NEEDLES.off(x) < 2 * np.exp(-8) + 1e-4
+    between = torch.tensor([[1.2, -1.0], [4.5, 4.5], [2.0, 1.5], [0.5, 0.4]])
+    assert NEEDLES.off(between) == 0.5

@@ -1,10 +1,11 @@
 """Data sets of the experiments, with their exact laws where these are known."""
 
-from sigdeg.datasets.mixture import GaussianMixture1D, MixtureSplit, mixture_split
+from sigdeg.datasets.mixture import GaussianMixture, GaussianMixture1D, MixtureSplit, mixture_split
 from sigdeg.datasets.mnist import load_mnist
 from sigdeg.datasets.rough_bergomi import RoughBergomi, SeriesSplit, rough_bergomi_split
 
 __all__ = [
+    "GaussianMixture",
     "GaussianMixture1D",
     "MixtureSplit",
     "RoughBergomi",

@@ -1,4 +1,4 @@
-r"""The one-dimensional Gaussian mixture of the 1DN benchmark, with its exact law.
+r"""Gaussian mixtures, on the line as in the 1DN benchmark and in any dimension, with exact laws.
 
 The law is $F(x) = \sum_j w_j \Phi((x - \mu_j) / s_j)$. Its functions are NumPy float64, so that a
 metric can compare samples with the truth itself instead of with more samples.
@@ -20,7 +20,7 @@ from torch import Generator, Tensor
 
 from sigdeg.errors import SigdegError
 
-__all__ = ["GaussianMixture1D", "MixtureSplit", "mixture_split"]
+__all__ = ["GaussianMixture", "GaussianMixture1D", "MixtureSplit", "mixture_split"]
 
 Floats = NDArray[np.float64]
 
@@ -98,6 +98,55 @@ class GaussianMixture1D:
     def _standardise(self, x: ArrayLike) -> Floats:
         x = np.asarray(x, dtype=np.float64)[..., None]
         return np.asarray((x - np.asarray(self.means)) / np.asarray(self.stds))
+
+
+@dataclass(frozen=True)
+class GaussianMixture:
+    r"""A mixture $\sum_k w_k N(\mu_k, \Sigma_k)$ of normal laws in d dimensions.
+
+    Arguments:
+        means: $\mu_k$, shape (components, d).
+        covariances: $\Sigma_k$, shape (components, d, d).
+        weights: $w_k$, shape (components,), which sum to 1.
+    """
+
+    means: Tensor
+    covariances: Tensor
+    weights: Tensor
+
+    def sample(self, n: int, generator: Generator) -> Tensor:
+        """Draw `n` independent samples, float32 with shape (n, d)."""
+        j = torch.multinomial(self.weights, n, replacement=True, generator=generator)
+        xi = torch.randn(n, self.means.shape[1], generator=generator, dtype=torch.float64)
+        roots = torch.linalg.cholesky(self.covariances.double())
+        return (self.means[j] + torch.einsum("nij,nj->ni", roots[j], xi)).float()
+
+    def along(self, direction: Tensor) -> GaussianMixture1D:
+        r"""The law of $u \cdot x$ for a direction $u$, shape (d,): a mixture on the line."""
+        u = direction.double()
+        variances = torch.einsum("kij,i,j->k", self.covariances.double(), u, u)
+        weights = self.weights.double() / self.weights.double().sum()
+        lists = (self.means.double() @ u, variances.sqrt(), weights)
+        return GaussianMixture1D(*(tuple(v.tolist()) for v in lists))
+
+    def squared_distances(self, x: Tensor) -> Tensor:
+        r"""$(x - \mu_k)^\top \Sigma_k^{-1} (x - \mu_k)$ of every component, shape (n, k)."""
+        residual = x.double()[:, None] - self.means.double()
+        precisions = torch.linalg.inv(self.covariances.double())
+        return torch.einsum("nkd,kde,nke->nk", residual, precisions, residual)
+
+    def off(self, x: Tensor, stds: float = 4.0) -> float:
+        """Share of samples that lie beyond so many standard deviations of every component."""
+        return float((self.squared_distances(x).min(1).values > stds**2).double().mean())
+
+    def shares(self, x: Tensor) -> Tensor:
+        """Mean posterior probability of each component, shape (k,): its weight, for true samples.
+
+        Unlike counting, it is exact where components overlap.
+        """
+        volumes = torch.logdet(self.covariances.double())
+        scores = self.weights.double().log() - (self.squared_distances(x) + volumes) / 2
+        return torch.softmax(scores, dim=1).mean(0)
 
 
 class MixtureSplit(NamedTuple):

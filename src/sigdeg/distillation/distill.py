@@ -47,12 +47,12 @@ __all__ = ["DistillConfig", "Distilled", "distill"]
 States = Literal["teacher", "data"]
 LARGEST = 1024  # elements of a sample whose covariance is taken: a matrix a coefficient and step
 POINT = 16  # numbers of a sample up to which it is a point
-IMAGES = {
-    "iterations": 3000,
-    "batch_size": 64,
-    "learning_rate": 2e-4,
-    "paths": 5000,
-    "refinement": 12,
+FINE = 120  # teacher steps a path: fewer are felt, more are not (docs/recipe.md)
+# What is not said here is as in `DistillConfig`: that is how series are distilled.
+KINDS: dict[str, dict[str, Any]] = {
+    "points": {"paths": 100_000, "learning_rate": 4e-3},
+    "series": {},
+    "images": {"iterations": 3000, "batch_size": 64, "learning_rate": 2e-4, "paths": 5000},
 }
 HELD_OUT = 2048  # segments behind the second loss curve and the normalisation
 
@@ -86,24 +86,26 @@ class DistillConfig(TrainConfig):
     shard_size: int = 65536
 
     @classmethod
-    def for_samples(cls, shape: Sequence[int], **options: Any) -> DistillConfig:
+    def for_samples(cls, shape: Sequence[int], steps: int = 10, **options: Any) -> DistillConfig:
         """The defaults for a kind of data, as `distill` and the command line take them.
 
         Points (vectors of at most 16 numbers) train on many cheap paths, series (longer vectors,
         and channels along a line) on fewer, images (what has two dimensions and more beside the
-        channels) with small batches and a small rate, as their networks want it.
+        channels) with small batches and a small rate, as their networks want it. The teacher takes
+        120 steps a path, however few the student is to take.
 
         Arguments:
             shape: Shape of one sample.
+            steps: The student's steps, on its finest grid.
             options: Fields that are to have another value.
         """
-        defaults: dict[str, Any] = {}
-        if len(shape) > 2:
-            defaults = dict(IMAGES)
+        kind = "images" if len(shape) > 2 else "points" if math.prod(shape) <= POINT else "series"
+        defaults: dict[str, Any] = {"refinement": max(2, math.ceil(FINE / max(1, steps)))} | KINDS[
+            kind
+        ]
+        if kind == "images":
             paths = options.get("paths", defaults["paths"])
             defaults["held_out"] = min(2 * options.get("batch_size", 64), paths // 20 + 8)
-        elif math.prod(shape) <= POINT:
-            defaults = {"paths": 100_000}
         return cls(**defaults | options)
 
     def __post_init__(self) -> None:
@@ -198,7 +200,7 @@ def distill(
         TrainingError: If the loss stops being finite; the last good checkpoint is kept.
     """
     if config is None:
-        config = DistillConfig.for_samples(student.sample_shape, **options)
+        config = DistillConfig.for_samples(student.sample_shape, max(student.steps), **options)
     else:
         config = dataclasses.replace(config, **options)
     given: dict[str, Any] = {"data": data, "labels": labels, "resume": resume, "device": device}

@@ -91,7 +91,7 @@ def distil_images(
     Returns:
         The report.
     """
-    config = config or DistillConfig.for_samples(teacher.sample_shape)
+    config = config or DistillConfig.for_samples(teacher.sample_shape, max(steps))
     if start is None:
         student = SignatureStudent.from_denoiser(
             teacher.denoiser,
