@@ -357,6 +357,17 @@ def test_a_damaged_file_is_one_line_or_nothing(folders: tuple[Path, Path], tmp_p
     assert counts["refused"] > 30
 
 
+@pytest.mark.parametrize("key", ["_digest", "_run", "draws"])
+def test_every_key_of_what_was_found_counts(
+    folders: tuple[Path, Path], tmp_path: Path, key: str
+) -> None:
+    """One letter of its name is enough: that of the digest too."""
+    folder = shutil.copytree(folders[0] / "judged", tmp_path / "judged")
+    file = folder / "judged" / "a.json"
+    file.write_text(file.read_text().replace(f'"{key}"', f'"{key[:-1]}_"'))
+    assert verdict(READERS["judged"], folder, None) == "refused"
+
+
 UNET: list[tuple[str, Any]] = [
     ("time_embedding_type", 0),
     ("freq_shift", {}),

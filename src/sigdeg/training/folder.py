@@ -88,8 +88,9 @@ def kept(file: Path, folder: Path) -> dict[str, Any]:
     Raises:
         SigdegError: If it is damaged, or was found by another run.
     """
-    found = unseal(read_json(file), file)
-    if found.pop("_run", None) != run_of(file, folder):
+    written = read_json(file)
+    found = unseal(written, file)
+    if found.pop("_run", None) != run_of(file, folder) or "_digest" not in written:
         raise SigdegError(f"{file} is not what this run found: delete it")
     return found
 
