@@ -254,3 +254,19 @@ def test_bad_requests_are_refused(arguments: dict[str, Any], line: str) -> None:
 def test_a_grid_that_rises_is_refused() -> None:
     with pytest.raises(SigdegError, match="must strictly decrease"):
         sample(Exponential(DENOISER), [0.0, 1.0], (2, 3), seeds=[0, 1])
+
+
+def test_no_two_seeds_have_one_stream() -> None:
+    """A seed beyond the 32 bits that a generator takes in is refused, not cut."""
+    step = Exponential(DENOISER)
+    x = sample(step, GRID, (4, 3), seeds=[0, 1, 2**31, 2**32 - 1])
+    assert len(x.unique(dim=0)) == 4
+    for seed in (2**32, 5 + 2**32, -1):
+        with pytest.raises(SigdegError, match=r"between 0 and 2\^32 - 1"):
+            sample(step, GRID, (2, 3), seeds=[5, seed])
+
+
+def test_seeds_may_come_as_a_tensor() -> None:
+    step = Exponential(DENOISER)
+    x = sample(step, GRID, (3, 3), seeds=torch.tensor([4, 5, 6]), batch_size=2)
+    assert torch.equal(x, sample(step, GRID, (3, 3), seeds=[4, 5, 6]))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import sys
 from collections.abc import Sequence
 from importlib import import_module
@@ -59,7 +60,7 @@ def run(
     if preset not in chosen.PRESETS:
         raise SigdegError(f"unknown preset {preset!r}: choose from {', '.join(chosen.PRESETS)}")
     out = out or Path("runs") / f"{experiment}-{preset}"
-    print(chosen.run(out, preset, seed, device, data_dir, progress))
+    tell(chosen.run(out, preset, seed, device, data_dir, progress))
 
 
 def distill(
@@ -155,7 +156,7 @@ def distill(
         seed=seed,
         shard_size=max(1, paths // 4),  # an interruption costs a quarter of the paths at most
     )
-    print(
+    tell(
         distil_images(
             original,
             out,
@@ -184,6 +185,7 @@ def sample(
     seed: Seed = 0,
     label: Annotated[int | None, whole(0, 10**9)] = None,
     out: Folder = Path("samples"),
+    save: Literal["png"] | None = None,
     batch_size: Batch = 64,
     device: AnyText = None,
     progress: bool = True,
@@ -193,28 +195,32 @@ def sample(
     Latents are decoded by the decoder in the student's folder.
 
     Args:
-        student: Folder or hub id of a student, or mnist, which comes with the package.
+        student: Folder or hub id of a student or of a run that made one, or mnist, which comes with
+            the package.
         n: The number of samples.
         steps: Network calls a sample (default: the most it is trained for).
         seed: Seed of the first sample; sample i has seed + i.
         label: Class of the samples of a conditional student (default: all in turn).
-        out: Folder for the samples.
-        batch_size: Samples at a time.
+        out: Folder for the samples, empty or with these very samples.
+        save: png writes every image to a file of its own as well.
+        batch_size: Samples at a time. The noise of a seed is the same to the bit in any batch, its
+            sample up to rounding.
         device: cpu or cuda (default: what is found).
         progress: Show a progress bar.
     """
     import torch
 
-    from sigdeg.experiments.output import write_samples
-    from sigdeg.files import find_folder
+    from sigdeg.costs import check_room
+    from sigdeg.experiments.output import check_unused, write_samples
+    from sigdeg.files import find_student
     from sigdeg.integrations import find_decoder
     from sigdeg.sampling import sample as draw
     from sigdeg.student import SignatureStudent
-    from sigdeg.training import resolve_device
+    from sigdeg.training import fingerprint, resolve_device
 
     device = resolve_device(device)
     model = SignatureStudent.from_pretrained(student).to(device)
-    decoder = find_decoder(find_folder(student))
+    decoder = find_decoder(find_student(student))
     condition: dict[str, Any] = {}
     if model.classes is not None:
         labels = model.labels(n) if label is None else torch.full((n,), label)
@@ -225,9 +231,17 @@ def sample(
             if model.classes
             else "this student knows no classes: leave --label out"
         )
+    grid = model.grid(steps)
+    if save and decoder is None and (len(model.sample_shape) < 3 or model.channels not in (1, 3)):
+        raise SigdegError(f"samples of shape {model.sample_shape} are no images: leave --save out")
+    own = {"n": n, "steps": len(grid) - 1, "seed": seed, "label": label}
+    identity = {"student": fingerprint(model), **own}
+    check_unused(out, identity)
+    drawn = 4 * n * math.prod(model.sample_shape)
+    check_room(out, drawn, 2 * drawn)
     samples = draw(
         model,
-        model.grid(steps),
+        grid,
         (n, *model.sample_shape),
         seeds=range(seed, seed + n),
         batch_size=batch_size,
@@ -237,7 +251,7 @@ def sample(
     )
     if decoder is not None:
         samples = decoder.to(device)(samples)
-    for path in write_samples(samples.cpu(), out):
+    for path in write_samples(samples.cpu(), out, identity, save == "png"):
         print(path)
 
 
@@ -331,7 +345,7 @@ def evaluate(
         progress=progress,
     )
     results = {**identity, "title": f"{original.name}: student and teacher", "preset": None}
-    print(images.save_comparison(out, results, found, seed, device))
+    tell(images.save_comparison(out, results, found, seed, device))
 
 
 def report(folder: Annotated[Positional[Folder], arg(metavar="FOLDER")]) -> None:
@@ -343,6 +357,23 @@ def report(folder: Annotated[Positional[Folder], arg(metavar="FOLDER")]) -> None
     from sigdeg.report import write_report
 
     print(write_report(folder))
+
+
+def tell(page: Path) -> None:
+    """Print what a run shows, what to beware of, and where its report lies."""
+    from accelerate import PartialState
+
+    from sigdeg.report.headline import headline
+    from sigdeg.report.rows import read_results
+
+    if not PartialState().is_main_process:
+        return
+    results = read_results(page.parent)
+    found = headline(results)
+    warnings = [f"warning: {text}" for text in results.get("warnings", [])]
+    print(
+        "\n".join([*([f"{found.claim}. {found.evidence}"] if found else []), *warnings, str(page)])
+    )
 
 
 COMMANDS = Group(

@@ -29,6 +29,7 @@ __all__ = [
     "atomic_write",
     "count_weights",
     "find_folder",
+    "find_student",
     "load_weights",
     "read_json",
     "read_tensors",
@@ -311,6 +312,12 @@ def find_folder(path: str | Path) -> Path:
     except (OSError, ValueError) as error:  # a hub or network error, or no valid id
         told = f"{name} is no folder here and could not be fetched: {reason(error)}"
         raise SigdegError(told) from None
+
+
+def find_student(path: str | Path) -> Path:
+    """The folder of a student: itself, or that of the run which made it, local or on the hub."""
+    folder = find_folder(path)
+    return folder / "student" if (folder / "student" / "config.json").is_file() else folder
 
 
 def load_weights(

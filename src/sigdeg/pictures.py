@@ -37,9 +37,9 @@ def sheet(images: Floats, columns: int) -> Floats:
     return page
 
 
-def save_sheet(images: Floats, path: Path, columns: int = 8) -> None:
-    """Write images as a PNG, see `sheet`; small ones larger."""
+def save_sheet(images: Floats, path: Path, columns: int = 8, scale: int | None = None) -> None:
+    """Write images as a PNG, see `sheet`; small ones larger, or all by a scale."""
     page = Image.fromarray(np.rint(255 * sheet(images, columns)).astype(np.uint8))
-    scale = max(1, SIDE // images.shape[-2])
+    scale = scale or max(1, SIDE // images.shape[-2])
     page = page.resize((scale * page.width, scale * page.height), Image.Resampling.NEAREST)
     atomic_write(path, lambda temporary: page.save(temporary, format="png"))

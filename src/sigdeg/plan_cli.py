@@ -54,6 +54,7 @@ def spectrum(
         as_json: Print JSON and nothing else.
         progress: Show a progress bar.
     """
+    asked = check_place("spectrum", locals())
     from sigdeg.planning import discretise, windows
     from sigdeg.planning.recommend import regime
     from sigdeg.planning.sources import find_source
@@ -79,7 +80,7 @@ def spectrum(
         verdict(found, own, (low, high), f"{schedule}, T = {teacher_steps}"),
     ]
     pictures = {"spectrum.png": lambda path: spectrum_plot(found, (low, high), path)}
-    finish("spectrum", result, lines, pictures, out, as_json)
+    finish("spectrum", result, lines, pictures, out, as_json, asked)
 
 
 def merge(
@@ -110,6 +111,7 @@ def merge(
         as_json: Print JSON and nothing else.
         progress: Show a progress bar.
     """
+    asked = check_place("plan", locals())
     from sigdeg.planning import discretise
     from sigdeg.planning.recommend import recommend_plan
     from sigdeg.planning.sources import find_source
@@ -136,7 +138,7 @@ def merge(
         "warnings": found.spectrum.warnings(),
     }
     lines = plan_lines(found.spectrum, advice, f"{kind}, T = {teacher_steps}", training_time)
-    finish("plan", result, lines, {"plan.png": draw}, out, as_json)
+    finish("plan", result, lines, {"plan.png": draw}, out, as_json, asked)
 
 
 def grid(
@@ -189,6 +191,7 @@ def grid(
         as_json: Print JSON and nothing else.
         progress: Show progress bars.
     """
+    asked = check_place("grid", locals())
     from sigdeg.planning import LinearStudent
     from sigdeg.planning.recommend import recommend_grid
     from sigdeg.planning.sources import find_source, measure_teacher
@@ -221,7 +224,7 @@ def grid(
         grids_plot({n: g.times for n, g in (first | known).items()}, own, path)
 
     lines = grid_lines(found.spectrum, advice)
-    finish("grid", result, lines, {"grid.png": draw}, out, as_json)
+    finish("grid", result, lines, {"grid.png": draw}, out, as_json, asked)
 
 
 def phase(
@@ -244,6 +247,7 @@ def phase(
         out: Folder for phase.json and phase.png.
         as_json: Print JSON and nothing else.
     """
+    asked = check_place("phase", locals())
     import numpy as np
 
     from sigdeg.planning import discretise
@@ -288,7 +292,13 @@ def phase(
         f"largest gain over one-shot outside the windows: {np.nanmax(over[~between]):.3g} times",
     ]
     finish(
-        "phase", result, lines, {"phase.png": lambda path: phase_plot(found, path)}, out, as_json
+        "phase",
+        result,
+        lines,
+        {"phase.png": lambda path: phase_plot(found, path)},
+        out,
+        as_json,
+        asked,
     )
 
 
@@ -306,6 +316,22 @@ def own_schedule(teacher: Any, asked: str | None) -> Schedule | None:
     return found
 
 
+def check_place(name: str, options: dict[str, Any]) -> dict[str, str]:
+    """Refuse a folder that holds another plan, before any work; returns what tells this one."""
+    from sigdeg.costs import check_room
+    from sigdeg.files import read_json
+
+    out = options.pop("out")
+    aside = ("as_json", "progress", "device")
+    asked = {key: str(value) for key, value in options.items() if key not in aside}
+    if out is not None:
+        check_room(out)
+        file = out / f"{name}.json"
+        if file.exists() and read_json(file).get("asked") != asked:
+            raise SigdegError(f"{out} holds another {file.name}: choose another folder with --out")
+    return asked
+
+
 def finish(
     name: str,
     result: dict[str, Any],
@@ -313,6 +339,7 @@ def finish(
     pictures: Mapping[str, Callable[[Path], None]],
     out: Path | None,
     as_json: bool,
+    asked: dict[str, str],
 ) -> None:
     """Write what a folder was asked for, then print."""
     from sigdeg.files import save_json
@@ -321,7 +348,7 @@ def finish(
     if out is not None:
         for file, draw in pictures.items():
             draw(out / file)
-        save_json(out / f"{name}.json", result)
+        save_json(out / f"{name}.json", {**result, "asked": asked})
         written = [str(out / file) for file in (f"{name}.json", *pictures)]
     if as_json:
         print(json.dumps(result))

@@ -28,13 +28,13 @@ Callback = Callable[[int, Tensor, Tensor], None]
 
 
 def seed_generators(seeds: Sequence[int]) -> list[Generator]:
-    """One CPU generator a seed.
+    """One CPU generator a seed: no two seeds have one stream.
 
     Raises:
-        SigdegError: If a seed is negative or has more than 63 bits.
+        SigdegError: If a seed is negative or has more than the 32 bits that a generator takes in.
     """
-    if any(not 0 <= int(seed) < 2**63 for seed in seeds):
-        raise SigdegError("seeds must lie between 0 and 2^63 - 1")
+    if any(not 0 <= int(seed) < 2**32 for seed in seeds):
+        raise SigdegError("seeds must lie between 0 and 2^32 - 1")
     return [Generator().manual_seed(int(seed)) for seed in seeds]
 
 
@@ -110,11 +110,12 @@ def sample(
     n, *rest = shape
     if seeds is not None and generator is not None:
         raise SigdegError("give either seeds or a generator, not both")
-    source: Generator | Sequence[Generator] | None = generator
     if seeds is not None:
-        source = seed_generators(seeds)
-    if isinstance(source, Sequence) and len(source) != n:
-        raise SigdegError(f"{len(source)} seeds were given for {n} samples: give one a sample")
+        seeds = seeds if isinstance(seeds, Sequence) else [int(seed) for seed in seeds]
+        seed_generators([min(seeds, default=0), max(seeds, default=0)])  # before any work
+    for each in (seeds, generator):
+        if isinstance(each, Sequence) and len(each) != n:
+            raise SigdegError(f"{len(each)} seeds were given for {n} samples: give one a sample")
     for key, value in condition.items():
         if len(value) != n:
             raise SigdegError(f"condition {key} has {len(value)} rows for {n} samples")
@@ -135,7 +136,9 @@ def sample(
 
         for start in starts:
             rows = slice(start, min(start + batch_size, n))
-            own = source[rows] if isinstance(source, Sequence) else source
+            own = generator[rows] if isinstance(generator, Sequence) else generator
+            if seeds is not None:
+                own = seed_generators(seeds[rows])  # no more at a time: they take 5 kB each
             size = (rows.stop - rows.start, *rest)
             x = float(step.schedule.sigma(grid[0])) * randn(size, own, dtype, device)
             drawn = (

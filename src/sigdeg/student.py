@@ -45,7 +45,7 @@ from sigdeg.denoiser import (
     unwrap,
 )
 from sigdeg.errors import SigdegError
-from sigdeg.files import count_weights, find_folder, load_weights, read_json, save_model
+from sigdeg.files import count_weights, find_student, load_weights, read_json, save_model
 from sigdeg.grids import Spacing, check_span, coarse_grid
 from sigdeg.networks import (
     ModulatedMLP,
@@ -556,7 +556,7 @@ class SignatureStudent(nn.Module):
         """Load a student from a folder, or from a repository id of the Hugging Face hub.
 
         Arguments:
-            path: Folder written by `save_pretrained`, or a hub id.
+            path: Folder written by `save_pretrained`, that of the run which made it, or a hub id.
             network: The network, where it is a class of your own; its weights are loaded into it.
             schedule: The schedule, where it is a class of your own.
 
@@ -565,7 +565,7 @@ class SignatureStudent(nn.Module):
                 another format or of another shape; if its configuration was changed by itself. A
                 pickle is refused, never opened.
         """
-        folder = find_folder(path)
+        folder = find_student(path)
         written = read_json(folder / "config.json")
         config = {key: value for key, value in written.items() if not key.startswith("_")}
         if config.pop("format", None) != "sigdeg-student":

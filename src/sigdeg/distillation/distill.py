@@ -7,6 +7,7 @@ import dataclasses
 import itertools
 import math
 import re
+import sys
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -17,7 +18,9 @@ import numpy as np
 import torch
 from accelerate import PartialState
 from torch import Generator, Tensor, nn
+from tqdm.auto import tqdm
 
+from sigdeg.costs import Costs
 from sigdeg.distillation.judgement import Verdict, judge_run
 from sigdeg.distillation.matching import Matching
 from sigdeg.distillation.objective import Objective
@@ -375,19 +378,26 @@ def distil_steps(
     accelerator = make_accelerator(config, out_dir, device)
     teacher = on_device(teacher, accelerator.device)
     check_teacher(teacher, rows[0], student, accelerator.device, labels)
-    if accelerator.is_main_process:
-        claim_folder(out_dir, "config.json", identity, resume)
-    accelerator.wait_for_everyone()
-    progress = progress and accelerator.is_main_process
     shape, order = student.sample_shape, student.order
     paths = TeacherPaths(teacher, rows, shape, order, data, q, accelerator.device, labels, starts)
     # Segments from data that call no teacher are drawn anew: there is nothing to save.
     free = data is not None and not paths.teacher_nfe
+    cached = bool(config.paths and not free and shared is None)
+    fresh = 0 if shared is not None else config.iterations * config.batch_size
+    count = config.paths if cached else fresh
+    costs = Costs(paths, student, count, config.batch_size, config.iterations, cached)
+    costs.check(out_dir)
+    if accelerator.is_main_process:
+        claim_folder(out_dir, "config.json", identity, resume)
+    accelerator.wait_for_everyone()
+    progress = progress and accelerator.is_main_process
+    if progress:
+        tqdm.write(costs.line(labels), file=sys.stderr)
     began = time.perf_counter()
     source: CachedPaths | FreshPaths | SharedPaths
     if shared is not None:
         source, paths = shared, shared.cache.paths
-    elif config.paths and not free:
+    elif cached:
         with accelerator.main_process_first():
             source = CachedPaths(
                 paths,

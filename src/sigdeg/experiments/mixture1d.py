@@ -38,7 +38,13 @@ from sigdeg.sampling import sample
 from sigdeg.schedule import VPLinear
 from sigdeg.steps import EulerMaruyama, Exponential, Step
 from sigdeg.student import ResidualNoise, SignatureStudent
-from sigdeg.training import claim_folder, derive_generator, seeded, train_teacher
+from sigdeg.training import (
+    claim_folder,
+    derive_generator,
+    resolve_device,
+    seeded,
+    train_teacher,
+)
 
 __all__ = ["DEFAULT", "PRESETS", "Settings", "Spec", "run"]
 
@@ -167,8 +173,8 @@ def run(
     """
     settings = PRESETS[preset]
     identity = {"experiment": "mixture1d", "preset": preset, "seed": seed}
+    device = resolve_device(device)
     claim_folder(out, "config.json", {**identity, **dataclasses.asdict(settings)})
-    device = device or "cpu"
     split = mixture_split(seed)
 
     analytic = GaussianMixtureDenoiser(LAW.means, LAW.stds, LAW.weights, SCHEDULE)

@@ -142,8 +142,9 @@ def run(
     settings = PRESETS[preset]
     train, test = images("train", data_dir), images("test", data_dir)
     identity = {"experiment": "mnist", "preset": preset, "seed": seed}
+    device = resolve_device(device)
     claim_folder(out, "config.json", {**identity, **dataclasses.asdict(settings)})
-    bench = Bench(settings, train, test, out, seed, resolve_device(device), progress)
+    bench = Bench(settings, train, test, out, seed, device, progress)
     distilled = {spec: bench.distil(spec) for spec in settings.specs}
 
     rows: list[dict[str, Any]] = guided_rows(bench) + scale_rows(bench)

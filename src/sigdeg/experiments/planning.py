@@ -19,7 +19,7 @@ from sigdeg.experiments.planning_series import GRIDS, SeriesGrids
 from sigdeg.experiments.results import save_results
 from sigdeg.report import write_report
 from sigdeg.report.planning import grids_plot, prediction_plot
-from sigdeg.training import claim_folder
+from sigdeg.training import claim_folder, resolve_device
 
 __all__ = ["DEFAULT", "PRESETS", "Settings", "run"]
 
@@ -42,8 +42,9 @@ def run(
     """
     settings = PRESETS[preset]
     identity = {"experiment": "planning", "preset": preset, "seed": seed}
+    device = resolve_device(device)
     claim_folder(out, "config.json", {**identity, **dataclasses.asdict(settings)})
-    options: tuple[int, str, bool] = (seed, device or "cpu", progress)
+    options: tuple[int, str, bool] = (seed, device, progress)
     mixture = MixtureGrids(settings.mixture, out, *options)
     rows, floor = mixture.rows(), mixture.floor()
     gaussian = gaussian_rows(settings.merged, settings.times, settings.gaussian_seeds, seed)

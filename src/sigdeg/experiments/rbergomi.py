@@ -59,7 +59,13 @@ from sigdeg.sampling import sample
 from sigdeg.schedule import VPLinear
 from sigdeg.steps import EulerMaruyama, Exponential, Step
 from sigdeg.student import SignatureStudent
-from sigdeg.training import claim_folder, derive_generator, seeded, train_teacher
+from sigdeg.training import (
+    claim_folder,
+    derive_generator,
+    resolve_device,
+    seeded,
+    train_teacher,
+)
 
 __all__ = ["DEFAULT", "PRESETS", "Settings", "run"]
 
@@ -105,9 +111,10 @@ def run(
     """
     settings = PRESETS[preset]
     identity = {"experiment": "rbergomi", "preset": preset, "seed": seed}
+    device = resolve_device(device)
     claim_folder(out, "config.json", {**identity, **dataclasses.asdict(settings)})
     split = rough_bergomi_split(DATA_SEED, settings.n, model=MODEL, cache=out / "data.safetensors")
-    bench = Bench(settings, split, out, seed, device or "cpu", progress)
+    bench = Bench(settings, split, out, seed, device, progress)
     seeds = range(seed, seed + settings.seeds)
     distilled = {
         spec: [bench.distil(spec, s) for s in (seeds[:1] if spec.study else seeds)]

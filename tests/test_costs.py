@@ -1,0 +1,160 @@
+"""What work costs is said, and refused, beforehand; what folders hold is left alone."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import load_file
+
+from sigdeg import (
+    Exponential,
+    GaussianDenoiser,
+    ResidualMLP,
+    SigdegError,
+    SignatureStudent,
+    VPLinear,
+    costs,
+    distill,
+)
+from sigdeg.cli import main
+from sigdeg.costs import check_room, size
+from sigdeg.experiments.output import write_samples
+
+SMALL = {"iterations": 3, "batch_size": 8, "paths": 32, "refinement": 4, "tracker": "none"}
+
+
+def student(shape: tuple[int, ...] = (2,), order: int = 2) -> SignatureStudent:
+    torch.manual_seed(0)
+    network = ResidualMLP(SignatureStudent.in_channels(shape[0], order), shape[0], 8, 1)
+    return SignatureStudent(
+        network, VPLinear(), shape[0], order, steps=(5,), sample_shape=shape, data_std=1.0
+    )
+
+
+def teacher() -> Exponential:
+    return Exponential(GaussianDenoiser(0.0, 1.0, VPLinear()))
+
+
+@pytest.fixture
+def saved(tmp_path: Path) -> Path:
+    student().save_pretrained(tmp_path / "run" / "student")
+    return tmp_path / "run"
+
+
+def test_a_distillation_says_what_it_takes(tmp_path: Path, capsys) -> None:
+    """The disk it foresees is what its paths and its checkpoint fill."""
+    distill(student(), teacher(), tmp_path, device="cpu", **SMALL)
+    line = capsys.readouterr().err.splitlines()[0]
+    assert line.startswith("32 paths, 640 teacher calls, 3 training steps: ")
+    assert "about a minute" in line
+    told = float(line.partition("steps: ")[2].split()[0]) * 1000
+    files = [*tmp_path.glob("paths/*"), *tmp_path.glob("checkpoints/*.safetensors")]
+    assert told == pytest.approx(sum(file.stat().st_size for file in files), rel=0.5)
+
+
+@pytest.mark.parametrize(
+    ("options", "where"),
+    [({"paths": 10**15}, "on the disk of"), ({"batch_size": 10**13}, "of memory")],
+)
+def test_work_that_finds_no_room_is_refused_before_anything_is_made(
+    options, where: str, tmp_path: Path
+) -> None:
+    with pytest.raises(SigdegError, match=where):
+        distill(student(), teacher(), tmp_path / "out", progress=False, **SMALL | options)
+    assert not (tmp_path / "out").exists()
+
+
+def test_paths_that_are_there_need_no_more_room(tmp_path: Path, monkeypatch) -> None:
+    many = SMALL | {"paths": 1024, "progress": False, "device": "cpu"}
+    distill(student(), teacher(), tmp_path, **many)
+    used = sum(file.stat().st_size for file in tmp_path.glob("paths/*"))
+    free = costs.shutil.disk_usage(tmp_path)._replace(free=used)
+    monkeypatch.setattr(costs.shutil, "disk_usage", lambda _: free)
+    distill(student(), teacher(), tmp_path, **many)
+    with pytest.raises(SigdegError, match="on the disk of"):
+        distill(student(), teacher(), tmp_path / "anew", **many)
+
+
+def test_bytes_in_words() -> None:
+    assert [size(n) for n in (0, 999_000, 2.5e6, 3e9, 4e12, 5e18)] == [
+        "0 kB",
+        "999 kB",
+        "2.5 MB",
+        "3 GB",
+        "4 TB",
+        "5e+03 PB",
+    ]
+
+
+def test_a_folder_below_a_file_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    for folder in (tmp_path / "file", tmp_path / "file" / "a" / "b"):
+        with pytest.raises(SigdegError, match="file is no folder that can be written to"):
+            check_room(folder)
+    check_room(tmp_path / "a" / "b")
+    assert not (tmp_path / "a").exists()
+
+
+def refused(capsys: pytest.CaptureFixture[str], *arguments: object) -> str:
+    capsys.readouterr()
+    assert main([str(a) for a in arguments]) == 2
+    err = capsys.readouterr().err
+    assert err.count("\n") == 1
+    return err
+
+
+def test_samples_are_not_overwritten(saved: Path, tmp_path: Path, monkeypatch, capsys) -> None:
+    """The same command draws the same samples anew; anything else is kept."""
+    out = tmp_path / "out"
+    command = ("sample", saved, "-n", 3, "--no-progress", "--out", out)
+    for more in ((), ("--batch-size", 2)):
+        assert main([str(a) for a in (*command, *more)]) == 0
+    kept = (out / "samples.safetensors").read_bytes()
+    for more in (("--seed", 1), ("-n", 4)):
+        assert "holds other samples" in refused(capsys, *command, *more)
+    assert (out / "samples.safetensors").read_bytes() == kept
+    assert "holds other files" in refused(capsys, *command[:-1], saved)
+    assert "is no folder that can" in refused(capsys, *command[:-1], out / "samples.safetensors")
+    free = costs.psutil.virtual_memory()._replace(available=1000)
+    monkeypatch.setattr(costs.psutil, "virtual_memory", lambda: free)
+    assert "of memory" in refused(capsys, "sample", saved, "-n", 1000, "--out", tmp_path / "o")
+    assert not (tmp_path / "o").exists()
+
+
+def test_a_run_stands_for_its_student(saved: Path, tmp_path: Path) -> None:
+    for name, place in (("a", saved), ("b", saved / "student")):
+        assert main(["sample", str(place), "-n", "2", "--out", str(tmp_path / name)]) == 0
+    drawn = [load_file(tmp_path / n / "samples.safetensors")["samples"] for n in ("a", "b")]
+    assert torch.equal(*drawn)
+
+
+def test_images_are_written_singly(tmp_path: Path, capsys) -> None:
+    """Each file has the pixels of its sample."""
+    drawn = torch.randn(3, 1, 4, 5, generator=torch.Generator().manual_seed(0))
+    written = write_samples(drawn, tmp_path / "out", {}, single=True)
+    assert [path.name for path in written[2:]] == ["0000.png", "0001.png", "0002.png"]
+    for image, path in zip(drawn, written[2:], strict=True):
+        expected = ((image[0].double() + 1) * 127.5).clamp(0, 255).round()
+        with Image.open(path) as opened:
+            assert opened.size == (5, 4)
+            assert (np.asarray(opened)[..., 0] == expected.numpy()).all()
+    student().save_pretrained(tmp_path / "points")
+    line = refused(capsys, "sample", tmp_path / "points", "--save", "png", "--out", tmp_path / "o")
+    assert "samples of shape (2,) are no images: leave --save out" in line
+
+
+def test_a_plan_is_not_overwritten(tmp_path: Path, capsys) -> None:
+    spectrum = tmp_path / "spectrum.csv"
+    spectrum.write_text("2.0, 0.5")
+    out = tmp_path / "plans"
+    command = ("plan", "merge", spectrum, "-T", 4, "--out", out)
+    for _ in range(2):
+        assert main([str(a) for a in command]) == 0
+    kept = json.loads((out / "plan.json").read_text())
+    assert "holds another plan.json" in refused(capsys, *command, "-s", 0.7)
+    assert json.loads((out / "plan.json").read_text()) == kept
+    assert main(["plan", "phase", "-T", "4", "--out", str(out)]) == 0
+    assert "is no folder that can" in refused(capsys, *command[:-1], spectrum)
