@@ -368,7 +368,7 @@ def tell(page: Path) -> None:
 
     if not PartialState().is_main_process:
         return
-    results = read_results(page.parent)
+    results = read_results(page.with_name("results.json"))
     found = headline(results)
     warnings = [f"warning: {text}" for text in results.get("warnings", [])]
     print(
