@@ -391,16 +391,9 @@ COMMANDS = Group(
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Entry point; returns the exit code: 0, 1 for work that failed, 2 for bad input."""
-    claimed: list[Path] = []
 
     def work() -> int:
-        command = parse(COMMANDS, sys.argv[1:] if arguments is None else arguments)
-        out = command.keywords.get("out")
-        if out is not None:
-            claimed.append(out)
-        command()
+        parse(COMMANDS, sys.argv[1:] if arguments is None else arguments)()
         return 0
 
-    return guard(
-        work, lambda: next((out for out in claimed if (out / "config.json").is_file()), None)
-    )
+    return guard(work)

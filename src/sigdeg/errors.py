@@ -5,7 +5,6 @@ from __future__ import annotations
 import sys
 import tempfile
 from collections.abc import Callable
-from pathlib import Path
 
 __all__ = ["SigdegError", "TrainingError", "guard", "reason"]
 
@@ -31,13 +30,13 @@ def reason(error: Exception) -> str:
     return lines[0][:300] if lines else type(error).__name__
 
 
-def guard(work: Callable[[], int], folder: Callable[[], Path | None] = lambda: None) -> int:
+def guard(work: Callable[[], int]) -> int:
     """Run a command: whatever goes wrong is one line on stderr, never a traceback.
+
+    The traceback of an error that no one foresaw goes to a temporary file.
 
     Arguments:
         work: The command; returns its exit code.
-        folder: Asked, after an error that no one foresaw, where the traceback is to go (default: a
-            temporary file).
 
     Returns:
         The exit code: 0, 1 for work that failed, 2 for bad input.
@@ -53,7 +52,7 @@ def guard(work: Callable[[], int], folder: Callable[[], Path | None] = lambda: N
         return say(INTERRUPTED, 1)
     except Exception as error:
         what = f"{type(error).__name__}: {error}"[:300]
-        return say(f"this should not happen: {what} (traceback in {log(error, folder())})", 1)
+        return say(f"this should not happen: {what} (traceback in {log(error)})", 1)
 
 
 def say(text: str, code: int) -> int:
@@ -62,12 +61,11 @@ def say(text: str, code: int) -> int:
     return code
 
 
-def log(error: BaseException, folder: Path | None) -> str:
+def log(error: BaseException) -> str:
     """Write a traceback to a file; returns its name."""
     import traceback
 
-    place = None if folder is None or not folder.is_dir() else folder
-    handle, name = tempfile.mkstemp(prefix="sigdeg-error-", suffix=".log", dir=place)
+    handle, name = tempfile.mkstemp(prefix="sigdeg-error-", suffix=".log")
     with open(handle, "w", errors="backslashreplace") as file:
         file.writelines(traceback.format_exception(error))
     return name
