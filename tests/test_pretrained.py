@@ -45,13 +45,17 @@ def test_the_student_draws_every_digit_and_clear_ones(steps):
     assert float(shares.max()) < 0.25
 
 
-def test_the_results_name_the_shipped_classifier():
+def test_the_results_name_the_shipped_classifiers():
     results = json.loads((ROOT / "results" / "mnist.json").read_text())
-    assert results["extractor"] == {
-        "n": 10_000,
-        "extractor": "mnist",
-        "digest": ClassifierExtractor(load_classifier()).digest,
-    }
+    networks = [load_classifier(f"mnist-classifier{end}") for end in ("", "-2")]
+    assert type(networks[0]) is not type(networks[1])
+    for found, name, network in zip(
+        results["extractors"], ("mnist", "mnist-2"), networks, strict=True
+    ):
+        assert (found["n"], found["extractor"]) == (10_000, name)
+        assert found["digest"] == ClassifierExtractor(network, name).digest
+        assert found["accuracy"] > 0.98
+    assert results["extractor"]["digest"] == results["extractors"][0]["digest"]
 
 
 def test_the_classifiers_have_nothing_in_common_but_that_they_know_digits():
