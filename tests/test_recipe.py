@@ -47,7 +47,9 @@ def test_the_command_line_has_the_defaults_of_python_for_images() -> None:
     for name in ("iterations", "batch_size", "learning_rate", "paths"):
         assert options[name].default == getattr(config, name), name
     network = ResidualMLP(1, 1)
-    student = SignatureStudent.from_denoiser(NetworkDenoiser(network, SCHEDULE, "epsilon"), 1)
+    student = SignatureStudent.from_denoiser(
+        NetworkDenoiser(network, SCHEDULE, "epsilon"), 1, sample_shape=(1, 8, 8)
+    )
     assert options["order"].default == student.seen
     assert options["lookahead"].default == student.lookahead > 0
     assert options["residual_noise"].default == student.residual_noise == "energy"
@@ -61,6 +63,7 @@ def test_any_denoiser_has_a_student_that_learns_its_scale(tmp_path: Path) -> Non
     )
     student = SignatureStudent.from_denoiser(law, 2, steps=(2,))
     assert isinstance(student.network, ModulatedMLP)
+    assert student.lookahead == 0.75
     work = {"iterations": 1, "batch_size": 8, "paths": 400, "refinement": 20, "tracker": "none"}
     found = distill(
         student, Exponential(law), tmp_path / "run", device="cpu", progress=False, **work

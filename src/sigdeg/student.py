@@ -60,11 +60,12 @@ from sigdeg.schema import flag, listed, mapped, maybe, number, record, text, who
 from sigdeg.signature import PartialSignature
 from sigdeg.steps import Time, exponential_coefficients, response, weigh
 
-__all__ = ["ResidualNoise", "SignatureStudent"]
+__all__ = ["ResidualNoise", "SignatureStudent", "kind_of_data"]
 
 ResidualNoise = Literal["gaussian", "energy"]
 COVARIANCE = ("directions", "stds")  # saved beside the network's weights
 CACHED = 64  # steps whose response is kept
+POINT = 16  # numbers of a sample up to which it is a point
 DEFAULT_ORDER = 4  # with energy noise, what it leaves open is learned too
 STEP_FEATURES = 16  # sinusoidal features of s, as constant maps beside the coefficients
 SAVED = record(  # config.json
@@ -255,9 +256,9 @@ class SignatureStudent(nn.Module):
         A network's student has that network, copied and widened: it starts as its teacher. One of
         another denoiser (an exact law, a function) has a `ModulatedMLP` of its own.
 
-        Unless `options` say otherwise it looks half-way along each step and learns the whole law of
-        what its coefficients leave open: on laws with sharp modes both decide whether few calls hit
-        them (docs/recipe.md).
+        Unless `options` say otherwise it looks ahead, half of each step's way, three quarters for
+        points, and learns the whole law of what its coefficients leave open: on laws with sharp
+        modes both decide whether few calls hit them (docs/recipe.md).
 
         Arguments:
             denoiser: The teacher's denoiser.
@@ -274,7 +275,8 @@ class SignatureStudent(nn.Module):
         """
         if options.get("kind", "warm") != "warm":
             raise SigdegError("only a warm student starts from a teacher; build a plain one itself")
-        options.setdefault("lookahead", 0.5)
+        shape = options.get("sample_shape") or (channels,)
+        options.setdefault("lookahead", 0.75 if kind_of_data(shape) == "points" else 0.5)
         options.setdefault("residual_noise", "energy")
         order = DEFAULT_ORDER if order is None else order
         noise = options["residual_noise"]
@@ -299,10 +301,10 @@ class SignatureStudent(nn.Module):
                 "timesteps": denoiser.timesteps,
             }
         else:
-            if len(options.get("sample_shape") or (channels,)) != 1:
+            if len(shape) != 1:
                 raise SigdegError(
                     "a teacher without a network of its own needs samples that are vectors, got "
-                    f"{options['sample_shape']}: build the student with a network for them"
+                    f"{shape}: build the student with a network for them"
                 )
             network = ModulatedMLP(inputs, outputs)
             options.setdefault("data_std", 0.0)
@@ -598,6 +600,17 @@ class SignatureStudent(nn.Module):
         )
         student._folder = folder
         return student.eval()
+
+
+def kind_of_data(shape: Sequence[int]) -> Literal["points", "series", "images"]:
+    """What samples of a shape are taken for where defaults are chosen.
+
+    Points are vectors of at most 16 numbers, series longer ones and channels along a line, images
+    have two dimensions and more beside the channels.
+    """
+    if len(shape) > 2:
+        return "images"
+    return "points" if math.prod(shape) <= POINT else "series"
 
 
 def maps(features: Tensor, x: Tensor) -> Tensor:

@@ -18,6 +18,7 @@ from sigdeg.report import (
     histogram_plot,
     image_grid,
     quality_plot,
+    scatter_plot,
     training_plot,
     trajectories_plot,
     use_style,
@@ -154,6 +155,17 @@ def test_histograms_share_their_axes(tmp_path: Path) -> None:
     # A quarter of the width, four times the height.
     assert np.ptp(orange[0]) == pytest.approx(np.ptp(blue[0]) / 4, rel=0.1)
     assert np.ptp(orange[1]) > 2.5 * np.ptp(blue[1])
+
+
+def test_samples_in_the_plane_share_the_axes_of_the_first(tmp_path: Path) -> None:
+    path = tmp_path / "scatter.png"
+    corners = torch.tensor([[x, y] for x in (-1.0, 1.0) for y in (-1.0, 1.0)]).repeat(50, 1)
+    scatter_plot({"teacher": corners, "student": corners / 2}, path)
+    image = pixels(path).astype(int)
+    orange = (image[..., 0] > image[..., 2] + 60).nonzero()
+    blue = (image[..., 2] > image[..., 0] + 60).nonzero()
+    for axis in (0, 1):
+        assert np.ptp(orange[axis]) == pytest.approx(2 * np.ptp(blue[axis]), rel=0.1)
 
 
 def test_image_grid_keeps_order_and_values(tmp_path: Path) -> None:

@@ -30,7 +30,7 @@ from sigdeg.grids import check_grid, refine
 from sigdeg.networks import Widened
 from sigdeg.signature import PartialSignature
 from sigdeg.steps import Step
-from sigdeg.student import SignatureStudent
+from sigdeg.student import SignatureStudent, kind_of_data
 from sigdeg.training import (
     TrainConfig,
     check_data,
@@ -49,11 +49,10 @@ __all__ = ["DistillConfig", "Distilled", "distill"]
 
 States = Literal["teacher", "data"]
 LARGEST = 1024  # elements of a sample whose covariance is taken: a matrix a coefficient and step
-POINT = 16  # numbers of a sample up to which it is a point
 FINE = 120  # teacher steps a path: fewer are felt, more are not (docs/recipe.md)
 # What is not said here is as in `DistillConfig`: that is how series are distilled.
 KINDS: dict[str, dict[str, Any]] = {
-    "points": {"paths": 100_000, "learning_rate": 4e-3},
+    "points": {"paths": 100_000, "learning_rate": 4e-3, "ema": 0.99},
     "series": {},
     "images": {"iterations": 3000, "batch_size": 64, "learning_rate": 2e-4, "paths": 5000},
 }
@@ -92,17 +91,16 @@ class DistillConfig(TrainConfig):
     def for_samples(cls, shape: Sequence[int], steps: int = 10, **options: Any) -> DistillConfig:
         """The defaults for a kind of data, as `distill` and the command line take them.
 
-        Points (vectors of at most 16 numbers) train on many cheap paths, series (longer vectors,
-        and channels along a line) on fewer, images (what has two dimensions and more beside the
-        channels) with small batches and a small rate, as their networks want it. The teacher takes
-        120 steps a path, however few the student is to take.
+        Points train on many cheap paths, series on fewer, images with small batches and a small
+        rate, as their networks want it (see `kind_of_data`). The teacher takes 120 steps a path,
+        however few the student is to take.
 
         Arguments:
             shape: Shape of one sample.
             steps: The student's steps, on its finest grid.
             options: Fields that are to have another value.
         """
-        kind = "images" if len(shape) > 2 else "points" if math.prod(shape) <= POINT else "series"
+        kind = kind_of_data(shape)
         defaults: dict[str, Any] = {"refinement": max(2, math.ceil(FINE / max(1, steps)))} | KINDS[
             kind
         ]

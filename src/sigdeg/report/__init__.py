@@ -5,6 +5,7 @@ from sigdeg.report.plots import (
     histogram_plot,
     image_grid,
     quality_plot,
+    scatter_plot,
     training_plot,
     trajectories_plot,
 )
@@ -19,6 +20,7 @@ __all__ = [
     "marginals_plot",
     "paths_plot",
     "quality_plot",
+    "scatter_plot",
     "training_plot",
     "trajectories_plot",
     "use_style",

@@ -26,7 +26,14 @@ from sigdeg.pictures import sheet
 from sigdeg.report.rows import Row, arrange, details, value
 from sigdeg.report.style import INK, colour, look, use_style
 
-__all__ = ["histogram_plot", "image_grid", "quality_plot", "training_plot", "trajectories_plot"]
+__all__ = [
+    "histogram_plot",
+    "image_grid",
+    "quality_plot",
+    "scatter_plot",
+    "training_plot",
+    "trajectories_plot",
+]
 
 Array = ArrayLike | Tensor
 Floats = NDArray[np.float64]
@@ -176,6 +183,27 @@ def histogram_plot(
             axes.set_title(label)
         if pdf is not None:
             figure.legend(*panels[0].get_legend_handles_labels(), loc="outside upper right")
+        save(figure, path)
+
+
+def scatter_plot(samples: Mapping[str, Array], path: Path) -> None:
+    """Samples in the plane, one panel a method, all on the axes of the first.
+
+    Arguments:
+        samples: For each label its samples, shape (n, 2).
+        path: The PNG to write.
+    """
+    given = {label: numbers(x) for label, x in samples.items()}
+    low, high = np.quantile(next(iter(given.values())), [0.001, 0.999], axis=0)
+    centre, half = (low + high) / 2, 0.6 * (high - low).max()
+    with use_style():
+        figure, panels = small_multiples(list(given), 2.6, share=True)
+        for axes, (label, x) in zip(panels, given.items(), strict=True):
+            axes.plot(*x.T, ".", color=colour(label), alpha=0.35, ms=2, mew=0)
+            axes.set_xlim(centre[0] - half, centre[0] + half)
+            axes.set_ylim(centre[1] - half, centre[1] + half)
+            axes.set_aspect("equal")
+            axes.set_title(label)
         save(figure, path)
 
 
