@@ -174,7 +174,7 @@ class NetworkDenoiser(Denoiser):
 
     Arguments:
         network: Called as `network(x, timestep, **condition)`. A diffusers output object or a tuple
-            is unwrapped; channels beyond those of `x` (a learned variance) are dropped.
+            is unwrapped; of twice as many channels as `x` has (a learned variance) half go.
         schedule: The schedule it was trained with.
         prediction_type: What it predicts, see `posterior_mean`.
         clip: Clamp the mean to [-clip, clip], as diffusers' `clip_sample` does for pixel models.
@@ -233,7 +233,15 @@ class NetworkDenoiser(Denoiser):
                     'timesteps="integer"'
                 ) from error
             raise
-        return unwrap(output)[:, : x.shape[1]]
+        output = unwrap(output)
+        channels = x.shape[1]
+        if output.shape not in (x.shape, (len(x), 2 * channels, *x.shape[2:])):
+            raise SigdegError(
+                f"the network makes {tuple(output.shape[1:])} of a state of shape "
+                f"{tuple(x.shape[1:])}: it must be the same, or, with a learned variance, twice as "
+                "many channels"
+            )
+        return output[:, :channels]
 
     def forward(self, x: Tensor, t: Tensor, **condition: Any) -> Tensor:
         return self.to_mean(self.output(x, t, **condition), x, t)
@@ -282,7 +290,15 @@ def unwrap(output: Any) -> Tensor:
     """The tensor inside a diffusers output, a tuple, or the tensor itself."""
     if isinstance(output, Tensor):
         return output
-    tensor: Tensor = output[0]
+    try:
+        tensor = output[0]
+    except (TypeError, LookupError):
+        tensor = None
+    if not isinstance(tensor, Tensor):
+        raise SigdegError(
+            "a network must give a tensor, a tuple that begins with one or an output of diffusers, "
+            f"got a {type(output).__name__}"
+        )
     return tensor
 
 

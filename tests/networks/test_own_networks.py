@@ -82,6 +82,29 @@ class Flat(nn.Module):
         return out
 
 
+class Last(nn.Module):
+    """A layer whose features are a state's last dimension, or another when it is turned."""
+
+    def __init__(self, layer: nn.Module, turned: int = 0) -> None:
+        super().__init__()
+        self.layer, self.turned = layer, turned
+
+    def forward(self, x: Tensor, t: Tensor) -> Tensor:
+        out: Tensor = self.layer(x.mT).mT if self.turned else self.layer(x)
+        return out
+
+
+class Given(nn.Module):
+    """A network that gives what it is told to."""
+
+    def __init__(self, give: Callable[[Tensor], Any]) -> None:
+        super().__init__()
+        self.give = give
+
+    def forward(self, x: Tensor, t: Tensor) -> Any:
+        return self.give(x)
+
+
 def unet_1d() -> nn.Module:
     """Of diffusers: the state is joined with features of the time before the first layer."""
     return UNet1DModel(
@@ -187,13 +210,15 @@ class Hidden(nn.Module):
 
 def test_what_has_no_layer_to_widen_is_refused() -> None:
     for network, options, line in (
-        (Hidden(), {}, "sees the state as it comes in; build a network with"),
+        (Hidden(), {}, "as they come in; build a network with"),
         (
             Convolutional(1),
             {"sample_shape": (3, 9), "residual_noise": "gaussian"},
             "no further out",
         ),
         (Tokens(), {"sample_shape": (3, 4, 4)}, "cannot be called on a state of shape"),
+        (Last(nn.Linear(4, 4)), {"sample_shape": (3, 4)}, "its first dimension, as they come in"),
+        (Last(nn.Conv1d(4, 4, 1), 1), {"sample_shape": (3, 4)}, "its first dimension"),
     ):
         with pytest.raises(SigdegError, match=line) as caught:
             SignatureStudent.from_denoiser(NetworkDenoiser(network, SCHEDULE), 3, **options)
@@ -211,3 +236,22 @@ def test_conditions_that_distill_cannot_draw_are_named(tmp_path: Path) -> None:
     with pytest.raises(SigdegError, match="the teacher is told 'prompt' too: distill draws"):
         distill(student, Exponential(denoiser), tmp_path / "run", device="cpu")
     assert not (tmp_path / "run").exists()
+
+
+def test_outputs_that_do_not_fit_the_state_are_refused() -> None:
+    x, t = torch.ones(2, 3, 5), torch.tensor(0.5, dtype=torch.float64)
+    shape = r"makes \({}\) of a state of shape \(3, 5\)"
+    for give, line in (
+        (lambda x: torch.cat([x, x[:, :1]], 1), shape.format("4, 5")),  # no learned variance
+        (lambda x: x[:, :1], shape.format("1, 5")),  # would be broadcast
+        (lambda x: x[..., :1], shape.format("3, 1")),
+        (lambda x: {"mean": x}, "got a dict"),
+        (lambda x: None, "got a NoneType"),
+    ):
+        with pytest.raises(SigdegError, match=line):
+            NetworkDenoiser(Given(give), SCHEDULE)(x, t)
+    plain, both = (
+        NetworkDenoiser(Given(give), SCHEDULE)(x, t)
+        for give in (lambda x: x, lambda x: (torch.cat([x, 9 * x], 1),))
+    )
+    assert torch.equal(plain, both)

@@ -89,7 +89,7 @@ def find_input(
     seen: list[tuple[str, str | None]] = []
     handles = [
         part.register_forward_pre_hook(
-            lambda _, args, name=name: seen.append((name, reached(args[0], x)))
+            lambda layer, args, name=name: seen.append((name, reached(layer, args[0], x)))
         )
         for name, part in network.named_modules()
         if isinstance(part, LAYERS)
@@ -112,16 +112,18 @@ def find_input(
             return name, way
     raise SigdegError(
         f"{type(network).__name__} cannot be widened: none of its convolutions and linear layers "
-        "sees the state as it comes in; build a network with SignatureStudent.in_channels inputs, "
-        "copy its weights and give it to SignatureStudent"
+        "sees the state's channels, its first dimension, as they come in; build a network with "
+        "SignatureStudent.in_channels inputs, copy its weights and give it to SignatureStudent"
     )
 
 
-def reached(told: Tensor, x: Tensor) -> str | None:
+def reached(layer: nn.Module, told: Tensor, x: Tensor) -> str | None:
     """The way by which a state came to be among the features of a layer's input."""
     for way, change in WAYS.items():
         y = change(x)
         dim = 1 if way == "as it is" else -1
+        if dim % y.ndim != (-1 if isinstance(layer, nn.Linear) else 1) % y.ndim:
+            continue  # a layer of the other kind takes something else for the features
         if told.ndim != y.ndim or told.movedim(dim, 0)[0].shape != y.movedim(dim, 0)[0].shape:
             continue
         width = y.shape[dim]
