@@ -44,20 +44,33 @@ def table(page: Path, heading: str) -> dict[str, list[str]]:
     return {first: rest for first, *rest in cells}
 
 
-def test_code_runs_as_written(tmp_path: Path) -> None:
-    # In a Python of its own, as a reader would run it; the README may load what the tutorial saves.
-    for page in (ROOT / "docs/tutorial.md", ROOT / "README.md", ROOT / "docs/rough-bergomi.md"):
-        # A text block after one of code is its output.
-        pattern = r"^```python\n(.*?)^```$(?:\n\n```text\n(.*?)^```$)?"
-        found = re.findall(pattern, page.read_text(), re.MULTILINE | re.DOTALL)
-        code = "".join(f"{source}\nprint(chr(0))\n" for source, _ in found)
-        run = subprocess.run(
-            [sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=False
-        )
-        assert run.returncode == 0, f"{page.name}: {run.stderr[-2000:]}"
-        for printed, (_, shown) in zip(run.stdout.split("\0\n"), found, strict=False):
-            if shown:
-                assert_same_but_for_digits(printed, shown)
+# What README says of its ten lines: the student is as near to the law as that.
+CLOSE = """
+import torch
+from sigdeg.datasets import GaussianMixture1D
+from sigdeg.metrics import w1_exact
+
+generator = torch.Generator().manual_seed(1)
+many = sample(result.student, result.student.grid(), (100_000, 1), generator=generator)
+assert w1_exact(many, GaussianMixture1D()) < 0.03
+"""
+
+
+@pytest.mark.parametrize("name", ["README.md", "docs/tutorial.md", "docs/rough-bergomi.md"])
+def test_code_runs_as_written(name: str, tmp_path: Path) -> None:
+    # In a Python of its own, as a reader would run it. A text block after one of code is its output.
+    pattern = r"^```python\n(.*?)^```$(?:\n\n```text\n(.*?)^```$)?"
+    found = re.findall(pattern, (ROOT / name).read_text(), re.MULTILINE | re.DOTALL)
+    code = "".join(f"{source}\nprint(chr(0))\n" for source, _ in found)
+    if name == "README.md":
+        code += CLOSE
+    run = subprocess.run(
+        [sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=False
+    )
+    assert run.returncode == 0, run.stderr[-2000:]
+    for printed, (_, shown) in zip(run.stdout.split("\0\n"), found, strict=False):
+        if shown:
+            assert_same_but_for_digits(printed, shown)
 
 
 def assert_same_but_for_digits(printed: str, shown: str) -> None:
