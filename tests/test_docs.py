@@ -58,7 +58,7 @@ assert w1_exact(many, GaussianMixture1D()) < 0.03
 
 @pytest.mark.parametrize("name", ["README.md", "docs/tutorial.md", "docs/rough-bergomi.md"])
 def test_code_runs_as_written(name: str, tmp_path: Path) -> None:
-    # In a Python of its own, as a reader would run it. A text block after one of code is its output.
+    # In a Python of its own, as a reader would run it. Text after code is its output.
     pattern = r"^```python\n(.*?)^```$(?:\n\n```text\n(.*?)^```$)?"
     found = re.findall(pattern, (ROOT / name).read_text(), re.MULTILINE | re.DOTALL)
     code = "".join(f"{source}\nprint(chr(0))\n" for source, _ in found)

@@ -105,8 +105,7 @@ def test_damaged_data_are_refused(tmp_path: Path, monkeypatch: Any, capsys: Any)
     out = tmp_path / "run"
     arguments = ["run", "rbergomi", "--preset", "quick", "--no-progress", "--out", str(out)]
     monkeypatch.setattr(rbergomi, "Bench", lambda *_: 1 / 0)
-    with pytest.raises(ZeroDivisionError):
-        main(arguments)
+    assert main(arguments) == 1  # the data are there, the rest is not
     file = out / "data.safetensors"
     content = bytearray(file.read_bytes())
     content[-3] ^= 1
