@@ -111,7 +111,7 @@ def test_damaged_data_are_refused(tmp_path: Path, monkeypatch: Any, capsys: Any)
     content[-3] ^= 1
     file.write_bytes(content)
     assert main(arguments) == 2
-    assert "its checksum does not match" in capsys.readouterr().err
+    assert "its digest does not match" in capsys.readouterr().err
 
 
 def test_what_is_chosen_is_chosen_by_validation_paths(tmp_path: Path) -> None:
