@@ -10,8 +10,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from sigdeg import ResidualMLP, SignatureStudent, VPLinear
+from sigdeg import ResidualMLP, SignatureStudent, VPLinear, costs
 from sigdeg.cli import main
+from sigdeg.integrations import load_teacher
 
 HUGE = ("99999999999999999999", "4294967296000", "-1", "1e400", "-inf", "nan", "1e-400", "0x10")
 WORDS = ("", " ", "abc", "1,5", "--", "\x00", "é中\U0001f600", "'; rm", "../..", "a" * 300, "None")
@@ -71,6 +72,10 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
         norm_num_groups=4,
     )
     diffusers.DDPMPipeline(unet, diffusers.DDPMScheduler()).save_pretrained(folder / "TEACHER")
+    teacher = load_teacher(str(folder / "TEACHER"))
+    SignatureStudent.from_denoiser(
+        teacher.denoiser, 1, 1, steps=(2,), sample_shape=(1, 8, 8), lookahead=0.0
+    ).save_pretrained(folder / "OWN")
     (folder / "DATA").with_suffix(".csv").write_text("2.0, 1.0, 0.1")
     (folder / "file").write_text("in the way")
     for name, text in (("empty", None), ("other", "{}"), ("list", "[]"), ("torn", '{"format":')):
@@ -146,3 +151,79 @@ def test_bad_commands(count: int, seed: int, place: Path, monkeypatch) -> None:
     draw = random.Random(seed)
     found = [mark(command(draw), place) for _ in range(count)]
     assert not [line for line in found if line is not None]
+
+
+DISTIL = (
+    "distill TEACHER --steps 2 --order 1 --iterations 6 --batch-size 4 --paths 16 --refinement 2 "
+    "--samples 4 --tracker none --no-progress --out o "
+)
+GRID = "plan grid TEACHER --steps 2 --candidates 4 --samples 4 --paths 30 --no-progress --out o "
+
+
+@pytest.mark.parametrize(
+    ("line", "words"),
+    [
+        (DISTIL + "--times 1 0.5 0 --grid planned", "leave the others out"),
+        (DISTIL + "--times 1 0.5 0 --start OWN", "leave the others out"),
+        (DISTIL + "--times 1 0.5", "times"),
+        (DISTIL + "--grid planned --steps 100", "at most 64 steps, got 100"),
+        (DISTIL + "--grid planned --q 3", "q must lie between 1 and 2"),
+        (DISTIL + "--grid planned --tracker foo", "tracker 'foo'"),
+        (DISTIL + "--tracker wandb", "'wandb' is not installed"),
+        (DISTIL + "--samples 10000000", "of memory"),
+        (DISTIL + "--paths 1000000000 --steps 1000", "on the disk of"),
+        (DISTIL + "--batch-size 10000000 --steps 1000", "of memory"),
+        (DISTIL + "--weak TEACHER", "give guidance"),
+        (DISTIL + "--plan boot --q 2", "with q=1"),
+        ("evaluate OWN TEACHER --samples 10000000 --out o", "of memory"),
+        ("evaluate OWN TEACHER --guidance 2 --out o", "guidance"),
+        ("evaluate STUDENT TEACHER --out o", "it is not its teacher"),
+        ("sample OWN -n 1000000000 --out o", "this takes"),
+        ("sample OWN --label 3 --out o", "knows no classes"),
+        (GRID + "--candidates 1000 --paths 10000000", "of memory"),
+        (GRID + "--samples 1000000000", "--samples"),
+        (GRID + "--no-measure --weighing plain", "leave --weighing out"),
+        (GRID + "--order 8", "features need more than 30 paths"),
+        ("plan grid DATA.csv --weighing plain --out o", "leave --weighing out"),
+        ("plan spectrum rbergomi --samples 10000000 --out o", "of memory"),
+        ("run mixture1d --preset quick --out STUDENT", "choose another folder"),
+        ("report file", "results.json"),
+        ("report empty", "results.json"),
+        ("report OWN", "results.json"),
+    ],
+)
+def test_options_that_do_not_fit_together(
+    line: str, words: str, place: Path, monkeypatch, capsys
+) -> None:
+    """Each is right by itself; the whole is refused before any work, and leaves nothing."""
+    monkeypatch.chdir(place)
+    # As large as the machine may be, this is not free.
+    free = costs.psutil.virtual_memory()._replace(available=10**10)
+    monkeypatch.setattr(costs.psutil, "virtual_memory", lambda: free)
+    before = tree(place)
+    assert main(line.split()) == 2
+    said = capsys.readouterr().err
+    assert words in said
+    assert said.startswith("sigdeg: ")
+    assert said.count("\n") == 1
+    assert tree(place) == before
+
+
+def test_costs_are_told_first(place: Path, tmp_path: Path, capsys) -> None:
+    """One line each."""
+    for line, words in (
+        (f"sample {place}/OWN -n 3 --out {tmp_path}/a", "3 samples, 6 network calls: "),
+        (
+            f"evaluate {place}/OWN {place}/TEACHER --samples 4 --refinement 2 --out {tmp_path}/b",
+            "two sets of 4 samples, 64 network calls: ",
+        ),
+        (
+            f"plan grid {place}/TEACHER --steps 2 --candidates 4 --samples 4 --paths 300 --axes 2 "
+            f"--refinement 2 --out {tmp_path}/c",
+            "measuring 300 paths, 1,800 network calls: ",
+        ),
+    ):
+        assert main(line.split()) == 0
+        told = [said for said in capsys.readouterr().err.splitlines() if words in said]
+        assert len(told) == 1
+        assert told[0].endswith("about a minute")

@@ -11,6 +11,7 @@ import torch
 from safetensors.torch import save_file
 
 from sigdeg.cli import main
+from sigdeg.plan_cli import finish
 from sigdeg.planning import parse_plan, vanilla
 from sigdeg.planning.sources import find_source
 
@@ -240,3 +241,13 @@ def test_a_teacher_that_cannot_be_measured_is_refused(teacher: Path, tmp_path, c
         out = tmp_path / "out"
         assert words in refused(capsys, "grid", teacher, *few, *arguments, "--out", out)
         assert not out.exists()
+
+
+def test_json_is_json(tmp_path: Path, capsys) -> None:
+    """Numbers that JSON does not know are null, on paper and on disk."""
+    result = {"w2": math.nan, "gains": [math.inf, {"of": -math.inf}], "s": 0.5}
+    finish("plan", result, [], {}, tmp_path, True, {})
+    known = {"w2": None, "gains": [None, {"of": None}], "s": 0.5}
+    for text in (capsys.readouterr().out, (tmp_path / "plan.json").read_text()):
+        found = json.loads(text, parse_constant=pytest.fail)
+        assert known.items() <= found.items()

@@ -210,7 +210,7 @@ def sample(
     """
     import torch
 
-    from sigdeg.costs import check_room
+    from sigdeg.costs import check_room, tell_calls
     from sigdeg.experiments.output import check_unused, write_samples
     from sigdeg.files import find_student
     from sigdeg.integrations import find_decoder
@@ -239,6 +239,19 @@ def sample(
     check_unused(out, identity)
     drawn = 4 * n * math.prod(model.sample_shape)
     check_room(out, drawn, 2 * drawn)
+    if progress:
+        tell_calls(
+            f"{n:,} samples",
+            n * (len(grid) - 1),
+            model,
+            (grid[0], grid[1]),
+            model.sample_shape,
+            min(n, batch_size),
+            device,
+            condition.get("class_labels"),
+            disk=drawn,
+            memory=2 * drawn,
+        )
     samples = draw(
         model,
         grid,
@@ -295,6 +308,7 @@ def evaluate(
     """
     import torch
 
+    from sigdeg.costs import check_room, judging_bytes
     from sigdeg.datasets.images import load_images
     from sigdeg.distillation import DistillConfig
     from sigdeg.experiments import images
@@ -325,6 +339,7 @@ def evaluate(
     # Both refuse what cannot be, before any writing.
     refine(model.schedule, model.grid(), config.refinement)
     original.step(guidance, guidance_until)
+    check_room(out, memory=judging_bytes(samples, original.sample_shape, len(model.steps)))
     device, real = resolve_device(device), None
     if data is not None:
         shape = original.decode(torch.zeros(1, *original.sample_shape)).shape[1:]

@@ -6,6 +6,7 @@ import copy
 import math
 import os
 import shutil
+import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,14 +15,26 @@ from typing import TYPE_CHECKING
 import psutil
 import torch
 from torch import Tensor
+from tqdm.auto import tqdm
 
 from sigdeg.errors import SigdegError
 
 if TYPE_CHECKING:
     from sigdeg.distillation import TeacherPaths
+    from sigdeg.steps import Step
     from sigdeg.student import SignatureStudent
 
-__all__ = ["Costs", "check_room", "path_bytes", "size"]
+__all__ = [
+    "Costs",
+    "call_seconds",
+    "check_memory",
+    "check_room",
+    "costs_line",
+    "judging_bytes",
+    "path_bytes",
+    "size",
+    "tell_calls",
+]
 
 
 def size(count: float) -> str:
@@ -43,20 +56,102 @@ def check_room(folder: Path, disk: float = 0, memory: float = 0) -> None:
         place = place.parent
     if not place.is_dir() or not os.access(place, os.W_OK | os.X_OK):
         raise SigdegError(f"cannot write to {folder}: {place} is no folder that can be written to")
-    for need, free, where in (
-        (disk, shutil.disk_usage(place).free, f"on the disk of {folder}"),
-        (memory, psutil.virtual_memory().available, "of memory"),
-    ):
-        if need > free:
-            raise SigdegError(
-                f"this takes {size(need)} {where}, where {size(free)} are free: ask for fewer or "
-                "smaller samples, paths or batches, or make room"
-            )
+    compare(disk, shutil.disk_usage(place).free, f"on the disk of {folder}")
+    check_memory(memory)
+
+
+def check_memory(need: float) -> None:
+    """Refuse work that needs more bytes of memory than are free.
+
+    Raises:
+        SigdegError: If it is so.
+    """
+    compare(need, psutil.virtual_memory().available, "of memory")
+
+
+def compare(need: float, free: float, where: str) -> None:
+    """Refuse what is more than is free."""
+    if need > free:
+        raise SigdegError(
+            f"this takes {size(need)} {where}, where {size(free)} are free: ask for fewer or "
+            "smaller samples, paths or batches, or make room"
+        )
 
 
 def path_bytes(steps: int, order: int, shape: tuple[int, ...]) -> int:
     """Bytes of a path of some coarse steps: its states and coefficients in single precision."""
     return 4 * (steps * (1 + order) + 1) * math.prod(shape) + 16
+
+
+def judging_bytes(n: int, shape: tuple[int, ...], levels: int) -> int:
+    """Bytes of judging two sets of n samples at some step counts: sets, and distances within one.
+
+    Every set is kept as it is drawn and joined; three are compared at once, in double precision
+    where samples are small, each half with each.
+    """
+    values = math.prod(shape)
+    digits = 8 if values <= 64 else 4
+    return 2 * n * values * (8 * (1 + 2 * levels) + 3 * digits) + 2 * n * n * digits
+
+
+def costs_line(what: str, disk: float, memory: float, seconds: float) -> str:
+    """What work takes, in words."""
+    minutes = seconds / 60
+    return (
+        f"{what}: {size(disk)} on disk, {size(memory)} of memory, about "
+        f"{'a minute' if minutes < 1.5 else f'{minutes:,.0f} minutes'}"
+    )
+
+
+def tell_calls(
+    what: str,
+    calls: float,
+    step: Step,
+    times: tuple[Tensor, Tensor],
+    shape: tuple[int, ...],
+    batch_size: int,
+    device: torch.device | str,
+    labels: Tensor | None = None,
+    *,
+    disk: float = 0,
+    memory: float = 0,
+) -> None:
+    """Say on stderr what network calls will take, by one that is measured."""
+    from sigdeg.steps import network_calls
+
+    each = call_seconds(step, times, shape, batch_size, device, labels)
+    seconds = calls * each / max(1, network_calls(step, float(times[0]), float(times[1])))
+    tqdm.write(
+        costs_line(f"{what}, {calls:,.0f} network calls", disk, memory, seconds), file=sys.stderr
+    )
+
+
+def call_seconds(
+    step: Step,
+    times: tuple[Tensor, Tensor],
+    shape: tuple[int, ...],
+    batch_size: int,
+    device: torch.device | str,
+    labels: Tensor | None = None,
+    order: int = 1,
+    train: bool = False,
+) -> float:
+    """Seconds of a step, or of one in training, for one sample of a batch: measured."""
+    from sigdeg.signature import PartialSignature
+
+    n = min(batch_size, 64)
+    x = torch.zeros(n, *shape, device=device)
+    given = {} if labels is None else {"class_labels": labels[:1].expand(n).to(x.device)}
+    t, s = times
+    noise = PartialSignature(t - s, x[:, None].repeat_interleave(max(step.order, order), dim=1))
+    for _ in range(1 if x.device.type == "cpu" else 2):  # a GPU has to warm up
+        began = time.perf_counter()
+        with torch.set_grad_enabled(train):
+            total = step(x, t, s, noise, **given).square().mean()
+        if train:
+            total.backward()
+        float(total.detach())  # on a GPU the work is done only now
+    return (time.perf_counter() - began) / n
 
 
 @dataclass(frozen=True)
@@ -109,32 +204,20 @@ class Costs:
         """The costs in words; what one call and one training step take is measured."""
         teacher, student = self.measure(labels)
         calls = self.count * self.paths.teacher_nfe
-        minutes = (calls * teacher + self.iterations * self.batch_size * student) / 60
-        return (
-            f"{self.count:,} paths, {calls:,.0f} teacher calls, {self.iterations:,} training "
-            f"steps: {size(self.disk)} on disk, {size(self.memory)} of memory, about "
-            f"{'a minute' if minutes < 1.5 else f'{minutes:,.0f} minutes'}"
+        seconds = calls * teacher + self.iterations * self.batch_size * student
+        what = (
+            f"{self.count:,} paths, {calls:,.0f} teacher calls, {self.iterations:,} training steps"
         )
+        return costs_line(what, self.disk, self.memory, seconds)
 
     def measure(self, labels: Tensor | None) -> tuple[float, float]:
         """Seconds of a teacher call and of a training step, for one sample of a batch."""
-        from sigdeg.signature import PartialSignature
+        from sigdeg.steps import network_calls
 
-        row, n = self.paths.rows[0], min(self.batch_size, 64)
-        x = torch.zeros(n, *self.paths.shape, device=self.paths.device)
-        given = {} if labels is None else {"class_labels": labels[:1].expand(n).to(x.device)}
-        probe = copy.deepcopy(self.student).to(x.device).eval().requires_grad_(True)
+        row, teacher = self.paths.rows[0], self.paths.teacher
+        shared = (self.paths.shape, self.batch_size, self.paths.device, labels, self.paths.order)
+        probe = copy.deepcopy(self.student).to(self.paths.device).eval().requires_grad_(True)
         probe.lookahead = 0.0  # which costs no calls, and would ask for a covariance
-        seconds = []
-        for step, end in ((self.paths.teacher, row[1]), (probe, row[-1])):
-            order = max(step.order, self.paths.order)
-            noise = PartialSignature(row[0] - end, x[:, None].repeat_interleave(order, dim=1))
-            for _ in range(1 if x.device.type == "cpu" else 2):  # a GPU has to warm up
-                began = time.perf_counter()
-                with torch.set_grad_enabled(step is probe):
-                    total = step(x, row[0], end, noise, **given).square().mean()
-                if step is probe:
-                    total.backward()
-                float(total.detach())  # on a GPU the work is done only now
-            seconds.append((time.perf_counter() - began) / n)
-        return seconds[0], seconds[1] * self.paths.steps
+        each = call_seconds(teacher, (row[0], row[1]), *shared)
+        each /= max(1, network_calls(teacher, float(row[0]), float(row[1])))
+        return each, call_seconds(probe, (row[0], row[-1]), *shared, train=True) * self.paths.steps

@@ -58,7 +58,7 @@ def spectrum(
     from sigdeg.planning import discretise, windows
     from sigdeg.planning.recommend import regime
     from sigdeg.planning.sources import find_source
-    from sigdeg.planning.summary import describe, finite, verdict
+    from sigdeg.planning.summary import describe, verdict
     from sigdeg.report.plans import spectrum_plot
 
     found = find_source(source, samples, sampling_steps, seed, device, progress).spectrum
@@ -68,7 +68,7 @@ def spectrum(
         **found.to_json(),
         "schedule": schedule,
         "teacher_steps": teacher_steps,
-        "windows": [finite(low), finite(high)],
+        "windows": [low, high],
         "regime": own,
         "warnings": found.warnings(),
     }
@@ -207,9 +207,13 @@ def grid(
     advice = recommend_grid(found.spectrum, own, steps, student, fine_steps)
     if found.teacher is not None and measure:
         measured = measure_teacher(
-            found.teacher, steps, order, candidates, paths, refinement, axes, seed
+            found.teacher, steps, order, candidates, paths, refinement, axes, seed, progress
         )
         advice = advice.with_measured(measured, weighing)
+    elif weighing is not None:
+        raise SigdegError(
+            "only a teacher that is measured has losses to weigh: leave --weighing out"
+        )
     result = {
         "source": found.spectrum.source,
         "steps": steps,
@@ -252,7 +256,6 @@ def phase(
 
     from sigdeg.planning import discretise
     from sigdeg.planning.phase import phase_diagram
-    from sigdeg.planning.summary import finite
     from sigdeg.report.plans import phase_plot
 
     for name, (low, high) in (("variances", variances), ("training_times", training_times)):
@@ -275,11 +278,11 @@ def phase(
         "schedule": schedule,
         "teacher_steps": teacher_steps,
         "accounting": accounting,
-        "windows": [finite(v) for v in found.windows],
+        "windows": list(found.windows),
         "eigenvalues": found.eigenvalues.tolist(),
         "times": found.times.tolist(),
         "kind": kind.astype(int).tolist(),
-        "gain_over_vanilla": [[finite(v) for v in row] for row in over.tolist()],
+        "gain_over_vanilla": over.tolist(),
         "share": shares,
     }
     lines = [f"{schedule}, T = {teacher_steps}, {accounting}"]
@@ -342,7 +345,7 @@ def finish(
     asked: dict[str, str],
 ) -> None:
     """Write what a folder was asked for, then print."""
-    from sigdeg.files import save_json
+    from sigdeg.files import finite, save_json
 
     written = []
     if out is not None:
@@ -351,7 +354,7 @@ def finish(
         save_json(out / f"{name}.json", {**result, "asked": asked})
         written = [str(out / file) for file in (f"{name}.json", *pictures)]
     if as_json:
-        print(json.dumps(result))
+        print(json.dumps(finite(result), allow_nan=False))
         return
     warnings = [f"warning: {text}" for text in result.get("warnings", [])]
     print("\n".join([*lines, *warnings, *written]))

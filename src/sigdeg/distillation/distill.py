@@ -20,7 +20,7 @@ from accelerate import PartialState
 from torch import Generator, Tensor, nn
 from tqdm.auto import tqdm
 
-from sigdeg.costs import Costs
+from sigdeg.costs import Costs, check_memory, check_room, judging_bytes
 from sigdeg.distillation.judgement import Verdict, judge_run
 from sigdeg.distillation.matching import Matching
 from sigdeg.distillation.objective import Objective
@@ -207,10 +207,15 @@ def distill(
     given: dict[str, Any] = {"data": data, "labels": labels, "resume": resume, "device": device}
     given["progress"] = progress
     out_dir, spent = Path(out_dir), 0.0
+    check_memory(judging_bytes(judge or 0, student.sample_shape, len(student.steps)))
     if grid is not None:
         if grid != "planned" or fine is not None or cache is not None:
             raise SigdegError(f"grid must be planned, without fine times or a cache, got {grid!r}")
-        student, spent = plan_student(student, teacher, config, labels, device)
+        nested_grids(student)
+        check_fit(student, config, config.q or max(student.steps), data, cache)
+        make_accelerator(config, out_dir, device)  # which refuses what there is not
+        check_room(out_dir)
+        student, spent = plan_student(student, teacher, config, labels, device, progress)
     if plan is None:
         found = distil_steps(student, teacher, out_dir, config, fine=fine, cache=cache, **given)
     else:
@@ -247,6 +252,7 @@ def plan_student(
     config: DistillConfig,
     labels: Tensor | None,
     device: str | None,
+    progress: bool,
 ) -> tuple[SignatureStudent, float]:
     """The student at planned times, and the teacher calls that measuring took."""
     from sigdeg.planning import plan_times  # which simulates paths with this package
@@ -259,6 +265,7 @@ def plan_student(
         labels=labels,
         generator=derive_generator(config.seed, 6),
         device=resolve_device(device),
+        progress=progress and PartialState().is_main_process,
     )
     return student.at_times(times, student.steps), spent
 

@@ -12,6 +12,7 @@ import torch
 from accelerate import PartialState
 from torch import Tensor
 
+from sigdeg.costs import check_memory, judging_bytes, tell_calls
 from sigdeg.distillation import (
     Batch,
     DistillConfig,
@@ -92,6 +93,11 @@ def distil_images(
         The report.
     """
     config = config or DistillConfig.for_samples(teacher.sample_shape, max(steps))
+    if times is not None and (grid is not None or start is not None):
+        raise SigdegError(
+            "times are given, planned, or those of the student that is gone on from: leave the "
+            "others out"
+        )
     if start is None:
         student = SignatureStudent.from_denoiser(
             teacher.denoiser,
@@ -109,6 +115,7 @@ def distil_images(
         student = known.at_times(known.grid(max(steps)), steps)
     if evaluation_n < 2:
         raise SigdegError(f"samples must be at least 2, got {evaluation_n}")
+    check_memory(judging_bytes(evaluation_n, teacher.sample_shape, len(steps)))
     step = teacher.step(guidance, guidance_until)
     labels = None if teacher.labels is None else torch.tensor(teacher.labels)
     result = distill(
@@ -256,6 +263,19 @@ def evaluate(
     paths = TeacherPaths(
         fine, rows, teacher.sample_shape, student.order, device=device, labels=labels
     )
+    if progress:
+        fresh = 2 * n - (0 if held_out is None else min(len(held_out.start), 2 * n))
+        tell_calls(
+            f"two sets of {n:,} samples",
+            fresh * paths.teacher_nfe + 4 * n * sum(student.steps),
+            fine,
+            (rows[0][0], rows[0][1]),
+            teacher.sample_shape,
+            batch_size,
+            device,
+            labels,
+            memory=judging_bytes(n, teacher.sample_shape, len(student.steps)),
+        )
     drawn = replay(
         student, paths, n, config.seed, held_out, teacher.decode, batch_size, progress=progress
     )

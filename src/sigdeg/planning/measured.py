@@ -14,6 +14,7 @@ References:
 from __future__ import annotations
 
 import itertools
+import math
 from dataclasses import dataclass
 from typing import Literal, get_args
 
@@ -21,7 +22,9 @@ import numpy as np
 import torch
 from scipy.optimize import linear_sum_assignment
 from torch import Generator, Tensor
+from tqdm.auto import tqdm
 
+from sigdeg.costs import check_memory, path_bytes, tell_calls
 from sigdeg.distillation.paths import Batch, TeacherPaths
 from sigdeg.errors import SigdegError
 from sigdeg.grids import check_grid, coarse_grid, refine
@@ -278,6 +281,7 @@ def measured_cost(
     generator: Generator | None = None,
     device: torch.device | str = "cpu",
     batch_size: int = 1024,
+    progress: bool = False,
 ) -> MeasuredCost:
     r"""Measure what every coarse step between candidate times would lose of a teacher.
 
@@ -297,10 +301,11 @@ def measured_cost(
         generator: The stream of the noise.
         device: Where the teacher lives.
         batch_size: Paths simulated at once.
+        progress: Say what it takes, and show bars.
 
     Raises:
-        SigdegError: If the candidates do not decrease to 0, the teacher gives values that are not
-            finite, or there are too few paths for the features.
+        SigdegError: If the candidates do not decrease to 0, there is not the memory for it, the
+            teacher gives values that are not finite, or there are too few paths for the features.
     """
     times = check_grid(times)
     if times[-1] != 0:
@@ -311,8 +316,30 @@ def measured_cost(
     source = TeacherPaths(teacher, list(rows), shape, order, device=device, labels=labels)
     generator = generator or Generator().manual_seed(0)
     axes = directions if isinstance(directions, Tensor) else None
+    most = directions if isinstance(directions, int) else math.prod(shape)
+    along = most if axes is None else axes.shape[1]
+    needed = 1 + along * (1 + order)
+    if features == "linear" and paths <= needed:
+        raise SigdegError(f"{needed} features need more than {paths} paths: simulate more")
+    # Whole paths of a batch, and what is kept of all, in double precision and joined.
+    memory = min(batch_size, paths) * path_bytes(len(rows), order, shape)
+    memory += 4 * paths * path_bytes(len(rows), order, (along,)) + 16 * along * len(times) ** 2
+    check_memory(memory)
+    if progress:
+        row, calls = rows[0], paths * source.teacher_nfe
+        tell_calls(
+            f"measuring {paths:,} paths",
+            calls,
+            teacher,
+            (row[0], row[1]),
+            shape,
+            batch_size,
+            device,
+            labels,
+            memory=memory,
+        )
     parts = []
-    for first in range(0, paths, batch_size):
+    for first in tqdm(range(0, paths, batch_size), desc="paths", disable=not progress):
         batch = source.draw(min(batch_size, paths - first), generator)
         if axes is None and isinstance(directions, int):
             ends = batch.states[:, -1].flatten(1).double()
@@ -321,7 +348,7 @@ def measured_cost(
     states, coefficients = (np.concatenate(v) for v in zip(*parts, strict=True))
     count, d = len(times), states.shape[-1]
     residual = np.zeros((count, count, d))
-    for i in range(count - 1):
+    for i in tqdm(range(count - 1), desc="measure", disable=not progress):
         c = coefficients[:, i]
         for j in range(i + 1, count):
             if j > i + 1:  # append the path from candidate j - 1 to j

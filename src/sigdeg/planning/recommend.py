@@ -17,6 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from sigdeg.costs import check_memory
 from sigdeg.distillation.paths import TeacherPaths
 from sigdeg.errors import SigdegError
 from sigdeg.grids import refine
@@ -71,6 +72,7 @@ Regime = Literal["boot", "vanilla", "mixed"]
 MOST_STEPS = 1000
 SEARCHED = 64  # steps of the largest plan whose neighbours are tried
 WORTHWHILE = 0.99  # what is hardly nearer is not worth a plan without a name
+LONGEST = 64  # steps of a grid that `plan_times` chooses: all pairs of candidates are measured
 DIRECTIONS = 64  # principal components that `plan_times` measures at most
 POWERS = tuple(np.arange(1.25, 4.01, 0.25).tolist())
 TINY = 1e-12  # a direction without variance stands as this share of the largest: A_t must be > 0
@@ -302,6 +304,7 @@ def recommend_grid(
     student = student or LinearStudent()
     # A student's times must lie above t_min.
     fine = min(fine, int(schedule.t_max / schedule.t_min * (1 - 1e-9)))
+    check_memory(32 * (fine + 1) ** 2 * len(spectrum.eigenvalues))  # four tables of all steps
     sde = FineSDE(spectrum.eigenvalues, fine, schedule, multiplicity=spectrum.multiplicity)
 
     def grid(power: float) -> PlannedGrid:
@@ -346,8 +349,10 @@ def plan_times(
         Decreasing times that end at 0, shape (steps + 1,), and the teacher calls spent.
 
     Raises:
-        SigdegError: If there are more steps than candidates, or the teacher cannot be run there.
+        SigdegError: If there are more than 64 steps, or the teacher cannot be run there.
     """
+    if steps > LONGEST:
+        raise SigdegError(f"a grid is planned for at most {LONGEST} steps, got {steps}")
     candidates = candidate_times(teacher.schedule, max(CANDIDATES, 2 * steps))
     size = math.prod(shape)
     measured = measured_cost(

@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from torch import Generator
 
+from sigdeg.costs import check_memory, tell_calls
 from sigdeg.errors import SigdegError, reason
 from sigdeg.files import read_tensors
 from sigdeg.grids import fine_grid
@@ -128,6 +129,7 @@ def rough_bergomi(samples: int, seed: int) -> Spectrum:
     """Standardised paths of the rough Bergomi benchmark."""
     from sigdeg.datasets import rough_bergomi_split
 
+    check_memory(25_000 * samples)  # 500 steps a path, of a few numbers each
     split = rough_bergomi_split(seed, max(samples, 10) * 5 // 3)
     return Spectrum.of_samples(split.standardise(split.train), "rbergomi, standardised paths")
 
@@ -148,13 +150,28 @@ def sample_teacher(
         raise SigdegError(f"samples must be at least 2, got {count}")
     device = resolve_device(device)
     teacher = teacher.to(device)
-    condition: dict[str, Any] = {}
+    labels, condition = None, dict[str, Any]()
+    memory = 12 * count * math.prod(teacher.sample_shape)  # as they are, and in double precision
+    check_memory(memory)
     if teacher.labels is not None:
         labels = torch.tensor(teacher.labels)[torch.arange(count) % len(teacher.labels)]
         condition["class_labels"] = labels.to(device)
+    step, grid = teacher.step(), fine_grid(teacher.denoiser.schedule, steps, "power")
+    if progress:
+        tell_calls(
+            f"{count:,} samples of the teacher",
+            count * steps,
+            step,
+            (grid[0], grid[1]),
+            teacher.sample_shape,
+            min(count, 128),
+            device,
+            labels,
+            memory=memory,
+        )
     drawn = sample(
-        teacher.step(),
-        fine_grid(teacher.denoiser.schedule, steps, "power"),
+        step,
+        grid,
         (count, *teacher.sample_shape),
         generator=Generator().manual_seed(seed),
         batch_size=128,
@@ -174,6 +191,7 @@ def measure_teacher(
     refinement: int = 6,
     axes: int = 64,
     seed: int = 0,
+    progress: bool = False,
 ) -> MeasuredCost:
     """What coarse steps between candidate times lose of a teacher, along its principal axes.
 
@@ -186,6 +204,7 @@ def measure_teacher(
         refinement: Fine steps between neighbouring candidates.
         axes: The most principal axes to measure along.
         seed: Seed of the paths.
+        progress: Say what it takes, and show bars.
 
     Raises:
         SigdegError: If there are too few candidates, or the teacher cannot be run at them.
@@ -207,4 +226,5 @@ def measure_teacher(
         generator=Generator().manual_seed(seed),
         device=next(teacher.denoiser.parameters()).device,
         batch_size=256,
+        progress=progress,
     )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -11,7 +10,7 @@ from sigdeg.planning.plans import format_plan, merges, plan_steps
 from sigdeg.planning.recommend import GridAdvice, PlanAdvice
 from sigdeg.planning.spectrum import Spectrum
 
-__all__ = ["describe", "finite", "grid_json", "grid_lines", "plan_json", "plan_lines", "verdict"]
+__all__ = ["describe", "grid_json", "grid_lines", "plan_json", "plan_lines", "verdict"]
 
 SHORT = 16  # steps of a plan that is printed as a tree
 
@@ -97,8 +96,8 @@ def plan_json(advice: PlanAdvice) -> dict[str, Any]:
         "recommended": advice.name,
         "accounting": advice.accounting,
         "regime": advice.regime,
-        "windows": [finite(v) for v in advice.windows],
-        "gain": finite(advice.gain()),
+        "windows": list(advice.windows),
+        "gain": advice.gain(),
         "plan": format_plan(advice.best.plan),
         "merges": [merge._asdict() for merge in merges(advice.best.plan)],
         "teacher_to_data": advice.teacher,
@@ -110,7 +109,7 @@ def plan_json(advice: PlanAdvice) -> dict[str, Any]:
                     "s": p.s,
                     "gamma": list(p.retention),
                     "w2": p.distance,
-                    "gain": finite(advice.gain(name, kind)),
+                    "gain": advice.gain(name, kind),
                 }
                 for name, p in plans.items()
             }
@@ -147,7 +146,7 @@ def grid_json(advice: GridAdvice) -> dict[str, Any]:
         "recommended": advice.name,
         "times": advice.best.times.tolist(),
         "lossless": advice.lossless,
-        "ratio": None if advice.comparison is None else finite(advice.comparison.ratio),
+        "ratio": None if advice.comparison is None else advice.comparison.ratio,
         "grids": {
             name: {
                 "times": own.times.tolist(),
@@ -175,8 +174,3 @@ def align(rows: Sequence[Sequence[str]], last_left: bool = False) -> list[str]:
         ).rstrip()
         for row in rows
     ]
-
-
-def finite(number: float) -> float | None:
-    """A number as JSON knows it: infinity and NaN are null."""
-    return float(number) if math.isfinite(number) else None

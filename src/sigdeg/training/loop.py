@@ -14,11 +14,12 @@ import numpy as np
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
-from accelerate.utils import ProjectConfiguration
+from accelerate.tracking import get_available_trackers
+from accelerate.utils import LoggerType, ProjectConfiguration
 from torch import Generator, Tensor, nn
 from tqdm.auto import tqdm
 
-from sigdeg.errors import SigdegError, TrainingError
+from sigdeg.errors import SigdegError, TrainingError, reason
 from sigdeg.files import read_json, save_json, seal, unseal
 from sigdeg.schema import number, record
 from sigdeg.training.checkpoint import ema_update, load_checkpoint, save_checkpoint
@@ -138,9 +139,15 @@ def make_accelerator(config: TrainConfig, out_dir: Path, device: str | None) -> 
         SigdegError: If the device or the tracker is unknown.
     """
     AcceleratorState._reset_state()  # a process may train twice, in another precision each time
+    cpu = resolve_device(device) == "cpu"
+    installed = [str(kind) for kind in get_available_trackers()]
+    if config.tracker in LoggerType.list() and config.tracker not in ("all", *installed):
+        raise SigdegError(
+            f"tracker {config.tracker!r} is not installed: choose from none, {', '.join(installed)}"
+        )
     try:
         return Accelerator(
-            cpu=resolve_device(device) == "cpu",
+            cpu=cpu,
             mixed_precision=config.mixed_precision,
             log_with=None if config.tracker == "none" else config.tracker,
             project_config=ProjectConfiguration(str(out_dir), str(out_dir / "events")),
@@ -202,41 +209,45 @@ def fit(
         before = read_seconds(clock) if clock.exists() else 0.0
     model, optimizer = accelerator.prepare(objective, optimizer)
     if config.tracker != "none":
-        accelerator.init_trackers("sigdeg")
+        try:
+            accelerator.init_trackers("sigdeg")
+        except Exception as error:  # no login, no connection: whatever the tracker makes of it
+            raise TrainingError(f"tracker {config.tracker!r}: {reason(error)}") from None
     main = accelerator.is_main_process
-    bar = tqdm(total=config.iterations, initial=first, desc=label, disable=not (progress and main))
-    for step in range(first, config.iterations):
-        generator = derive_generator(config.seed, 3, step, accelerator.process_index)
-        for group in optimizer.param_groups:
-            group["lr"] = group["factor"] * learning_rate(step, config)
-        batch = draw(generator)
-        with accelerator.autocast():
-            loss = model(batch)
-        check_finite(loss, step, checkpoint)
-        optimizer.zero_grad()
-        accelerator.backward(loss)
-        for group in optimizer.param_groups:
-            accelerator.clip_grad_norm_(group["params"], config.gradient_clip)
-        optimizer.step()
-        ema_update(average, objective, min(config.ema, (1 + step) / (10 + step)))
-        bar.update()
-        done = step + 1
-        if done % LOG_EVERY == 0 or done == config.iterations:
-            with torch.no_grad():
-                history.append([done, float(loss), float(average(held_out))])
-            values = dict(zip(("loss", "held_out"), history[-1][1:], strict=True))
-            bar.set_postfix({name: f"{value:.4f}" for name, value in values.items()})
-            accelerator.log({**values, "learning_rate": learning_rate(step, config)}, step=done)
-        if done % config.checkpoint_every and done != config.iterations:
-            continue
-        with torch.no_grad():  # the weights that are kept must be good ones
-            check_finite(objective(held_out), done, checkpoint)
-        if main:
-            extra = {"history": torch.tensor(history, dtype=torch.float64).reshape(-1, 3)}
-            # Beside the checkpoint, not in it: a checkpoint is the same to the bit, time is not.
-            save_json(clock, seal({"seconds": before + time.perf_counter() - began}))
-            save_checkpoint(checkpoint, modules, optimizer, extra, done, run)
-    bar.close()
+    with tqdm(
+        total=config.iterations, initial=first, desc=label, disable=not (progress and main)
+    ) as bar:
+        for step in range(first, config.iterations):
+            generator = derive_generator(config.seed, 3, step, accelerator.process_index)
+            for group in optimizer.param_groups:
+                group["lr"] = group["factor"] * learning_rate(step, config)
+            batch = draw(generator)
+            with accelerator.autocast():
+                loss = model(batch)
+            check_finite(loss, step, checkpoint)
+            optimizer.zero_grad()
+            accelerator.backward(loss)
+            for group in optimizer.param_groups:
+                accelerator.clip_grad_norm_(group["params"], config.gradient_clip)
+            optimizer.step()
+            ema_update(average, objective, min(config.ema, (1 + step) / (10 + step)))
+            bar.update()
+            done = step + 1
+            if done % LOG_EVERY == 0 or done == config.iterations:
+                with torch.no_grad():
+                    history.append([done, float(loss), float(average(held_out))])
+                values = dict(zip(("loss", "held_out"), history[-1][1:], strict=True))
+                bar.set_postfix({name: f"{value:.4f}" for name, value in values.items()})
+                accelerator.log({**values, "learning_rate": learning_rate(step, config)}, step=done)
+            if done % config.checkpoint_every and done != config.iterations:
+                continue
+            with torch.no_grad():  # the weights that are kept must be good ones
+                check_finite(objective(held_out), done, checkpoint)
+            if main:
+                extra = {"history": torch.tensor(history, dtype=torch.float64).reshape(-1, 3)}
+                # Beside the checkpoint: that is the same to the bit, time is not.
+                save_json(clock, seal({"seconds": before + time.perf_counter() - began}))
+                save_checkpoint(checkpoint, modules, optimizer, extra, done, run)
     for tracker in accelerator.trackers:  # end_training would end the process group as well
         tracker.finish()
     seconds = before + (time.perf_counter() - began if first < config.iterations else 0.0)
