@@ -230,6 +230,11 @@ class TestCovariance:
         without = student()
         assert not torch.allclose(expected, sample(without, without.grid(), (5, 2), seeds=range(5)))
 
+    def test_other_channels_than_its_own(self) -> None:
+        step = student()
+        with pytest.raises(SigdegError, match=r"draws samples of shape \(2,\), got \(3,\)"):
+            sample(step, step.grid(), (5, 3), seeds=range(5))
+
     def test_bad_covariance(self) -> None:
         with pytest.raises(SigdegError, match=r"shape \(2, 2\), got \(3, 3\)"):
             student(covariance=torch.eye(3))

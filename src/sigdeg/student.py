@@ -397,6 +397,10 @@ class SignatureStudent(nn.Module):
             The mean, shape (batch, \*), and the standard deviation, or None without a Gaussian
             head. With `energy` the first is a draw: noise is among the inputs.
         """
+        if x.shape[1] != self.channels:
+            raise SigdegError(
+                f"this student draws samples of shape {self.sample_shape}, got {tuple(x.shape[1:])}"
+            )
         t, s = (torch.as_tensor(v, dtype=torch.float64) for v in (t, s))
         at = self.looks_at(t, s)
         alpha, sigma = expand(self.schedule.alpha(at), x), expand(self.schedule.sigma(at), x)

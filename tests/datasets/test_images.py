@@ -121,6 +121,13 @@ def test_what_is_no_set_of_images_is_one_line(
     assert words in str(error.value)
 
 
+@pytest.mark.parametrize(("name", "kind"), [("x.png", "u2"), ("x.tif", "f4"), ("x.tif", "i4")])
+def test_pictures_of_more_than_8_bits_are_not_cut_off(tmp_path: Path, name: str, kind: str) -> None:
+    Image.fromarray(np.linspace(0, 65535, 48).astype(kind).reshape(6, 8)).save(tmp_path / name)
+    with pytest.raises(SigdegError, match="has more than 8 bits a pixel: give such pictures as a"):
+        load_images(tmp_path, (1, 6, 8))
+
+
 def test_folders_without_whole_pictures(tmp_path: Path) -> None:
     with pytest.raises(SigdegError, match="is neither a folder nor a file"):
         load_images(tmp_path / "none", (1, 6, 8))

@@ -332,6 +332,10 @@ def test_shares_of_a_batch() -> None:
         ({}, {"ema": 1.0}, "ema must lie in"),
         ({}, {"gradient_clip": 0.0}, "gradient_clip"),
         ({}, {"seed": -1}, "seed must be at least 0"),
+        ({}, {"iterations": 2.5}, "iterations must be a whole number, got 2.5"),
+        ({}, {"paths": "2"}, "paths must be a whole number, got '2'"),
+        ({}, {"batch_size": True}, "batch_size must be a whole number, got True"),
+        ({}, {"q": None}, "q must be a whole number, got None"),
     ],
 )
 def test_refused_before_anything_is_written(

@@ -100,6 +100,9 @@ def test_a_student_that_learnt_nothing() -> None:
     assert both.failed
     told = Verdict(N, 300, 0.0, "this", [both]).warnings
     assert told == [f"at 5 calls: {both.says}; try more samples to judge by, this"]
+    # Where the student is seen to differ, more samples would not say more.
+    off = Verdict(N, 300, 0.0, "this", [verdict(teacher, 0.5 * start, ring(2 * N, 2))])
+    assert off.warnings == ["at 5 calls: worse than the untrained step; try this"]
     broken = verdict(teacher, torch.full_like(teacher, torch.nan), start)
     assert broken.failed
     assert broken.says == "worse than the untrained step"

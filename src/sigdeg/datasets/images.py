@@ -78,6 +78,11 @@ def read_picture(file: Path, shape: tuple[int, ...], resize: bool) -> Array:
         raise SigdegError(f"pictures have no {channels} channels: give an array, such as a .npy")
     try:
         with Image.open(file) as opened:
+            if opened.mode[0] in "IF":  # a conversion would cut all above 255 off
+                raise SigdegError(
+                    f"{file} has more than 8 bits a pixel: give such pictures as a .npy of floats "
+                    "in [-1, 1]"
+                )
             image = ImageOps.exif_transpose(opened).convert(MODES[channels])
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         raise SigdegError(f"{file} is no whole picture: {error}") from None

@@ -196,10 +196,11 @@ class Verdict:
         """One line for all the step counts that failed, if any did, with what to try."""
         bad = [level for level in self.levels if level.failed]
         told = "; ".join(f"at {count_calls(level.calls)}: {level.says}" for level in bad)
-        # Where the untrained step passes for the teacher as well, so few samples tell nothing.
+        # Where untrained step and student pass for the teacher, so few samples tell nothing.
         blind = any(
-            not (level.learnt or level.distance.untrained.above(level.distance.floor))
+            not (level.learnt or near.untrained.above(near.floor) or near.student.above(near.floor))
             for level in bad
+            for near in (level.distance,)
         )
         more = "more samples to judge by, " if blind else ""
         return [f"{told}; try {more}{self.advice}"] if bad else []

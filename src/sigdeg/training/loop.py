@@ -6,7 +6,8 @@ import copy
 import math
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
+from numbers import Integral
 from pathlib import Path
 from typing import Any, Generic, Literal, NamedTuple, TypeVar
 
@@ -75,10 +76,14 @@ class TrainConfig:
             )
 
     def at_least(self, least: int, *names: str) -> None:
-        """Refuse fields below a bound."""
+        """Refuse fields below a bound, and whole numbers that are none."""
+        whole = {field.name for field in fields(self) if field.type == "int"}
         for name in names:
-            if getattr(self, name) < least:
-                raise SigdegError(f"{name} must be at least {least}, got {getattr(self, name)}")
+            value = getattr(self, name)
+            if name in whole and (isinstance(value, bool) or not isinstance(value, Integral)):
+                raise SigdegError(f"{name} must be a whole number, got {value!r:.60}")
+            if value < least:
+                raise SigdegError(f"{name} must be at least {least}, got {value}")
 
 
 class Fitted(NamedTuple, Generic[M]):
