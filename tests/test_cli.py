@@ -346,7 +346,12 @@ def test_guided_latents_from_end_to_end(tmp_path: Path, capsys) -> None:
     weights = out / "paths" / "paths-00000.safetensors"
     assert set(load_file(weights)["labels"].tolist()) <= {0, 1}
     assert (out / "student" / "decoder" / "config.json").exists()
-    assert SignatureStudent.from_pretrained(out / "student").classes == 2
+    student = SignatureStudent.from_pretrained(out / "student")
+    assert student.classes == 2
+    made = {"guidance": 2.0, "guidance_until": 1.0, "null_class": 2, "seed": 0}
+    assert student.origin == {"teacher": "teacher", **made}
+    student.save_pretrained(tmp_path / "copy")
+    assert json.loads((tmp_path / "copy" / "config.json").read_text())["origin"]["guidance"] == 2.0
     other = [*command[:-4], "--guidance", "1.0", "--out", str(out)]
     assert "holds another run (it differs in teacher)" in refused(capsys, *other)
     pair = ["evaluate", str(out / "student"), str(teacher), *options, "--out", str(compared)]
@@ -386,6 +391,8 @@ def test_a_weaker_version_from_end_to_end(tmp_path: Path, capsys) -> None:
     assert "guidance must end at a time in (0, 1], got 0.0" in refused(capsys, *never)
     assert not out.exists()
     assert main([*command, *options, "--out", str(out)]) == 0
+    origin = SignatureStudent.from_pretrained(out).origin
+    assert (origin["weak"], origin["guidance"], origin["guidance_until"]) == (weak.name, 1.5, 0.6)
     pair = ["evaluate", str(out / "student"), str(teacher), *options, "--out", str(compared)]
     assert main(pair) == 0
     results = json.loads((compared / "results.json").read_text())

@@ -54,7 +54,8 @@ def check_room(folder: Path, disk: float = 0, memory: float = 0) -> None:
     place = folder.absolute()
     while not place.exists():
         place = place.parent
-    if not place.is_dir() or not os.access(place, os.W_OK | os.X_OK):
+    held = place.is_dir() and os.access(place, os.W_OK | os.X_OK)
+    if not held or not shutil.disk_usage(place).total:  # /proc has no disk at all
         raise SigdegError(f"cannot write to {folder}: {place} is no folder that can be written to")
     compare(disk, shutil.disk_usage(place).free, f"on the disk of {folder}")
     check_memory(memory)

@@ -85,6 +85,7 @@ SAVED = record(  # config.json
         "sample_shape": listed(whole(1), 8),
         "timesteps": text,
         "decoder": text,
+        "origin": mapped(),
     },
 )
 
@@ -205,6 +206,7 @@ class SignatureStudent(nn.Module):
         self._weights: dict[tuple[Any, ...], Tensor] = {}
         self._times: dict[tuple[float, float] | None, Tensor] = {}
         self._folder: Path | None = None  # where it was loaded from
+        self.origin: dict[str, Any] = {}  # what it was distilled from, for people: kept with it
         self.register_buffer("directions", None)  # U and the square root of Lambda, in float64
         self.register_buffer("stds", None)
         if covariance is not None:
@@ -545,6 +547,7 @@ class SignatureStudent(nn.Module):
             **({} if self.times is None else {"times": list(self.times)}),
             "sample_shape": list(self.sample_shape),
             **({} if decoder is None else {"decoder": decoder}),
+            **({"origin": self.origin} if self.origin else {}),
             "schedule": self.schedule.config(),
             "network": network_config(self.network),
         }
@@ -582,6 +585,7 @@ class SignatureStudent(nn.Module):
         try:
             SAVED(config, "")
             description, known = config.pop("network"), config.pop("covariance")
+            origin = config.pop("origin", {})
             config.pop("decoder", None)  # of whoever samples, see `find_decoder`
             parameters = description.get("config", {})
             if (parameters.get("num_class_embeds") or 0) > 1:
@@ -602,7 +606,7 @@ class SignatureStudent(nn.Module):
             lambda name: name if name in COVARIANCE else f"network.{name}",
             written,
         )
-        student._folder = folder
+        student._folder, student.origin = folder, origin
         return student.eval()
 
 

@@ -280,8 +280,10 @@ class TestClasses:
         with pytest.raises(SigdegError, match=f"ten is not known .*--null-class {n - 1}") as caught:
             teacher.step(2.0)
         assert "\n" not in str(caught.value)
-        with pytest.raises(SigdegError, match="null_class must be one of"):
-            load_teacher(tmp_path / "ten", null_class=n)
+        wrong: Any
+        for wrong in (n, -1, True, 0.0, "0"):
+            with pytest.raises(SigdegError, match="null_class must be one of"):
+                load_teacher(tmp_path / "ten", null_class=wrong)
         student = SignatureStudent.from_denoiser(
             teacher.denoiser, 1, 1, steps=(2,), sample_shape=(1, 8, 8)
         )

@@ -106,5 +106,5 @@ def _download(path: Path, sha256: str, mirrors: Sequence[str]) -> bytes:
             partial.unlink(missing_ok=True)
     raise SigdegError(
         f"cannot download {path.name} ({'; '.join(failures)}): "
-        "give a folder that holds it with --data-dir or SIGDEG_DATA, or run with network access"
+        "name a folder that holds it in SIGDEG_DATA (run: --data-dir), or have network access"
     )

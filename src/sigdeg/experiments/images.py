@@ -118,6 +118,18 @@ def distil_images(
     check_memory(judging_bytes(evaluation_n, teacher.sample_shape, len(steps)))
     step = teacher.step(guidance, guidance_until)
     labels = None if teacher.labels is None else torch.tensor(teacher.labels)
+    origin = {
+        "teacher": teacher.name,
+        "weak": teacher.weak_name,
+        "guidance": guidance,
+        "guidance_until": None if guidance is None else guidance_until,
+        "null_class": teacher.null_class,
+        "start": None if start is None else str(start),
+        "plan": plan,
+        "grid": grid,
+        "seed": config.seed,
+    }
+    student.origin = {key: value for key, value in origin.items() if value is not None}
     result = distill(
         student,
         step,

@@ -59,6 +59,7 @@ class Teacher:
         classes: The number of classes of a conditional model; None for another.
         weak: A weaker version of it to be guided by, see `AutoGuidance`.
         null_class: The label that means no class, where there is one and it is known.
+        weak_name: Name of the weaker version.
     """
 
     denoiser: NetworkDenoiser
@@ -68,6 +69,7 @@ class Teacher:
     classes: int | None = None
     weak: NetworkDenoiser | None = None
     null_class: int | None = None
+    weak_name: str | None = None
 
     @property
     def labels(self) -> list[int] | None:
@@ -204,7 +206,7 @@ def load_teacher(
     if not other.denoiser.schedule.equals(schedule):
         raise SigdegError(f"{weak} has other noise levels than {path}: it cannot guide it")
     AutoGuidance(denoiser, other.denoiser, 1.0)  # refuses what cannot guide
-    return replace(teacher, weak=other.denoiser)
+    return replace(teacher, weak=other.denoiser, weak_name=other.name)
 
 
 def split_name(path: str | Path) -> tuple[str | Path, str]:

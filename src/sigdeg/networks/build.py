@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import logging
+from numbers import Integral
 from pathlib import Path
 from typing import Any
 
@@ -164,7 +165,8 @@ def set_null_class(network: nn.Module, null_class: int) -> None:
     embedded = network_config(network).get("config", {}).get("num_class_embeds")
     if embedded is None:
         raise SigdegError("this network knows no classes: there is none that means no class")
-    if embedded < 2 or null_class not in range(embedded):
+    whole = isinstance(null_class, Integral) and not isinstance(null_class, bool)
+    if embedded < 2 or not whole or null_class not in range(embedded):
         raise SigdegError(
             f"null_class must be one of 0 to {embedded - 1}, beside which there are other classes, "
             f"got {null_class!r}"
