@@ -10,7 +10,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from sigdeg import ResidualMLP, SignatureStudent, VPLinear
+from sigdeg import ResidualMLP, SignatureStudent, VPLinear, cli
 from sigdeg.cli import main
 from sigdeg.distillation import DistillConfig
 from sigdeg.experiments import images, mixture1d
@@ -102,7 +102,7 @@ def test_sample_writes_what_the_seeds_say(saved: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (("run", "nothing"), "unknown experiment 'nothing': choose from mixture1d"),
+        (("run", "nothing"), "unknown experiment 'nothing': choose from laws, mixture1d"),
         (("run", "mixture1d", "--preset", "huge"), "unknown preset 'huge': choose from quick"),
         (("sample", "nowhere"), "nor a hub id such as user/name"),
         (("distill", "nowhere"), "nor a hub id such as user/name"),
@@ -417,7 +417,9 @@ def test_a_plan_on_a_planned_grid(teacher: Path, tmp_path: Path, capsys) -> None
 
 def test_guidance_needs_classes(teacher: Path, tmp_path: Path, capsys) -> None:
     out = tmp_path / "out"
-    student((1, 8, 8)).save_pretrained(tmp_path / "image")
+    denoiser = load_teacher(teacher).denoiser
+    own = SignatureStudent.from_denoiser(denoiser, 1, sample_shape=(1, 8, 8))
+    own.save_pretrained(tmp_path / "image")
     for command in (("distill", teacher), ("evaluate", tmp_path / "image", teacher)):
         line = refused(capsys, *command, "--guidance", "1.5", "--out", out)
         assert "knows no classes: guidance needs a conditional teacher" in line
@@ -471,6 +473,7 @@ def test_the_batch_size_leaves_the_paths_alone(
     """It is an option of the training: what is simulated, and how it is filed, does not follow."""
     seen = []
     monkeypatch.setattr(images, "distil_images", lambda *given, **_: seen.append(given[4]))
+    monkeypatch.setattr(cli, "tell", lambda _: None)
     for size in ("4", "200"):
         assert main(["distill", str(teacher), "--batch-size", size, "--out", str(tmp_path)]) == 0
     few, many = seen

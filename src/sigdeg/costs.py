@@ -57,7 +57,9 @@ def check_room(folder: Path, disk: float = 0, memory: float = 0) -> None:
     held = place.is_dir() and os.access(place, os.W_OK | os.X_OK)
     if not held or not shutil.disk_usage(place).total:  # /proc has no disk at all
         raise SigdegError(f"cannot write to {folder}: {place} is no folder that can be written to")
-    compare(disk, shutil.disk_usage(place).free, f"on the disk of {folder}")
+    disk_there = shutil.disk_usage(place)
+    if disk_there.total:  # what has no size at all, as /proc, says by itself that it takes no files
+        compare(disk, disk_there.free, f"on the disk of {folder}")
     check_memory(memory)
 
 

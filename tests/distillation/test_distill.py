@@ -442,8 +442,8 @@ class TestFolder:
 
 
 def test_options_and_config_say_the_same(tmp_path: Path) -> None:
-    config = DistillConfig(iterations=5, batch_size=16, paths=30, held_out=10, refinement=3)
-    config = dataclasses.replace(config, tracker="none")
+    work = {"iterations": 5, "batch_size": 16, "paths": 30, "held_out": 10, "refinement": 3}
+    config = DistillConfig.for_samples((1,), 4, **work, tracker="none")
     other = distill(untrained(), TEACHER, tmp_path / "a", config, device="cpu", progress=False)
     assert torch.equal(weights(other.student), weights(run(tmp_path / "b").student))
 
