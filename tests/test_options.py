@@ -99,3 +99,17 @@ def test_the_package_gives_what_it_lists() -> None:
     assert sigdeg.cli is cli
     with pytest.raises(AttributeError, match="no attribute 'nothing'"):
         sigdeg.nothing  # noqa: B018
+
+
+def test_interrupt_while_options_are_parsed() -> None:
+    """What is then written to stderr is kept for later: the line is not."""
+    code = """
+import contextlib, io, types
+from sigdeg.__main__ import interrupt
+importing = types.SimpleNamespace(co_filename="<frozen importlib._bootstrap>")
+with contextlib.redirect_stderr(io.StringIO()):
+    interrupt(2, types.SimpleNamespace(f_code=importing, f_back=None))
+"""
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert found.returncode == 1
+    assert found.stderr.startswith("sigdeg: interrupted; ")

@@ -40,6 +40,7 @@ def interrupt(number: int, frame: FrameType | None) -> None:
     """Ctrl-C: ends the work in order, an import at once, where the exception could get lost."""
     while frame is not None:
         if frame.f_code.co_filename.startswith("<frozen importlib"):
+            sys.stderr = sys.__stderr__  # while options are parsed it is a string
             os._exit(say(INTERRUPTED, 1))
         frame = frame.f_back
     raise KeyboardInterrupt
