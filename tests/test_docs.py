@@ -163,6 +163,13 @@ def test_measured_orders_are_those_of_the_study() -> None:
         assert float(measured) == pytest.approx(row["measured_order"], abs=0.01)
 
 
+def test_the_recipe_quotes_what_it_gives_on_other_laws() -> None:
+    page = (ROOT / "docs/recipe.md").read_text()
+    for row in json.loads((ROOT / "results/laws.json").read_text())["rows"]:
+        w1, off, least = (row["metrics"][key]["mean"] for key in ("w1", "off", "least"))
+        assert f"{w1:.3f} / {off:.3f} / {least:.2f}" in page, (row.get("study"), row["method"])
+
+
 @pytest.mark.parametrize("page", ["README.md", "docs/rough-bergomi.md"])
 def test_tables_of_rough_bergomi_are_the_results(page: str) -> None:
     """Means, deviations and speed-ups; the README has the students and their two teachers."""
