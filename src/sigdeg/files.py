@@ -315,8 +315,14 @@ def find_folder(path: str | Path) -> Path:
 
 
 def find_student(path: str | Path) -> Path:
-    """The folder of a student: itself, or that of the run which made it, local or on the hub."""
+    """The folder of a student: itself, or that of the run which made it, local or on the hub.
+
+    Raises:
+        SigdegError: If it is a pipeline's, or none is found.
+    """
     folder = find_folder(path)
+    if (folder / "model_index.json").is_file():
+        raise SigdegError(f"{path} is a diffusers pipeline, a teacher: sigdeg distill it first")
     return folder / "student" if (folder / "student" / "config.json").is_file() else folder
 
 

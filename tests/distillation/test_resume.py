@@ -203,8 +203,9 @@ class TestDivergence:
         """Weights ruined by the very last step are found out too, and never saved."""
         sane = loop.learning_rate
         monkeypatch.setattr(loop, "learning_rate", lambda k, c: 1e30 if k == step else sane(k, c))
-        with pytest.raises(TrainingError, match="not finite at step"):
+        with pytest.raises(TrainingError, match="not finite at step") as caught:
             run(tmp_path, iterations=30, checkpoint_every=29)
+        assert ("checkpoint" in str(caught.value)) == (step == 29)
         assert not (tmp_path / "student").exists()
         assert (tmp_path / "checkpoints" / "last.safetensors").exists() == (step == 29)
 

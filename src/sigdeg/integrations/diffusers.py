@@ -114,6 +114,11 @@ class Teacher:
                 f"{self.name} knows no classes: guidance needs a conditional teacher, or a weaker "
                 "version of this one"
             )
+        if self.classes == 1 and self.null_class is None:
+            raise SigdegError(
+                f"{self.name} has one class, and none beside it to guide away from: leave guidance "
+                "out, or give a weaker version of the teacher"
+            )
         if self.null_class is None:
             raise SigdegError(
                 f"{self.name} is not known to have a class that means none: guidance needs to be "

@@ -285,7 +285,8 @@ def parameter_groups(objective: nn.Module) -> list[dict[str, Any]]:
 def check_finite(loss: Tensor, step: int, checkpoint: Path) -> None:
     """Stop a training that has diverged."""
     if not bool(torch.isfinite(loss)):
+        kept = f"the last good checkpoint is kept in {checkpoint.parent}; "
         raise TrainingError(
-            f"the loss is not finite at step {step}: the last good checkpoint is kept in "
-            f"{checkpoint.parent}; try a lower learning rate or full precision"
+            f"the loss is not finite at step {step}: {kept if checkpoint.exists() else ''}"
+            "try a lower learning rate or full precision"
         )
