@@ -77,6 +77,8 @@ def test_interrupt_while_libraries_are_imported(library: str, tmp_path: Path) ->
         [sys.executable, "-X", "importtime", "-m", "sigdeg", *command],  # tells what is imported
         stderr=subprocess.PIPE,
         text=True,
+        # A background job, which the tests may be, is deaf to Ctrl-C; a user's command is not.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
     imported = iter(process.stderr.readline, "")
     assert any(line.rpartition("|")[2].strip().startswith(f"{library}.") for line in imported)
