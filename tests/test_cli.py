@@ -1,5 +1,6 @@
 """The command line: what it prints, what it writes, and how it says no."""
 
+import functools
 import json
 import subprocess
 import sys
@@ -10,7 +11,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from sigdeg import ResidualMLP, SignatureStudent, VPLinear, cli
+from sigdeg import ResidualMLP, SignatureStudent, VPLinear, cli, planning
 from sigdeg.cli import main
 from sigdeg.distillation import DistillConfig
 from sigdeg.experiments import images, mixture1d
@@ -404,8 +405,10 @@ def test_a_weaker_version_from_end_to_end(tmp_path: Path, capsys) -> None:
     assert "holds another run (it differs in guidance_until)" in refused(capsys, *other)
 
 
-def test_a_plan_on_a_planned_grid(teacher: Path, tmp_path: Path, capsys) -> None:
+def test_a_plan_on_a_planned_grid(teacher: Path, tmp_path: Path, monkeypatch, capsys) -> None:
     out = tmp_path / "out"
+    few = functools.partial(planning.plan_times, paths=300, refinement=2)
+    monkeypatch.setattr(planning, "plan_times", few)
     command = ["distill", str(teacher), "--steps", "2", "--order", "1", "--iterations", "2"]
     command += ["--batch-size", "4", "--paths", "8", "--tracker", "none", "--samples", "4"]
     command += ["--device", "cpu", "--no-progress", "--refinement", "4", "--grid", "planned"]
