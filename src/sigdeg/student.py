@@ -66,7 +66,6 @@ ResidualNoise = Literal["gaussian", "energy"]
 COVARIANCE = ("directions", "stds")  # saved beside the network's weights
 CACHED = 64  # steps whose response is kept
 POINT = 16  # numbers of a sample up to which it is a point
-DEFAULT_ORDER = 4  # with energy noise, what it leaves open is learned too
 STEP_FEATURES = 16  # sinusoidal features of s, as constant maps beside the coefficients
 SAVED = record(  # config.json
     {"channels": whole(1), "covariance": flag, "schedule": mapped(), "network": mapped()},
@@ -249,7 +248,7 @@ class SignatureStudent(nn.Module):
         cls,
         denoiser: Denoiser,
         channels: int,
-        order: int | None = None,
+        order: int = 4,
         condition: Mapping[str, Tensor] | None = None,
         **options: Any,
     ) -> SignatureStudent:
@@ -265,7 +264,8 @@ class SignatureStudent(nn.Module):
         Arguments:
             denoiser: The teacher's denoiser.
             channels: Channels of the state.
-            order: Signature coefficients its network sees (default: 4).
+            order: Signature coefficients its network sees; with energy noise, what they leave open
+                is learned too.
             condition: What a network of one's own takes beside state and timestep, one row each: it
                 is called once, to find its first layer (see `sigdeg.networks.Widened`).
             options: Further arguments of the class.
@@ -280,7 +280,6 @@ class SignatureStudent(nn.Module):
         shape = options.get("sample_shape") or (channels,)
         options.setdefault("lookahead", 0.75 if kind_of_data(shape) == "points" else 0.5)
         options.setdefault("residual_noise", "energy")
-        order = DEFAULT_ORDER if order is None else order
         noise = options["residual_noise"]
         inputs = cls.in_channels(channels, order, residual_noise=noise)
         outputs = channels * (2 if noise == "gaussian" else 1)

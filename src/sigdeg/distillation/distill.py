@@ -101,9 +101,8 @@ class DistillConfig(TrainConfig):
             options: Fields that are to have another value.
         """
         kind = kind_of_data(shape)
-        defaults: dict[str, Any] = {"refinement": max(2, math.ceil(FINE / max(1, steps)))} | KINDS[
-            kind
-        ]
+        refinement = max(2, math.ceil(FINE / max(1, steps)))
+        defaults: dict[str, Any] = {"refinement": refinement} | KINDS[kind]
         if kind == "images":
             paths = options.get("paths", defaults["paths"])
             defaults["held_out"] = min(2 * options.get("batch_size", 64), paths // 20 + 8)
@@ -431,13 +430,11 @@ def distil_steps(
 
     student = copy.deepcopy(student).train().requires_grad_(True)  # it may come from a training
     whole = source.held_out(min(HELD_OUT, max(1, config.held_out)))
+    kept = source.cache if isinstance(source, SharedPaths) else source
     if data is not None:
         scale_student(student, data)
-    elif isinstance(source, FreshPaths):
-        scale_student(student, whole.states[:, -1])
     else:
-        known = source.cache if isinstance(source, SharedPaths) else source
-        scale_student(student, known.ends)
+        scale_student(student, whole.states[:, -1] if isinstance(kept, FreshPaths) else kept.ends)
     simulated = time.perf_counter() - began
     matching = Matching(teacher, student.channels, len(grids)) if config.matching else None
 
@@ -466,7 +463,6 @@ def distil_steps(
     fresh = (len(whole.start) + config.iterations * config.batch_size) * accelerator.num_processes
     segments = shared.cache.count if shared is not None else config.paths or fresh
     nfe = segments * paths.teacher_nfe
-    kept = source.cache if isinstance(source, SharedPaths) else source
     unseen = isinstance(kept, FreshPaths) or kept.train < kept.count
     return Distilled(
         fitted.objective.student,

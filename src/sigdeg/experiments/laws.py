@@ -21,7 +21,7 @@ from torch import Tensor
 from sigdeg.datasets import GaussianMixture
 from sigdeg.denoiser import GaussianMixtureDenoiser
 from sigdeg.distillation import DistillConfig, Distilled, distill
-from sigdeg.experiments.results import count_calls, make_row, merge, save_results
+from sigdeg.experiments.results import count_calls, make_row, merge, save_results, summarise
 from sigdeg.grids import coarse_grid, refine
 from sigdeg.integrations.solvers import solver_grids, solver_sample
 from sigdeg.metrics import Summary, w1_exact
@@ -137,7 +137,12 @@ def measure(law: GaussianMixture, samples: Tensor) -> dict[str, Summary]:
         "off": law.off(samples, math.sqrt(stats.chi2.isf(math.exp(-8), size))),
         "least": float((law.shares(samples) / law.weights.double()).min()),
     }
-    return {key: {"mean": value, "std": 0.0, "n": 1} for key, value in values.items()}
+    return summarise([values])
+
+
+def slug(title: str) -> str:
+    """A law's name in names of files."""
+    return title.lower().replace(" ", "-")
 
 
 def run(
@@ -176,7 +181,7 @@ def run(
             rows += own
         student = student or found[counts[0]][0].student
         if one.size == 2:
-            name = title.lower().replace(" ", "-") + ".png"
+            name = f"{slug(title)}.png"
             scatter_plot(one.pictures(found[counts[-1]][0].student), out / "figures" / name)
             caption = f"{title}: samples of the law, of its teacher, and of the student."
             figures.append({"file": f"figures/{name}", "caption": caption})
@@ -230,7 +235,7 @@ class Bench:
 
     def distil(self, title: str, steps: tuple[int, ...]) -> list[Distilled]:
         """The default student for some step counts, a training seed each."""
-        slug = f"{title.lower().replace(' ', '-')}-{'-'.join(map(str, steps))}"
+        name = f"{slug(title)}-{'-'.join(map(str, steps))}"
         return [
             distill(
                 seeded(
@@ -238,7 +243,7 @@ class Bench:
                     lambda: SignatureStudent.from_denoiser(self.denoiser, self.size, steps=steps),
                 ),
                 self.teacher,
-                self.out / "students" / f"{slug}-seed-{seed}",
+                self.out / "students" / f"{name}-seed-{seed}",
                 seed=seed,
                 device=self.device,
                 progress=self.progress,
