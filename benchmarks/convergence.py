@@ -25,9 +25,10 @@ from torch import Generator, Tensor
 from sigdeg.datasets.mixture import GaussianMixture1D
 from sigdeg.denoiser import GaussianMixtureDenoiser
 from sigdeg.files import atomic_write, save_json
+from sigdeg.rng import randn
 from sigdeg.sampling import march
 from sigdeg.schedule import VPLinear
-from sigdeg.signature import PartialSignature, randn
+from sigdeg.signature import PartialSignature
 from sigdeg.steps import EulerMaruyama, Exponential, ShARK, Step, StochasticTaylor
 
 __all__ = ["STEPS", "Curve", "draw", "main", "study"]

@@ -25,12 +25,12 @@ from sigdeg.grids import refine
 from sigdeg.networks import ResidualMLP
 from sigdeg.report.series import save
 from sigdeg.report.style import INK, MUTED, colour, use_style
+from sigdeg.rng import seeded
 from sigdeg.sampling import march
 from sigdeg.schedule import VPLinear
 from sigdeg.signature import PartialSignature
 from sigdeg.steps import EulerMaruyama, Step
 from sigdeg.student import SignatureStudent
-from sigdeg.training import seeded
 
 __all__ = ["Walk", "draw", "main", "summarised", "walk"]
 

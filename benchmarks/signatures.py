@@ -18,7 +18,7 @@ import torchsde
 from torch import Generator
 
 from benchmarks import Row, compare
-from sigdeg.sampling import seed_generators
+from sigdeg.rng import seed_generators
 from sigdeg.signature import PartialSignature
 
 __all__ = ["measure"]

@@ -18,9 +18,10 @@ from sigdeg.denoiser import (
 )
 from sigdeg.errors import SigdegError
 from sigdeg.grids import coarse_grid, fine_grid
-from sigdeg.sampling import march, sample, seed_generators
+from sigdeg.rng import randn, seed_generators
+from sigdeg.sampling import march, sample
 from sigdeg.schedule import EDM, Cosine, RectifiedFlow, Schedule, VPLinear
-from sigdeg.signature import PartialSignature, randn
+from sigdeg.signature import PartialSignature
 from sigdeg.steps import DenoiserStep, EulerMaruyama, Exponential, ShARK, StochasticTaylor
 
 SCHEDULE = VPLinear()

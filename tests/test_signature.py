@@ -18,7 +18,8 @@ from scipy import special, stats
 from torch import Generator, Tensor
 
 from sigdeg.errors import SigdegError
-from sigdeg.signature import PartialSignature, gauss_legendre, legendre_basis, randn, restriction
+from sigdeg.rng import randn
+from sigdeg.signature import PartialSignature, gauss_legendre, legendre_basis, restriction
 
 ORDERS = st.integers(1, 8)
 LENGTHS = st.floats(0.05, 1.0)

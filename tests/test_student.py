@@ -15,12 +15,12 @@ from sigdeg.denoiser import Denoiser, GaussianDenoiser, NetworkDenoiser
 from sigdeg.errors import SigdegError
 from sigdeg.grids import coarse_grid
 from sigdeg.networks import ResidualMLP, sinusoidal
+from sigdeg.runs import fingerprint
 from sigdeg.sampling import sample
 from sigdeg.schedule import EDM, Cosine, RectifiedFlow, Schedule, VPLinear
 from sigdeg.signature import PartialSignature
 from sigdeg.steps import EulerMaruyama, Exponential, response
 from sigdeg.student import STEP_FEATURES, SignatureStudent
-from sigdeg.training import fingerprint
 
 SCHEDULE = VPLinear()
 every = pytest.mark.parametrize(

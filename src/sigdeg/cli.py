@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal
 
 from tyro.conf import Positional, arg
 
-from sigdeg.errors import SigdegError, guard
+from sigdeg.errors import SigdegError, check_choice, guard
 from sigdeg.options import AnyFolder, AnyText, Folder, Group, Seed, Text, number, parse, whole
 from sigdeg.plan_cli import PLAN
 
@@ -51,14 +51,10 @@ def run(
     """
     from sigdeg.experiments import EXPERIMENTS
 
-    if experiment not in EXPERIMENTS:
-        raise SigdegError(
-            f"unknown experiment {experiment!r}: choose from {', '.join(EXPERIMENTS)}"
-        )
+    check_choice(experiment, EXPERIMENTS, "experiment")
     chosen = import_module(f"sigdeg.experiments.{experiment}")
     preset = preset or chosen.DEFAULT
-    if preset not in chosen.PRESETS:
-        raise SigdegError(f"unknown preset {preset!r}: choose from {', '.join(chosen.PRESETS)}")
+    check_choice(preset, chosen.PRESETS, "preset")
     out = out or Path("runs") / f"{experiment}-{preset}"
     tell(chosen.run(out, preset, seed, device, data_dir, progress))
 
@@ -214,9 +210,10 @@ def sample(
     from sigdeg.experiments.output import check_unused, write_samples
     from sigdeg.files import find_student
     from sigdeg.integrations import find_decoder
+    from sigdeg.runs import fingerprint
     from sigdeg.sampling import sample as draw
     from sigdeg.student import SignatureStudent
-    from sigdeg.training import fingerprint, resolve_device
+    from sigdeg.training import resolve_device
 
     device = resolve_device(device)
     model = SignatureStudent.from_pretrained(student).to(device)
@@ -315,8 +312,9 @@ def evaluate(
     from sigdeg.experiments.real import Real
     from sigdeg.grids import refine
     from sigdeg.integrations import load_teacher
+    from sigdeg.runs import claim_folder, fingerprint
     from sigdeg.student import SignatureStudent
-    from sigdeg.training import claim_folder, fingerprint, resolve_device
+    from sigdeg.training import resolve_device
 
     model = SignatureStudent.from_pretrained(student)
     original = load_teacher(teacher, weak, null_class=null_class)

@@ -15,7 +15,7 @@ from typing import Any, Literal, get_args
 import torch
 from torch import Tensor, nn
 
-from sigdeg.errors import SigdegError
+from sigdeg.errors import SigdegError, check_choice
 from sigdeg.schedule import Schedule, expand
 
 __all__ = [
@@ -203,11 +203,7 @@ class NetworkDenoiser(Denoiser):
         check_timesteps(schedule, timesteps)
         if timesteps != self.timesteps:
             self.timesteps = timesteps
-        if prediction_type not in get_args(Prediction):
-            raise SigdegError(
-                f"unknown prediction type {prediction_type!r}: "
-                f"choose from {', '.join(get_args(Prediction))}"
-            )
+        check_choice(prediction_type, get_args(Prediction), "prediction type")
         self.network = network
         self.prediction_type: Prediction = prediction_type
         self.clip = clip
@@ -268,10 +264,7 @@ def check_timesteps(schedule: Schedule, timesteps: str) -> None:
     Raises:
         SigdegError: In both cases.
     """
-    if timesteps not in get_args(Timesteps):
-        raise SigdegError(
-            f"unknown timesteps {timesteps!r}: choose from {', '.join(get_args(Timesteps))}"
-        )
+    check_choice(timesteps, get_args(Timesteps), "timesteps")
     ends = torch.tensor([schedule.t_min, schedule.t_max], dtype=torch.float64)
     first, last = schedule.timestep(ends).tolist()
     if timesteps == "integer" and last - first < MIN_TIMESTEPS:

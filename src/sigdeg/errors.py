@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import sys
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
-__all__ = ["SigdegError", "TrainingError", "guard", "reason"]
+__all__ = ["SigdegError", "TrainingError", "check_choice", "check_least", "guard", "reason"]
 
 INTERRUPTED = "interrupted; the same command goes on or starts again"
 
@@ -21,6 +21,27 @@ class TrainingError(SigdegError):
     """Good input, but the work failed. The command line prints the message, exit code 1."""
 
     exit_code = 1
+
+
+def check_choice(value: object, choices: Iterable[str], what: str) -> None:
+    """Refuse a value that is none of the choices.
+
+    Raises:
+        SigdegError: It names the choices.
+    """
+    choices = tuple(choices)
+    if value not in choices:
+        raise SigdegError(f"unknown {what} {value!r}: choose from {', '.join(choices)}")
+
+
+def check_least(value: float, least: float, what: str) -> None:
+    """Refuse a number below a bound.
+
+    Raises:
+        SigdegError: It names the bound.
+    """
+    if not value >= least:
+        raise SigdegError(f"{what} must be at least {least}, got {value}")
 
 
 def reason(error: Exception) -> str:

@@ -13,7 +13,7 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor
 
-from sigdeg.errors import SigdegError
+from sigdeg.errors import SigdegError, check_choice, check_least
 from sigdeg.schedule import Schedule
 
 __all__ = ["Spacing", "check_grid", "check_span", "coarse_grid", "fine_grid", "refine"]
@@ -99,12 +99,8 @@ def coarse_grid(
 
 def check_request(steps: int, spacing: str) -> None:
     """Refuse a grid of no steps or of an unknown spacing."""
-    if steps < 1:
-        raise SigdegError(f"steps must be at least 1, got {steps}")
-    if spacing not in get_args(Spacing):
-        raise SigdegError(
-            f"unknown spacing {spacing!r}: choose from {', '.join(get_args(Spacing))}"
-        )
+    check_least(steps, 1, "steps")
+    check_choice(spacing, get_args(Spacing), "spacing")
 
 
 def log_snr_grid(schedule: Schedule, intervals: int, knots: int) -> Tensor:

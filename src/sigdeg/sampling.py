@@ -14,28 +14,18 @@ from itertools import pairwise
 from typing import Any
 
 import torch
-from torch import Generator, Tensor, nn
+from torch import Tensor, nn
 from tqdm.auto import tqdm
 
-from sigdeg.errors import SigdegError
+from sigdeg.errors import SigdegError, check_least
 from sigdeg.grids import check_grid, check_span
-from sigdeg.signature import PartialSignature, randn
+from sigdeg.rng import Generators, randn, seed_generators
+from sigdeg.signature import PartialSignature
 from sigdeg.steps import Step
 
-__all__ = ["march", "sample", "seed_generators"]
+__all__ = ["march", "sample"]
 
 Callback = Callable[[int, Tensor, Tensor], None]
-
-
-def seed_generators(seeds: Sequence[int]) -> list[Generator]:
-    """One CPU generator a seed: no two seeds have one stream.
-
-    Raises:
-        SigdegError: If a seed is negative or has more than the 32 bits that a generator takes in.
-    """
-    if any(not 0 <= int(seed) < 2**32 for seed in seeds):
-        raise SigdegError("seeds must lie between 0 and 2^32 - 1")
-    return [Generator().manual_seed(int(seed)) for seed in seeds]
 
 
 def march(
@@ -73,7 +63,7 @@ def sample(
     grid: Tensor | Sequence[float],
     shape: Sequence[int],
     seeds: Sequence[int] | None = None,
-    generator: Generator | Sequence[Generator] | None = None,
+    generator: Generators | None = None,
     callback: Callback | None = None,
     progress: bool = False,
     batch_size: int | None = None,
@@ -120,8 +110,8 @@ def sample(
         if len(value) != n:
             raise SigdegError(f"condition {key} has {len(value)} rows for {n} samples")
     batch_size = n if batch_size is None else batch_size
-    if n and batch_size < 1:
-        raise SigdegError(f"batch_size must be at least 1, got {batch_size}")
+    if n:
+        check_least(batch_size, 1, "batch_size")
     if device is None and isinstance(step, nn.Module):
         device = next((p.device for p in step.parameters()), None)
     samples = torch.empty(*shape, dtype=dtype, device=device)

@@ -23,11 +23,12 @@ from dataclasses import dataclass
 
 import torch
 from numpy.polynomial import legendre
-from torch import Generator, Tensor
+from torch import Tensor
 
-from sigdeg.errors import SigdegError
+from sigdeg.errors import SigdegError, check_least
+from sigdeg.rng import Generators, randn
 
-__all__ = ["PartialSignature", "gauss_legendre", "legendre_basis", "randn", "restriction"]
+__all__ = ["PartialSignature", "gauss_legendre", "legendre_basis", "restriction"]
 
 
 @functools.cache
@@ -86,32 +87,6 @@ def restriction(order: int, left: Tensor | float, right: Tensor | float) -> Tens
     return torch.tril(product * (right - left).sqrt()[..., None])
 
 
-def randn(
-    shape: Sequence[int],
-    generator: Generator | Sequence[Generator] | None = None,
-    dtype: torch.dtype | None = None,
-    device: torch.device | str | None = None,
-) -> Tensor:
-    r"""Standard normals with shape (batch, \*), from one stream or from one stream a sample.
-
-    A sequence of generators gives sample $i$ the same numbers whatever the batch it is drawn in.
-    Numbers are drawn on the generator's own device, then moved, so that a CPU seed means the same
-    sample on every device.
-
-    Raises:
-        SigdegError: If the number of generators is not the batch size.
-    """
-    if generator is None or isinstance(generator, Generator):
-        source = generator.device if generator is not None else device
-        return torch.randn(*shape, generator=generator, dtype=dtype, device=source).to(device)
-    if len(generator) != shape[0]:
-        raise SigdegError(
-            f"{len(generator)} generators were given for a batch of {shape[0]}: give one a sample"
-        )
-    rows = [torch.randn(*shape[1:], generator=g, dtype=dtype, device=g.device) for g in generator]
-    return torch.stack(rows).to(device) if rows else torch.empty(*shape, dtype=dtype, device=device)
-
-
 @dataclass(frozen=True)
 class PartialSignature:
     r"""Partial signature of a Brownian path over one step.
@@ -130,7 +105,7 @@ class PartialSignature:
         dt: Tensor | float,
         shape: Sequence[int],
         order: int = 2,
-        generator: Generator | Sequence[Generator] | None = None,
+        generator: Generators | None = None,
         dtype: torch.dtype | None = None,
         device: torch.device | str | None = None,
     ) -> PartialSignature:
@@ -148,8 +123,7 @@ class PartialSignature:
             SigdegError: If the order is below 1, dt is not positive or of another shape, or the
                 generators do not match the batch.
         """
-        if order < 1:
-            raise SigdegError(f"order must be at least 1, got {order}")
+        check_least(order, 1, "order")
         batch, *rest = shape
         dt = torch.as_tensor(dt, dtype=torch.float64, device=device)
         if dt.shape not in ((), (batch,)) or not bool((dt > 0).all()):
@@ -173,8 +147,7 @@ class PartialSignature:
         Raises:
             SigdegError: If the order is below 1.
         """
-        if order < 1:
-            raise SigdegError(f"order must be at least 1, got {order}")
+        check_least(order, 1, "order")
         steps = dW.shape[1]
         dt = torch.as_tensor(dt, dtype=torch.float64, device=dW.device).expand(steps)
         ends = dt.cumsum(0)

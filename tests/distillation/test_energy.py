@@ -19,7 +19,7 @@ from sigdeg import (
 from sigdeg.datasets import GaussianMixture1D
 from sigdeg.distillation import Batch, Objective
 from sigdeg.metrics import w1_exact
-from sigdeg.training import seeded
+from sigdeg.rng import seeded
 
 SCHEDULE = VPLinear()
 LAW = GaussianMixture1D()

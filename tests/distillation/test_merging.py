@@ -28,12 +28,12 @@ from sigdeg.planning import (
     seq_consistency,
     vanilla,
 )
+from sigdeg.rng import seeded as build
 from sigdeg.sampling import march, sample
 from sigdeg.schedule import VPLinear
 from sigdeg.signature import PartialSignature
 from sigdeg.steps import EulerMaruyama, Exponential
 from sigdeg.student import SignatureStudent
-from sigdeg.training import seeded as build
 
 SCHEDULE = VPLinear()
 LAW = GaussianMixture1D()

@@ -23,7 +23,7 @@ from typing import NamedTuple
 import torch
 from torch import Generator, Tensor
 
-from sigdeg.errors import SigdegError
+from sigdeg.errors import SigdegError, check_least
 from sigdeg.files import read_tensors, save_tensors
 
 __all__ = ["RoughBergomi", "SeriesSplit", "rough_bergomi_split"]
@@ -98,10 +98,8 @@ class RoughBergomi:
         """
         if n < 1:
             raise SigdegError(f"n must be at least 1 path, got {n}")
-        if dates < 2:
-            raise SigdegError(f"dates must be at least 2, got {dates}")
-        if steps_per_date < 1:
-            raise SigdegError(f"steps_per_date must be at least 1, got {steps_per_date}")
+        check_least(dates, 2, "dates")
+        check_least(steps_per_date, 1, "steps_per_date")
         steps = dates * steps_per_date
         rows = max(1, CHUNK // (64 * steps))
         series = torch.empty(n, 2, dates, dtype=torch.float64, device=generator.device)

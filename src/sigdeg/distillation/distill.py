@@ -25,22 +25,15 @@ from sigdeg.distillation.judgement import Verdict, judge_run
 from sigdeg.distillation.matching import Matching
 from sigdeg.distillation.objective import Objective
 from sigdeg.distillation.paths import Batch, CachedPaths, FreshPaths, SharedPaths, TeacherPaths
-from sigdeg.errors import SigdegError
+from sigdeg.errors import SigdegError, check_choice
 from sigdeg.grids import check_grid, refine
 from sigdeg.networks import Widened
+from sigdeg.rng import Stream, derive_generator
+from sigdeg.runs import claim_folder, fingerprint
 from sigdeg.signature import PartialSignature
 from sigdeg.steps import Step
 from sigdeg.student import SignatureStudent, kind_of_data
-from sigdeg.training import (
-    TrainConfig,
-    check_data,
-    claim_folder,
-    derive_generator,
-    fingerprint,
-    fit,
-    make_accelerator,
-    resolve_device,
-)
+from sigdeg.training import TrainConfig, check_data, fit, make_accelerator, resolve_device
 
 if TYPE_CHECKING:
     from sigdeg.planning import Plan
@@ -112,8 +105,7 @@ class DistillConfig(TrainConfig):
         super().__post_init__()
         self.at_least(0, "q", "matching", "paths", "held_out")
         self.at_least(1, "refinement", "shard_size")
-        if self.states not in get_args(States):
-            raise SigdegError(f"unknown states {self.states!r}: choose from teacher, data")
+        check_choice(self.states, get_args(States), "states")
 
 
 @dataclass(frozen=True)
@@ -262,7 +254,7 @@ def plan_student(
         student.sample_shape,
         student.seen,
         labels=labels,
-        generator=derive_generator(config.seed, 6),
+        generator=derive_generator(config.seed, Stream.PLAN),
         device=resolve_device(device),
         progress=progress and PartialState().is_main_process,
     )
@@ -446,7 +438,7 @@ def distil_steps(
     fitted = fit(
         Objective(student, grids, matching, config.matching),
         draw,
-        (levels(whole, derive_generator(config.seed, 4)), None),
+        (levels(whole, derive_generator(config.seed, Stream.HELD_OUT)), None),
         config,
         accelerator,
         out_dir,

@@ -35,10 +35,11 @@ from tqdm.auto import tqdm
 from sigdeg.distillation.paths import Batch, TeacherPaths
 from sigdeg.errors import SigdegError
 from sigdeg.files import read_json
+from sigdeg.rng import Stream, derive_generator
+from sigdeg.runs import keep, kept
 from sigdeg.schema import listed, number, record, text, whole
 from sigdeg.steps import Exponential, Step
 from sigdeg.student import SignatureStudent
-from sigdeg.training import derive_generator, keep, kept
 
 if TYPE_CHECKING:
     from sigdeg.distillation.distill import DistillConfig, Distilled
@@ -62,7 +63,6 @@ FLAT = 0.02  # of the largest spread: a direction with less says nothing, as a p
 LEAST, MOST = 32, 2000  # samples in a set: what says anything, and what says enough
 SHARE = 1 / 8  # of the training's teacher calls: what judging may cost
 TINY, HUGE = 1e-12, 1e9  # the latter in place of what is not finite: JSON has no name for it
-STREAM = 7  # of the paths that are drawn for it
 
 
 class Measured(NamedTuple):
@@ -401,7 +401,7 @@ def replay(
         if held_out is not None
     )
     fresh = (
-        paths.draw(min(batch_size, 2 * n - k), derive_generator(seed, STREAM, k))
+        paths.draw(min(batch_size, 2 * n - k), derive_generator(seed, Stream.JUDGEMENT, k))
         for k in range(first, 2 * n, batch_size)
     )
     ends: list[Tensor] = []

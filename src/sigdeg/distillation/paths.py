@@ -23,11 +23,12 @@ from tqdm.auto import tqdm
 
 from sigdeg.errors import SigdegError
 from sigdeg.files import read_tensors, save_tensors
+from sigdeg.rng import Stream, derive_generator, randn
+from sigdeg.runs import fingerprint
 from sigdeg.sampling import march
 from sigdeg.schedule import expand
-from sigdeg.signature import PartialSignature, randn, restriction
+from sigdeg.signature import PartialSignature, restriction
 from sigdeg.steps import Step, network_calls
-from sigdeg.training import derive_generator, fingerprint
 
 __all__ = ["Batch", "CachedPaths", "FreshPaths", "SharedPaths", "TeacherPaths", "simulate"]
 
@@ -300,7 +301,7 @@ class FreshPaths:
 
     def held_out(self, n: int) -> Batch:
         """Segments of a stream that training never sees."""
-        return self.paths.draw(n, derive_generator(self.seed, 1))
+        return self.paths.draw(n, derive_generator(self.seed, Stream.FRESH_HELD_OUT))
 
 
 class CachedPaths:
@@ -354,7 +355,7 @@ class CachedPaths:
             "starts": paths.starts,
         }
         # Seeds side by side: no two segments of a simulation have one stream.
-        first_seed = derive_generator(seed, 2).initial_seed()
+        first_seed = derive_generator(seed, Stream.CACHED_PATHS).initial_seed()
         self.shards: list[dict[str, Tensor]] = []
         with tqdm(total=count, desc="teacher paths", unit="path", disable=not progress) as bar:
             for index, first in enumerate(range(0, count, shard_size)):

@@ -23,7 +23,7 @@ from sigdeg.distillation import (
     replay,
 )
 from sigdeg.distillation.judgement import SPLITS, Level
-from sigdeg.errors import SigdegError
+from sigdeg.errors import SigdegError, check_least
 from sigdeg.experiments.real import Real
 from sigdeg.experiments.results import (
     count_calls,
@@ -113,8 +113,7 @@ def distil_images(
         known = SignatureStudent.from_pretrained(start)
         teacher.check(known)
         student = known.at_times(known.grid(max(steps)), steps)
-    if evaluation_n < 2:
-        raise SigdegError(f"samples must be at least 2, got {evaluation_n}")
+    check_least(evaluation_n, 2, "samples")
     check_memory(judging_bytes(evaluation_n, teacher.sample_shape, len(steps)))
     step = teacher.step(guidance, guidance_until)
     labels = None if teacher.labels is None else torch.tensor(teacher.labels)

@@ -26,11 +26,13 @@ from sigdeg.grids import coarse_grid, refine
 from sigdeg.integrations.solvers import solver_grids, solver_sample
 from sigdeg.metrics import Summary, w1_exact
 from sigdeg.report import scatter_plot, write_report
+from sigdeg.rng import Stream, derive_generator, seeded
+from sigdeg.runs import claim_folder
 from sigdeg.sampling import sample
 from sigdeg.schedule import VPLinear
 from sigdeg.steps import EulerMaruyama, Exponential, Step
 from sigdeg.student import SignatureStudent
-from sigdeg.training import claim_folder, derive_generator, resolve_device, seeded
+from sigdeg.training import resolve_device
 
 __all__ = ["DEFAULT", "LAWS", "PRESETS", "Settings", "run"]
 
@@ -256,19 +258,22 @@ class Bench:
     def draw(self, step: Step, grid: Tensor, stream: int, n: int | None = None) -> Tensor:
         """Samples of a step marched over a grid."""
         shape = (n or self.settings.n, self.size)
-        generator = derive_generator(stream, 61)
+        generator = derive_generator(stream, Stream.LAWS_DRAWS)
         return sample(step, grid, shape, generator=generator, batch_size=10_000).cpu()
 
     def floor(self) -> dict[str, Summary]:
         """Metrics of true samples, four times over."""
-        draws = [self.law.sample(self.settings.n, derive_generator(i, 62)) for i in range(4)]
+        draws = [
+            self.law.sample(self.settings.n, derive_generator(i, Stream.LAWS_FLOOR))
+            for i in range(4)
+        ]
         return merge([measure(self.law, samples) for samples in draws])
 
     def peer(self, steps: int) -> tuple[str, Tensor]:
         """The training-free solver on the grid that validation draws like best."""
 
         def drawn(grid: str, n: int, stream: int) -> Tensor:
-            generator = derive_generator(stream, 63)
+            generator = derive_generator(stream, Stream.LAWS_PEER)
             return solver_sample(self.denoiser, SOLVER, grid, steps, (n, self.size), generator)
 
         few = self.settings.n // 5
@@ -319,7 +324,7 @@ class Bench:
         """A few thousand samples of the law, of the teacher and of the student."""
         n = min(4000, self.settings.n)
         panels = {
-            "data": self.law.sample(n, derive_generator(0, 62)),
+            "data": self.law.sample(n, derive_generator(0, Stream.LAWS_FLOOR)),
             f"teacher, {len(self.fine) - 1} calls": self.draw(self.teacher, self.fine, 0, n),
         }
         return panels | {

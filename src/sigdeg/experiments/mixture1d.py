@@ -34,17 +34,13 @@ from sigdeg.grids import coarse_grid, fine_grid
 from sigdeg.metrics import Summary, over_draws, variance_score, w1_exact, w1_samples
 from sigdeg.networks import ResidualMLP
 from sigdeg.report import histogram_plot, trajectories_plot, write_report
+from sigdeg.rng import Stream, derive_generator, seeded
+from sigdeg.runs import claim_folder
 from sigdeg.sampling import sample
 from sigdeg.schedule import VPLinear
 from sigdeg.steps import EulerMaruyama, Exponential, Step
 from sigdeg.student import ResidualNoise, SignatureStudent
-from sigdeg.training import (
-    claim_folder,
-    derive_generator,
-    resolve_device,
-    seeded,
-    train_teacher,
-)
+from sigdeg.training import resolve_device, train_teacher
 
 __all__ = ["DEFAULT", "PRESETS", "Settings", "Spec", "run"]
 
@@ -328,7 +324,10 @@ class Judge:
 
     def _measure(self, samples: Tensor, seed: int) -> dict[str, Summary]:
         sets = samples.split(2000)
-        real = [LAW.sample(2000, derive_generator(seed, 11, i)) for i in range(self.draws)]
+        real = [
+            LAW.sample(2000, derive_generator(seed, Stream.MIXTURE_REAL, i))
+            for i in range(self.draws)
+        ]
         return {
             "w1_2000": over_draws(lambda i: w1_samples(sets[i], real[i]), int, self.draws),
             "variance_2000": over_draws(
@@ -339,14 +338,17 @@ class Judge:
 
     def __call__(self, step: Step, grid: Tensor, seed: int) -> dict[str, Summary]:
         """Metrics of a step marched over a grid."""
-        generator, shape = derive_generator(seed, 12), (self.exact_n, 1)
+        generator, shape = derive_generator(seed, Stream.MIXTURE_DRAWS), (self.exact_n, 1)
         return self._measure(
             sample(step, grid, shape, generator=generator, batch_size=20_000), seed
         )
 
     def floor(self, seed: int) -> dict[str, Summary]:
         """The same metrics of real samples, ten times over."""
-        draws = [LAW.sample(self.exact_n, derive_generator(seed, 13, i)) for i in range(10)]
+        draws = [
+            LAW.sample(self.exact_n, derive_generator(seed, Stream.MIXTURE_FLOOR, i))
+            for i in range(10)
+        ]
         return merge([self._measure(samples, seed + i) for i, samples in enumerate(draws)])
 
 
@@ -375,7 +377,9 @@ def draw(
 ) -> list[dict[str, str]]:
     """Figure 2 of the paper: trajectories in diffusion time, and histograms of their ends."""
     panels: dict[str, tuple[Tensor, Tensor]] = {}
-    histograms: dict[str, Tensor] = {"data": LAW.sample(20_000, derive_generator(seed, 14))}
+    histograms: dict[str, Tensor] = {
+        "data": LAW.sample(20_000, derive_generator(seed, Stream.MIXTURE_DATA_FIGURE))
+    }
     steps: dict[str, tuple[Step, Tensor]] = {
         "teacher": (teacher, fine_grid(SCHEDULE, TEACHER_STEPS))
     }
@@ -388,7 +392,9 @@ def draw(
 
         sample(step, grid, (60, 1), seeds=range(seed, seed + 60), callback=keep)
         panels[label] = (grid, torch.stack(states, dim=1))
-        histograms[label] = sample(step, grid, (20_000, 1), generator=derive_generator(seed, 15))
+        histograms[label] = sample(
+            step, grid, (20_000, 1), generator=derive_generator(seed, Stream.MIXTURE_FIGURE)
+        )
     trajectories_plot(panels, out / "figures" / "trajectories.png")
     histogram_plot(histograms, density, out / "figures" / "histograms.png")
     return [

@@ -86,19 +86,13 @@ from sigdeg.metrics import (
 )
 from sigdeg.networks import Classifier, Mixer, network_config
 from sigdeg.report import image_grid, write_report
+from sigdeg.rng import Stream, derive_generator, randn, seeded
+from sigdeg.runs import claim_folder
 from sigdeg.sampling import sample
 from sigdeg.schedule import from_scheduler
-from sigdeg.signature import randn
 from sigdeg.steps import Exponential, Step
 from sigdeg.student import SignatureStudent
-from sigdeg.training import (
-    TrainConfig,
-    claim_folder,
-    derive_generator,
-    resolve_device,
-    seeded,
-    train_teacher,
-)
+from sigdeg.training import TrainConfig, resolve_device, train_teacher
 
 __all__ = ["DEFAULT", "PRESETS", "Settings", "images", "run"]
 
@@ -152,7 +146,7 @@ def run(
 
     def add(draw: Draw, row: dict[str, Any]) -> None:
         if not row.get("study"):
-            n, own = settings.timing_n, derive_generator(seed, 54)
+            n, own = settings.timing_n, derive_generator(seed, Stream.MNIST_TIMING)
             timed[len(rows)] = lambda: bench.teacher.decode(draw(n, own))
         rows.append(row)
 
@@ -475,7 +469,7 @@ class Bench:
     def draws(self, draw: Draw, count: int | None = None) -> list[Callable[[], Tensor]]:
         """Independent sets of latents (default: as many as the preset wants)."""
         return [
-            partial(draw, self.settings.n, derive_generator(self.seed, 51, i))
+            partial(draw, self.settings.n, derive_generator(self.seed, Stream.MNIST_DRAWS, i))
             for i in range(count or self.settings.draws)
         ]
 
@@ -500,7 +494,7 @@ class Bench:
         n, slug = self.settings.tried, slugify(name)
 
         def compute() -> dict[str, Any]:
-            pictures = self.decode(draw(n, derive_generator(self.seed, 56)))
+            pictures = self.decode(draw(n, derive_generator(self.seed, Stream.MNIST_VALIDATION)))
             found = self.extractors[0].features(pictures)
             return {"fid": frechet_distance(found, self.validation)}
 
@@ -508,7 +502,9 @@ class Bench:
 
     def floor(self) -> dict[str, Summary]:
         """The metrics of training images, disjoint sets as large as a draw."""
-        order = torch.randperm(len(self.train[0]), generator=derive_generator(self.seed, 52))
+        order = torch.randperm(
+            len(self.train[0]), generator=derive_generator(self.seed, Stream.MNIST_FLOOR)
+        )
         parts = order.split(self.settings.n)[: self.settings.draws]
         return summarise([self.measure(self.train[0][rows])["metrics"] for rows in parts])
 
@@ -671,7 +667,7 @@ class Bench:
             sets = {"test": self.test[0], teacher: self.decode(source.cache.ends[:NEAREST])}
             for steps in student.steps:
                 draw = self.march(student, student.grid(steps))
-                own = draw(NEAREST, derive_generator(self.seed, 55))
+                own = draw(NEAREST, derive_generator(self.seed, Stream.MNIST_NEAREST))
                 sets[f"student, {count_calls(steps)}"] = self.decode(own)
             return {
                 name: float(nearest_neighbours(pictures[:NEAREST], self.train[0]).mean())

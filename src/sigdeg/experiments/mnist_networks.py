@@ -13,8 +13,9 @@ from torch import Generator, Tensor, nn
 from sigdeg.errors import SigdegError
 from sigdeg.files import find_folder, load_weights, read_json
 from sigdeg.networks import Autoencoder, Classifier, build_network, set_null_class
-from sigdeg.training import TrainConfig, claim_folder, derive_generator, fit, seeded
-from sigdeg.training.folder import fingerprint
+from sigdeg.rng import Stream, derive_generator, seeded
+from sigdeg.runs import claim_folder, fingerprint
+from sigdeg.training import TrainConfig, fit
 from sigdeg.training.loop import make_accelerator
 
 __all__ = [
@@ -183,7 +184,9 @@ def train(
         rows = torch.randint(kept, (config.batch_size,), generator=generator)
         return move(batch(rows, generator))
 
-    unseen = move(batch(torch.arange(kept, len(data[0])), derive_generator(config.seed, 4)))
+    unseen = move(
+        batch(torch.arange(kept, len(data[0])), derive_generator(config.seed, Stream.HELD_OUT))
+    )
     fitted = fit(
         objective,
         draw,

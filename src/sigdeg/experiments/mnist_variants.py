@@ -15,8 +15,8 @@ from sigdeg.experiments.results import count_calls, make_row, paired_seconds, si
 from sigdeg.grids import refine
 from sigdeg.integrations import load_teacher, save_latent_pipeline
 from sigdeg.report import image_grid
+from sigdeg.rng import Stream, derive_generator, seeded
 from sigdeg.sampling import sample
-from sigdeg.training import derive_generator, seeded
 
 if TYPE_CHECKING:
     from sigdeg.experiments.mnist import Bench
@@ -70,7 +70,7 @@ def guided_rows(bench: Bench) -> list[dict[str, Any]]:
             distilled,
             grid,
             tuple(ends.shape),
-            generator=derive_generator(bench.seed, 53),
+            generator=derive_generator(bench.seed, Stream.MNIST_CLASSES),
             batch_size=BATCH,
             class_labels=wanted.to(bench.device),
         )

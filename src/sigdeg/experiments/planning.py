@@ -19,7 +19,8 @@ from sigdeg.experiments.planning_series import GRIDS, SeriesGrids
 from sigdeg.experiments.results import save_results
 from sigdeg.report import write_report
 from sigdeg.report.planning import grids_plot, prediction_plot
-from sigdeg.training import claim_folder, resolve_device
+from sigdeg.runs import claim_folder
+from sigdeg.training import resolve_device
 
 __all__ = ["DEFAULT", "PRESETS", "Settings", "run"]
 

@@ -20,10 +20,10 @@ from sigdeg.metrics import Summary, w1_exact
 from sigdeg.networks import ResidualMLP
 from sigdeg.planning import FineSDE, MeasuredCost, StepRegression, dp_grid, measured_cost
 from sigdeg.report import histogram_plot
+from sigdeg.rng import Stream, derive_generator, seeded
 from sigdeg.sampling import sample
 from sigdeg.steps import EulerMaruyama, Step
 from sigdeg.student import SignatureStudent
-from sigdeg.training import derive_generator, seeded
 
 __all__ = ["MixtureGrids"]
 
@@ -54,7 +54,7 @@ class MixtureGrids:
             MEASURED_PATHS,
             REFINEMENT,
             features="cubic",
-            generator=derive_generator(seed, 51),
+            generator=derive_generator(seed, Stream.PLANNING_MIXTURE_COST),
         )
         self.students: dict[tuple[int, str], list[Distilled]] = {}
 
@@ -144,13 +144,13 @@ class MixtureGrids:
 
     def judge(self, step: Step, grid: Tensor, seed: int) -> dict[str, Summary]:
         """Distance of a step's samples to the exact law."""
-        n, generator = self.settings.exact_n, derive_generator(seed, 12)
+        n, generator = self.settings.exact_n, derive_generator(seed, Stream.MIXTURE_DRAWS)
         drawn = sample(step, grid, (n, 1), generator=generator, batch_size=20_000)
         return {"w1_exact": single(w1_exact(drawn, LAW), 1)}
 
     def floor(self) -> dict[str, Summary]:
         """The same of real samples, ten times over."""
-        generators = [derive_generator(self.seed, 13, i) for i in range(10)]
+        generators = [derive_generator(self.seed, Stream.MIXTURE_FLOOR, i) for i in range(10)]
         n = self.settings.exact_n
         return summarise([{"w1_exact": w1_exact(LAW.sample(n, g), LAW)} for g in generators])
 
@@ -163,12 +163,14 @@ class MixtureGrids:
         """Fit a least-squares student of a grid, march it, and compare with the exact law."""
         rows = list(refine(SCHEDULE, grid, self.refinement(len(grid) - 1)))
         paths = TeacherPaths(self.teacher, rows, (1,), ORDER)
-        batch = paths.draw(self.settings.regression_paths, derive_generator(seed, 52))
+        batch = paths.draw(
+            self.settings.regression_paths, derive_generator(seed, Stream.PLANNING_MIXTURE_PATHS)
+        )
         # The law is symmetric: with every path its mirror image, no mode has more of them.
         states, coefficients = (
             torch.cat([v, -v]).double().numpy() for v in (batch.states, batch.coefficients)
         )
-        n, generator = self.settings.exact_n, derive_generator(seed, 53)
+        n, generator = self.settings.exact_n, derive_generator(seed, Stream.PLANNING_MIXTURE_DRAWS)
         z = SCHEDULE.prior_std * torch.randn(n, 1, generator=generator).double().numpy()
         for k in range(len(rows)):
             step = StepRegression.fit(
@@ -180,10 +182,12 @@ class MixtureGrids:
     def histograms(self, path: Path) -> None:
         """Histograms of trained students of the fewest steps."""
         steps, n = min(self.settings.steps), min(20_000, self.settings.exact_n)
-        histograms = {"data": LAW.sample(n, derive_generator(self.seed, 14))}
+        histograms = {
+            "data": LAW.sample(n, derive_generator(self.seed, Stream.MIXTURE_DATA_FIGURE))
+        }
         for name in TRAINED:
             student = self.students[steps, name][0].student
             label = f"student, {steps} steps, {name}"
-            generator = derive_generator(self.seed, 15)
+            generator = derive_generator(self.seed, Stream.MIXTURE_FIGURE)
             histograms[label] = sample(student, student.grid(), (n, 1), generator=generator)
         histogram_plot(histograms, density, path)

@@ -20,8 +20,8 @@ from sigdeg.experiments.results import grid_name, make_row, merge, remember, sum
 from sigdeg.grids import coarse_grid, fine_grid, refine
 from sigdeg.metrics import Summary, median_path_error, path_error
 from sigdeg.planning import LinearStudent, Spectrum, measured_cost, recommend_grid
+from sigdeg.rng import Stream, derive_generator
 from sigdeg.student import SignatureStudent
-from sigdeg.training import derive_generator
 
 __all__ = ["GRIDS", "PLANS", "SeriesGrids"]
 
@@ -74,7 +74,7 @@ class SeriesGrids:
                 self.settings.measured_paths,
                 REFINEMENT,
                 directions=directions,
-                generator=derive_generator(self.seed, 54),
+                generator=derive_generator(self.seed, Stream.PLANNING_SERIES_COST),
                 device=self.options["device"],
             )
             known, student = Spectrum.of_eigenvalues(spectrum), LinearStudent(self.settings.order)
@@ -206,7 +206,9 @@ class SeriesGrids:
         split = self.bench.split
 
         def compute() -> dict[str, Any]:
-            generators = [derive_generator(seed, 41, i) for i in range(self.settings.draws)]
+            generators = [
+                derive_generator(seed, Stream.SERIES_DRAWS, i) for i in range(self.settings.draws)
+            ]
             drawn = (split.restore(draw(len(split.test), g)) for g in generators)
             return {"draws": [self.measure(series) for series in drawn]}
 
@@ -220,7 +222,7 @@ class SeriesGrids:
             rows = list(refine(SCHEDULE, grid, self.refinement(len(grid) - 1)))
             teacher, shape = self.bench.teacher, (self.bench.dim,)
             batch = TeacherPaths(teacher, rows, shape, student.order).draw(
-                PATHS, derive_generator(seed, 43)
+                PATHS, derive_generator(seed, Stream.SERIES_PATHS)
             )
             with torch.no_grad():
                 ends, own = batch.replay(student, grid), batch.states[:, -1]
@@ -234,7 +236,7 @@ class SeriesGrids:
         n = len(self.bench.split.test)
 
         def compute() -> dict[str, Any]:
-            generators = [derive_generator(self.seed, 42, i) for i in range(10)]
+            generators = [derive_generator(self.seed, Stream.SERIES_FLOOR, i) for i in range(10)]
             return {"draws": [self.measure(MODEL.sample(n, g)) for g in generators]}
 
         return summarise(remember(self.out / "judged" / "floor.json", compute)["draws"])

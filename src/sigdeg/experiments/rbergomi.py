@@ -55,17 +55,13 @@ from sigdeg.metrics import (
 )
 from sigdeg.networks import ResidualMLP
 from sigdeg.report import diffusion_plot, marginals_plot, paths_plot, write_report
+from sigdeg.rng import Stream, derive_generator, seeded
+from sigdeg.runs import claim_folder
 from sigdeg.sampling import sample
 from sigdeg.schedule import VPLinear
 from sigdeg.steps import EulerMaruyama, Exponential, Step
 from sigdeg.student import SignatureStudent
-from sigdeg.training import (
-    claim_folder,
-    derive_generator,
-    resolve_device,
-    seeded,
-    train_teacher,
-)
+from sigdeg.training import resolve_device, train_teacher
 
 __all__ = ["DEFAULT", "PRESETS", "Settings", "run"]
 
@@ -126,7 +122,9 @@ def run(
 
     def add(draw: Draw, row: dict[str, Any]) -> None:
         if not row.get("study"):
-            timed[len(rows)] = lambda: draw(settings.timing_n, derive_generator(seed, 44))
+            timed[len(rows)] = lambda: draw(
+                settings.timing_n, derive_generator(seed, Stream.SERIES_TIMING)
+            )
         rows.append(row)
 
     for setting in settings.teachers:
@@ -278,7 +276,7 @@ class Bench:
         slug = re.sub("[^a-z0-9]+", "-", f"{'study ' if study else ''}{name} seed {seed}")
 
         def compute() -> dict[str, Any]:
-            generators = [derive_generator(seed, 41, i) for i in range(draws)]
+            generators = [derive_generator(seed, Stream.SERIES_DRAWS, i) for i in range(draws)]
             drawn = (self.split.restore(draw(n, g)) for g in generators)
             return {"draws": [self.measure(series, study) for series in drawn]}
 
@@ -289,7 +287,7 @@ class Bench:
         n = len(self.split.test)
 
         def compute() -> dict[str, Any]:
-            generators = [derive_generator(self.seed, 42, i) for i in range(10)]
+            generators = [derive_generator(self.seed, Stream.SERIES_FLOOR, i) for i in range(10)]
             return {"draws": [self.measure(MODEL.sample(n, g)) for g in generators]}
 
         return summarise(remember(self.out / "judged" / "floor.json", compute)["draws"])
@@ -324,7 +322,7 @@ class Bench:
         def compute() -> dict[str, float]:
             scores = {}
             for grid in solver_grids(method, steps):
-                generator = derive_generator(self.seed, 46)
+                generator = derive_generator(self.seed, Stream.SERIES_VALIDATION)
                 series = self.solve(method, grid, steps, len(self.split.validation), generator)
                 found = self.measure(self.split.restore(series), True, QUALITY)
                 scores[grid] = sum(found.values())
@@ -379,7 +377,7 @@ class Bench:
             refinement, power = self.settings.fine_steps // longest, self.settings.config.fine_power
             rows = list(refine(SCHEDULE, finest, refinement, power))
             paths = TeacherPaths(self.teacher, rows, (self.dim,), student.order)
-            batch = paths.draw(PATHS, derive_generator(seed, 43))
+            batch = paths.draw(PATHS, derive_generator(seed, Stream.SERIES_PATHS))
             with torch.no_grad():
                 ends = batch.coarsen(finest, longest // steps).replay(student, student.grid(steps))
             own = batch.states[:, -1]
@@ -403,7 +401,9 @@ class Bench:
         at = [*chosen, *(25 + i for i in chosen)]
         for label, (step, grid) in methods.items():
             draw = self.march(step, grid)
-            series[label] = self.split.restore(draw(n, derive_generator(self.seed, 45)))
+            series[label] = self.split.restore(
+                draw(n, derive_generator(self.seed, Stream.SERIES_FIGURE))
+            )
             states: list[Tensor] = []
 
             def keep(k: int, time: Tensor, x: Tensor, states: list[Tensor] = states) -> None:

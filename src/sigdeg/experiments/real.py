@@ -8,7 +8,7 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor
 
-from sigdeg.errors import SigdegError
+from sigdeg.errors import SigdegError, check_choice
 from sigdeg.metrics import (
     ClassifierExtractor,
     Extractor,
@@ -50,10 +50,7 @@ class Real:
     def __init__(
         self, images: Tensor, features: Features, n: int, device: torch.device | str = "cpu"
     ) -> None:
-        if features not in get_args(Features):
-            raise SigdegError(
-                f"unknown features {features!r}: choose from {', '.join(get_args(Features))}"
-            )
+        check_choice(features, get_args(Features), "features")
         if len(images) < LEAST:
             raise SigdegError(f"at least {LEAST} real images are needed, got {len(images)}")
         self.features, self.extractor = features, load_extractor(features, device)

@@ -17,7 +17,7 @@ from torch import nn
 from sigdeg.files import save_json
 from sigdeg.metrics import Summary, over_draws, verdict
 from sigdeg.networks import count_parameters
-from sigdeg.training import keep, kept
+from sigdeg.runs import keep, kept
 
 __all__ = [
     "add_equal_quality",

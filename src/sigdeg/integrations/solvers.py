@@ -26,9 +26,9 @@ import torch
 from torch import Generator, Tensor
 
 from sigdeg.denoiser import Denoiser
-from sigdeg.errors import SigdegError
+from sigdeg.errors import SigdegError, check_choice, check_least
+from sigdeg.rng import randn
 from sigdeg.schedule import Schedule, VPLinear
-from sigdeg.signature import randn
 
 __all__ = ["SOLVERS", "solver_grids", "solver_sample", "solver_times"]
 
@@ -74,7 +74,7 @@ def solver_grids(method: str, steps: int) -> list[str]:
     Raises:
         SigdegError: If the solver is unknown or steps < 1.
     """
-    check_steps(steps)
+    check_least(steps, 1, "steps")
     schedulers = {grid: build(method, grid, VPLinear()) for grid in GRIDS}
     return [grid for grid, scheduler in schedulers.items() if prepare(scheduler, steps)]
 
@@ -92,7 +92,7 @@ def solver_times(schedule: Schedule, method: str, grid: str, steps: int) -> Tens
         SigdegError: If a name is unknown, steps < 1, the grid cannot have so many steps or the
             schedule does not preserve variance.
     """
-    check_steps(steps)
+    check_least(steps, 1, "steps")
     scheduler = build(method, grid, schedule)
     if not prepare(scheduler, steps):
         raise SigdegError(f"{method} has no {grid} grid of {steps} steps: use another grid")
@@ -128,8 +128,8 @@ def solver_sample(
         SigdegError: If a name is unknown, steps or batch_size < 1, the grid cannot have so many
             steps, the schedule does not preserve variance, or a sample is not finite.
     """
-    if batch_size is not None and batch_size < 1:
-        raise SigdegError(f"batch_size must be at least 1, got {batch_size}")
+    if batch_size is not None:
+        check_least(batch_size, 1, "batch_size")
     schedule = denoiser.schedule
     times, scheduler = solver_times(schedule, method, grid, steps), build(method, grid, schedule)
     # UniPC's step takes no generator: it draws nothing.
@@ -148,19 +148,12 @@ def solver_sample(
     return samples
 
 
-def check_steps(steps: int) -> None:
-    """Refuse a number of steps below one."""
-    if steps < 1:
-        raise SigdegError(f"steps must be at least 1, got {steps}")
-
-
 def build(method: str, grid: str, schedule: Schedule) -> Any:
     """The scheduler of diffusers, with the table of a schedule."""
     import diffusers
 
-    for kind, name, known in (("solver", method, SOLVERS), ("grid", grid, GRIDS)):
-        if name not in known:
-            raise SigdegError(f"unknown {kind} {name!r}: choose from {', '.join(known)}")
+    check_choice(method, SOLVERS, "solver")
+    check_choice(grid, GRIDS, "grid")
     t = torch.linspace(schedule.t_min, schedule.t_max, TRAIN_STEPS, dtype=torch.float64)
     kept = schedule.alpha(t) ** 2
     if not torch.allclose(kept + schedule.sigma(t) ** 2, torch.ones_like(t), atol=1e-6):

@@ -23,7 +23,7 @@ import ot
 import torch
 from torch import Tensor
 
-from sigdeg.errors import SigdegError
+from sigdeg.errors import SigdegError, check_least
 
 __all__ = [
     "autocorrelation_discrepancy",
@@ -60,8 +60,7 @@ def marginal_loss(samples: Tensor, reference: Tensor, bins: int = 50) -> float:
         SigdegError: If the sets do not match, are empty or not finite, a coordinate of the
             reference is constant, or there is no bin.
     """
-    if bins < 1:
-        raise SigdegError(f"bins must be at least 1, got {bins}")
+    check_least(bins, 1, "bins")
     x, y = (values.flatten(1).T.numpy() for values in standardised(samples, reference))
     loss = 0.0
     for a, b in zip(x, y, strict=True):

@@ -21,7 +21,7 @@ from typing import Literal, get_args
 import numpy as np
 from numpy.typing import ArrayLike
 
-from sigdeg.errors import SigdegError
+from sigdeg.errors import SigdegError, check_choice
 from sigdeg.planning.operators import Array, gamma, w2
 from sigdeg.planning.plans import Plan, check_operators, evaluate, hybrid, merges
 from sigdeg.planning.programmes import hybrid_operators
@@ -44,10 +44,7 @@ def training_time(plan: Plan, budget: float, accounting: Accounting = "equal-s")
     """
     if not budget >= 0:
         raise SigdegError(f"a budget must not be negative, got {budget}")
-    if accounting not in get_args(Accounting):
-        raise SigdegError(
-            f"unknown accounting {accounting!r}: choose from {', '.join(get_args(Accounting))}"
-        )
+    check_choice(accounting, get_args(Accounting), "accounting")
     count = len(merges(plan))
     if accounting == "equal-s" or count == 0:
         return budget

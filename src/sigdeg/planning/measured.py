@@ -26,7 +26,7 @@ from tqdm.auto import tqdm
 
 from sigdeg.costs import check_memory, path_bytes, tell_calls
 from sigdeg.distillation.paths import Batch, TeacherPaths
-from sigdeg.errors import SigdegError
+from sigdeg.errors import SigdegError, check_choice
 from sigdeg.grids import check_grid, coarse_grid, refine
 from sigdeg.planning.grids import TINY, PlannedGrid, shortest_path
 from sigdeg.planning.operators import Array
@@ -95,8 +95,7 @@ class StepRegression:
         Raises:
             SigdegError: If the features are unknown or as many as the samples.
         """
-        if features not in get_args(Features):
-            raise SigdegError(f"unknown features {features!r}: choose from linear, cubic")
+        check_choice(features, get_args(Features), "features")
         low, high = np.quantile(z, [0.005, 0.995], axis=0)
         places = np.linspace(low, high, knots)
         if features == "linear":
@@ -207,9 +206,7 @@ class MeasuredCost:
             SigdegError: If there are not 1 to C - 1 steps, or the weighing is unknown.
         """
         weighing = weighing or ("plain" if self.residual.shape[-1] == 1 else "balanced")
-        if weighing not in get_args(Weighing):
-            known = ", ".join(get_args(Weighing))
-            raise SigdegError(f"unknown weighing {weighing!r}: choose from {known}")
+        check_choice(weighing, get_args(Weighing), "weighing")
         plain, relative = self.residual.sum(-1), (self.residual / self.variance).sum(-1)
         if weighing == "balanced":
             units = [max(shortest_path(cost, steps)[1], TINY) for cost in (plain, relative)]

@@ -25,7 +25,7 @@ import numpy as np
 import torch
 from numpy.typing import ArrayLike, NDArray
 
-from sigdeg.errors import SigdegError
+from sigdeg.errors import SigdegError, check_choice, check_least
 from sigdeg.schedule import Cosine, Schedule, VPLinear
 
 __all__ = [
@@ -90,12 +90,10 @@ def discretise(schedule: Schedule | Literal["cosine", "vp"], steps: int) -> Step
     Raises:
         SigdegError: If steps < 1, or the name is unknown.
     """
-    if steps < 1:
-        raise SigdegError(f"steps must be at least 1, got {steps}")
+    check_least(steps, 1, "steps")
     if isinstance(schedule, str):
         kinds: dict[str, Schedule] = {"cosine": Cosine(), "vp": VPLinear()}
-        if schedule not in kinds:
-            raise SigdegError(f"unknown schedule {schedule!r}: choose from {', '.join(kinds)}")
+        check_choice(schedule, kinds, "schedule")
         schedule = kinds[schedule]
     t = torch.linspace(0, 1, steps + 1, dtype=torch.float64)
     alpha, sigma = schedule.alpha(t).numpy().copy(), schedule.sigma(t).numpy().copy()

@@ -22,7 +22,7 @@ from typing import Literal, NamedTuple, TypeAlias, TypeVar
 import numpy as np
 from numpy.typing import ArrayLike
 
-from sigdeg.errors import SigdegError
+from sigdeg.errors import SigdegError, check_least
 from sigdeg.planning.operators import Array
 
 __all__ = [
@@ -149,8 +149,7 @@ def plan_from_intervals(steps: int, intervals: Iterable[tuple[int, int]]) -> Pla
 
 def check_request(steps: int) -> None:
     """Refuse a plan of no steps."""
-    if steps < 1:
-        raise SigdegError(f"steps must be at least 1, got {steps}")
+    check_least(steps, 1, "steps")
 
 
 def vanilla(steps: int) -> Plan:

@@ -21,7 +21,7 @@ import numpy as np
 from numpy.lib.stride_tricks import as_strided
 from numpy.typing import ArrayLike
 
-from sigdeg.errors import SigdegError
+from sigdeg.errors import SigdegError, check_choice
 from sigdeg.planning.operators import Array, w2
 from sigdeg.planning.pareto import dp_pareto
 from sigdeg.planning.plans import Plan, check_operators, hybrid, plan_from_intervals
@@ -61,8 +61,7 @@ def dp_scalar(
     a, g = check_operators(operators, gammas)
     if a.ndim != 1:
         raise SigdegError(f"operators must have one direction, got shape {a.shape}")
-    if mode not in ("min", "max", "target"):
-        raise SigdegError(f"unknown mode {mode!r}: choose from min, max, target")
+    check_choice(mode, ("min", "max", "target"), "mode")
     if mode == "target":
         if target is None:
             raise SigdegError("mode 'target' needs a target")

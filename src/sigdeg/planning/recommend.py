@@ -19,7 +19,7 @@ from torch import Tensor
 
 from sigdeg.costs import check_memory
 from sigdeg.distillation.paths import TeacherPaths
-from sigdeg.errors import SigdegError
+from sigdeg.errors import SigdegError, check_choice
 from sigdeg.grids import refine
 from sigdeg.planning.budget import Accounting, Prediction, plan_cost, predict, training_time
 from sigdeg.planning.grids import PlannedGrid, dp_grid, warped_points
@@ -162,10 +162,7 @@ def recommend_plan(
         raise SigdegError(f"a plan merges 2 to {MOST_STEPS} steps, got {steps}")
     if not 0 < s < np.inf:
         raise SigdegError(f"the training time s must be positive and finite, got {s}")
-    if accounting not in get_args(Accounting):
-        raise SigdegError(
-            f"unknown accounting {accounting!r}: choose from {', '.join(get_args(Accounting))}"
-        )
+    check_choice(accounting, get_args(Accounting), "accounting")
     values = np.maximum(spectrum.eigenvalues, TINY * spectrum.eigenvalues.max())
     a, n2 = teacher_ops(schedule, values)
     target, weight = a.prod(axis=0), n2[-1] * spectrum.multiplicity

@@ -34,7 +34,7 @@ import numpy as np
 import torch
 from numpy.typing import ArrayLike
 
-from sigdeg.errors import SigdegError
+from sigdeg.errors import SigdegError, check_choice, check_least
 from sigdeg.planning.operators import Array
 from sigdeg.schedule import Schedule, VPLinear
 
@@ -87,12 +87,9 @@ class LinearStudent:
 
     def __post_init__(self) -> None:
         """Refuse what is not a student."""
-        if self.order < 1:
-            raise SigdegError(f"order must be at least 1, got {self.order}")
-        if not self.budget >= 0:
-            raise SigdegError(f"the training budget must be at least 0, got {self.budget}")
-        if self.start not in ("warm", "zero"):
-            raise SigdegError(f"unknown start {self.start!r}: choose from warm, zero")
+        check_least(self.order, 1, "order")
+        check_least(self.budget, 0, "the training budget")
+        check_choice(self.start, ("warm", "zero"), "start")
 
 
 class FineSDE:
@@ -134,10 +131,8 @@ class FineSDE:
         shares = np.ones(len(values)) if multiplicity is None else np.asarray(multiplicity, float)
         if shares.shape != values.shape or not (np.isfinite(shares) & (shares > 0)).all():
             raise SigdegError("multiplicity must give one positive number an eigenvalue")
-        if steps < 1:
-            raise SigdegError(f"steps must be at least 1, got {steps}")
-        if kind not in get_args(FineStep):
-            raise SigdegError(f"unknown kind {kind!r}: choose from {', '.join(get_args(FineStep))}")
+        check_least(steps, 1, "steps")
+        check_choice(kind, get_args(FineStep), "kind")
         self.eigenvalues, self.multiplicity, self.steps = values, shares, steps
         schedule = schedule or VPLinear()
         self.times = schedule.t_max * np.arange(steps + 1) / steps
@@ -176,8 +171,7 @@ class FineSDE:
             raise SigdegError(
                 f"a step needs 0 <= left < right <= {self.steps}, got {left} and {right}"
             )
-        if order < 1:
-            raise SigdegError(f"order must be at least 1, got {order}")
+        check_least(order, 1, "order")
         row = self._row(left, right, order, discrete_legendre(order, right - left))
         return Statistics(*(value[-1] for value in row))
 

@@ -14,7 +14,7 @@ import torch
 from torch import Generator
 
 from sigdeg.costs import check_memory, tell_calls
-from sigdeg.errors import SigdegError, reason
+from sigdeg.errors import SigdegError, check_least, reason
 from sigdeg.files import read_tensors
 from sigdeg.grids import fine_grid
 from sigdeg.planning.measured import MeasuredCost, candidate_times, measured_cost
@@ -146,8 +146,7 @@ def sample_teacher(
     """The spectrum of a teacher's own samples."""
     from sigdeg.training import resolve_device
 
-    if count < 2:
-        raise SigdegError(f"samples must be at least 2, got {count}")
+    check_least(count, 2, "samples")
     device = resolve_device(device)
     teacher = teacher.to(device)
     labels, condition = None, dict[str, Any]()
@@ -212,8 +211,7 @@ def measure_teacher(
     if candidates <= steps:
         raise SigdegError(f"{steps} steps need more than {candidates} candidates to choose from")
     size = math.prod(teacher.sample_shape)
-    if axes < 1:
-        raise SigdegError(f"axes must be at least 1, got {axes}")
+    check_least(axes, 1, "axes")
     return measured_cost(
         teacher.step(),
         candidate_times(teacher.denoiser.schedule, candidates - 1),

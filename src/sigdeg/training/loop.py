@@ -11,7 +11,6 @@ from numbers import Integral
 from pathlib import Path
 from typing import Any, Generic, Literal, NamedTuple, TypeVar
 
-import numpy as np
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
@@ -20,19 +19,18 @@ from accelerate.utils import LoggerType, ProjectConfiguration
 from torch import Generator, Tensor, nn
 from tqdm.auto import tqdm
 
-from sigdeg.errors import SigdegError, TrainingError, reason
+from sigdeg.errors import SigdegError, TrainingError, check_least, reason
 from sigdeg.files import read_json, save_json, seal, unseal
+from sigdeg.rng import Stream, derive_generator
 from sigdeg.schema import number, record
 from sigdeg.training.checkpoint import ema_update, load_checkpoint, save_checkpoint
 
 __all__ = [
     "TrainConfig",
-    "derive_generator",
     "fit",
     "learning_rate",
     "make_accelerator",
     "resolve_device",
-    "seeded",
 ]
 
 M = TypeVar("M", bound=nn.Module)
@@ -82,8 +80,7 @@ class TrainConfig:
             value = getattr(self, name)
             if name in whole and (isinstance(value, bool) or not isinstance(value, Integral)):
                 raise SigdegError(f"{name} must be a whole number, got {value!r:.60}")
-            if value < least:
-                raise SigdegError(f"{name} must be at least {least}, got {value}")
+            check_least(value, least, name)
 
 
 class Fitted(NamedTuple, Generic[M]):
@@ -98,20 +95,6 @@ class Fitted(NamedTuple, Generic[M]):
     objective: M
     history: Tensor
     seconds: float
-
-
-def derive_generator(*key: int) -> Generator:
-    """A generator that depends on the key alone: work can stop and resume anywhere."""
-    # 32 bits are all that torch's CPU generator takes in.
-    seed = int(np.random.SeedSequence(key).generate_state(1)[0])
-    return Generator().manual_seed(seed)
-
-
-def seeded(seed: int, build: Callable[[], M]) -> M:
-    """Build a network with initial weights that depend on the seed alone."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        return build()
 
 
 def learning_rate(step: int, config: TrainConfig) -> float:
@@ -223,7 +206,9 @@ def fit(
         total=config.iterations, initial=first, desc=label, disable=not (progress and main)
     ) as bar:
         for step in range(first, config.iterations):
-            generator = derive_generator(config.seed, 3, step, accelerator.process_index)
+            generator = derive_generator(
+                config.seed, Stream.BATCHES, step, accelerator.process_index
+            )
             for group in optimizer.param_groups:
                 group["lr"] = group["factor"] * learning_rate(step, config)
             batch = draw(generator)

@@ -13,9 +13,10 @@ from torch import Generator, Tensor, nn
 from sigdeg.denoiser import NetworkDenoiser, network_target
 from sigdeg.errors import SigdegError
 from sigdeg.networks import count_classes, set_null_class
+from sigdeg.rng import Stream, derive_generator
+from sigdeg.runs import claim_folder, fingerprint
 from sigdeg.schedule import expand
-from sigdeg.training.folder import claim_folder, fingerprint
-from sigdeg.training.loop import TrainConfig, derive_generator, fit, make_accelerator
+from sigdeg.training.loop import TrainConfig, fit, make_accelerator
 
 __all__ = ["check_data", "train_teacher"]
 
@@ -128,7 +129,9 @@ def train_teacher(
     def batch(generator: Generator) -> Drawn:
         return draw(torch.randint(kept, (config.batch_size,), generator=generator), generator)
 
-    unseen = draw(torch.arange(kept, len(data))[:HELD_OUT], derive_generator(config.seed, 4))
+    unseen = draw(
+        torch.arange(kept, len(data))[:HELD_OUT], derive_generator(config.seed, Stream.HELD_OUT)
+    )
     objective = DenoisingObjective(denoiser, time_power)
     fitted = fit(
         objective,

@@ -13,7 +13,6 @@ from torch import Tensor, nn
 
 from sigdeg.errors import SigdegError
 from sigdeg.files import read_json, save_json, seal, unseal
-from sigdeg.schedule import Schedule
 
 __all__ = ["claim_folder", "fingerprint", "keep", "kept"]
 
@@ -34,12 +33,15 @@ def fingerprint(value: Any) -> str:
 
 
 def settings(part: nn.Module) -> list[tuple[str, Any]]:
-    """Plain attributes and schedules of a module itself; its mode is none of its settings."""
+    """Plain attributes of a module itself, and what has a `config()`, as a schedule has.
+
+    Its mode is none of its settings.
+    """
     plain = (bool, int, float, str, tuple, type(None))
     return sorted(
         (name, value)
         for name, value in vars(part).items()
-        if isinstance(value, Schedule)
+        if callable(getattr(value, "config", None))
         or (isinstance(value, plain) and not name.startswith("_") and name != "training")
     )
 
