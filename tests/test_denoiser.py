@@ -11,17 +11,15 @@ from scipy import integrate, stats
 from torch import Generator, Tensor, nn
 
 from sigdeg.denoiser import (
-    AutoGuidance,
-    ClassifierFreeGuidance,
     Denoiser,
     GaussianDenoiser,
     GaussianMixtureDenoiser,
     NetworkDenoiser,
-    Prediction,
-    posterior_mean,
     unwrap,
 )
 from sigdeg.errors import SigdegError
+from sigdeg.guidance import AutoGuidance, ClassifierFreeGuidance
+from sigdeg.prediction import Prediction, posterior_mean
 from sigdeg.schedule import (
     EDM,
     Cosine,
@@ -189,6 +187,26 @@ def test_whole_timesteps_need_a_schedule_that_counts_them() -> None:
             tables(torch.zeros(2, 1), torch.tensor(0.5))
     with pytest.raises(SigdegError, match="unknown timesteps 'whole': choose from continuous, "):
         NetworkDenoiser(nn.Identity(), VPLinear(), timesteps="whole")  # type: ignore[arg-type]
+
+
+class Prompted(nn.Module):
+    """The state, something else, then the timestep, as transformers of diffusers take them."""
+
+    def forward(self, x: Tensor, prompt: Tensor, timestep: Tensor) -> Tensor:
+        return x + prompt * timestep[:, None]
+
+
+def test_networks_are_called_as_they_want_to_be() -> None:
+    x, t, prompt = states(4, 2), TIMES[1], states(4, 2, seed=2)
+    schedule = RectifiedFlow(timesteps=1000.0)
+    expected = NetworkDenoiser(Stub(lambda x, t: x + prompt * t[:, None]), schedule)(x, t)
+    assert torch.equal(NetworkDenoiser(Prompted(), schedule)(x, t, prompt=prompt), expected)
+    other = Stub(lambda told, x: x + prompt * told[:, None])
+    swapped = NetworkDenoiser(other, schedule, call=lambda f, x, told, _: f(told, x))
+    assert torch.equal(swapped(x, t), expected)
+    clock = Stub(lambda x, t: x * t[:, None])
+    NetworkDenoiser(clock, EDM(), timesteps="time")(x, t)
+    assert clock.seen[0][1].tolist() == [float(t)] * 4
 
 
 def test_learned_variance_is_dropped() -> None:

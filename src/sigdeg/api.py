@@ -1,8 +1,6 @@
 """What `import sigdeg` gives, in one place."""
 
 from sigdeg.denoiser import (
-    AutoGuidance,
-    ClassifierFreeGuidance,
     Denoiser,
     GaussianDenoiser,
     GaussianMixtureDenoiser,
@@ -11,6 +9,7 @@ from sigdeg.denoiser import (
 from sigdeg.distillation import DistillConfig, distill
 from sigdeg.errors import SigdegError, TrainingError
 from sigdeg.grids import coarse_grid, fine_grid, refine
+from sigdeg.guidance import AutoGuidance, ClassifierFreeGuidance
 from sigdeg.networks import ModulatedMLP, ResidualMLP
 from sigdeg.sampling import march, sample
 from sigdeg.schedule import (

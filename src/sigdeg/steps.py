@@ -33,7 +33,8 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.overrides import TorchFunctionMode
 
-from sigdeg.denoiser import Denoiser, Guidance
+from sigdeg.denoiser import Denoiser
+from sigdeg.guidance import Guidance
 from sigdeg.schedule import Schedule, expand
 from sigdeg.signature import PartialSignature, gauss_legendre, legendre_basis
 

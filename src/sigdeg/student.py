@@ -33,17 +33,7 @@ from typing import Any, Literal, get_args
 import torch
 from torch import Tensor, nn
 
-from sigdeg.denoiser import (
-    Denoiser,
-    NetworkDenoiser,
-    Prediction,
-    Timesteps,
-    check_timesteps,
-    network_time,
-    posterior_mean,
-    scale_input,
-    unwrap,
-)
+from sigdeg.denoiser import CalledNetwork, Denoiser, NetworkDenoiser, Timesteps, unwrap
 from sigdeg.errors import SigdegError
 from sigdeg.files import count_weights, find_student, load_weights, read_json, save_model
 from sigdeg.grids import Spacing, check_span, coarse_grid
@@ -55,6 +45,7 @@ from sigdeg.networks import (
     sinusoidal,
     widen,
 )
+from sigdeg.prediction import Prediction
 from sigdeg.schedule import Schedule, expand, schedule_from_config
 from sigdeg.schema import flag, listed, mapped, maybe, number, record, text, whole
 from sigdeg.signature import PartialSignature
@@ -89,7 +80,7 @@ SAVED = record(  # config.json
 )
 
 
-class SignatureStudent(nn.Module):
+class SignatureStudent(CalledNetwork):
     r"""A learned step; see the module's docstring for the formula.
 
     Arguments:
@@ -125,7 +116,6 @@ class SignatureStudent(nn.Module):
     """
 
     nfe = 1
-    timesteps: Timesteps = "continuous"  # set where it is another, as in `NetworkDenoiser`
     directions: Tensor | None
     stds: Tensor | None
 
@@ -149,10 +139,7 @@ class SignatureStudent(nn.Module):
         sample_shape: tuple[int, ...] | None = None,
         timesteps: Timesteps = "continuous",
     ) -> None:
-        super().__init__()
-        check_timesteps(schedule, timesteps)
-        if timesteps != self.timesteps:
-            self.timesteps = timesteps
+        super().__init__(network, schedule, prediction_type, clip, data_std, timesteps)
         if order < 1 or (kind == "plain" and order != 2):
             raise SigdegError(
                 f"order must be at least 1 (and 2 for the plain student), got {order}"
@@ -163,12 +150,8 @@ class SignatureStudent(nn.Module):
             )
         if kind not in ("warm", "plain"):
             raise SigdegError(f"unknown kind of student {kind!r}: choose warm or plain")
-        for value, choices in (
-            (prediction_type, get_args(Prediction)),
-            (spacing, get_args(Spacing)),
-        ):
-            if value not in choices:
-                raise SigdegError(f"unknown {value!r}: choose from {', '.join(choices)}")
+        if spacing not in get_args(Spacing):
+            raise SigdegError(f"unknown {spacing!r}: choose from {', '.join(get_args(Spacing))}")
         if not 0 <= lookahead < 1 or (lookahead and kind != "warm"):
             raise SigdegError(
                 f"lookahead is for a warm student and lies in [0, 1), got {lookahead} and {kind}"
@@ -177,16 +160,11 @@ class SignatureStudent(nn.Module):
             raise SigdegError(
                 f"a student needs at least one step count, each at least 1, got {steps}"
             )
-        self.network = network
-        self._schedule = schedule
         self.channels = channels
         self.seen = order
         self.kind = kind
-        self.prediction_type: Prediction = prediction_type
-        self.data_std = data_std
         self.lookahead = lookahead
         self.residual_noise = residual_noise
-        self.clip = clip
         self.steps = tuple(steps)
         self.spacing: Spacing = spacing
         self.power = power
@@ -292,7 +270,7 @@ class SignatureStudent(nn.Module):
             shape = options.get("sample_shape") or (channels,)
             x = torch.randn(1, *shape, generator=torch.Generator().manual_seed(0))
             x = x.to(next(denoiser.network.parameters(), x))
-            told = network_time(denoiser.schedule, denoiser.schedule.t_max, x, denoiser.timesteps)
+            told = denoiser.timestep(x, denoiser.schedule.t_max)
             network = widen(
                 denoiser.network, inputs, outputs, channels, (x, told), **condition or {}
             )
@@ -324,11 +302,6 @@ class SignatureStudent(nn.Module):
         other.times = tuple(check_span(self.schedule, times).tolist())
         other.steps = (len(other.times) - 1,) if steps is None else steps
         return other
-
-    @property
-    def schedule(self) -> Schedule:
-        """The schedule of the diffusion."""
-        return self._schedule
 
     @property
     def order(self) -> int:
@@ -404,8 +377,7 @@ class SignatureStudent(nn.Module):
             )
         t, s = (torch.as_tensor(v, dtype=torch.float64) for v in (t, s))
         at = self.looks_at(t, s)
-        alpha, sigma = expand(self.schedule.alpha(at), x), expand(self.schedule.sigma(at), x)
-        timestep = network_time(self.schedule, at, x, self.timesteps)
+        timestep = self.timestep(x, at)
         if self.kind == "plain":
             inputs = [
                 x,
@@ -418,21 +390,20 @@ class SignatureStudent(nn.Module):
             output = unwrap(self.network(torch.cat(inputs, dim=1), timestep, **condition))
             change, head = output[:, : self.channels], output[:, self.channels :]
             mean = x + change
-            scale = torch.ones_like(alpha)
+            scale = torch.ones_like(expand(t, x))
         else:
             c, looked = signature.coefficients, x
             if self.lookahead:
                 parts = torch.cat([x[:, None], c[:, : self.seen]], dim=1)
                 looked = self.combine(parts, t, s, at)
-            scaled = scale_input(looked, alpha, sigma, self.prediction_type, self.data_std)
+            around = self.preconditioning(x, at)
+            scaled = around.scale(looked)
             features = sinusoidal(s.reshape(-1).to(x.device), STEP_FEATURES).to(x)
             seen = self.order if self.residual_noise == "energy" else self.seen
             inputs = [scaled, c[:, :seen].flatten(1, 2), maps(features, x)]
             output = unwrap(self.network(torch.cat(inputs, dim=1), timestep, **condition))
             output, head = output[:, : self.channels], output[:, self.channels :]
-            D = posterior_mean(output, looked, alpha, sigma, self.prediction_type, self.data_std)
-            if self.clip is not None:
-                D = D.clamp(-self.clip, self.clip)
+            D = self.mean(output, looked, around)
             a, b = (expand(v, x) for v in exponential_coefficients(self.schedule, t, s))
             mean = a * x + b * D + self.combine(c[:, : self.seen], t, s)
             scale = b

@@ -10,10 +10,11 @@ import torch
 from safetensors.torch import load_file
 from torch import Generator, Tensor, nn
 
-from sigdeg.denoiser import ClassifierFreeGuidance, Denoiser
+from sigdeg.denoiser import Denoiser
 from sigdeg.distillation import Batch, CachedPaths, Distilled, TeacherPaths, distill
 from sigdeg.errors import SigdegError
 from sigdeg.grids import coarse_grid, refine
+from sigdeg.guidance import ClassifierFreeGuidance
 from sigdeg.networks import ResidualMLP
 from sigdeg.sampling import sample
 from sigdeg.schedule import VPLinear, expand

@@ -12,8 +12,6 @@ import torch
 from torch import Generator, Tensor, nn
 
 from sigdeg.denoiser import (
-    AutoGuidance,
-    ClassifierFreeGuidance,
     Denoiser,
     GaussianDenoiser,
     NetworkDenoiser,
@@ -21,6 +19,7 @@ from sigdeg.denoiser import (
 from sigdeg.distillation import DistillConfig, distill
 from sigdeg.distillation.matching import Matching, times_by_share
 from sigdeg.errors import SigdegError
+from sigdeg.guidance import AutoGuidance, ClassifierFreeGuidance
 from sigdeg.networks import ResidualMLP
 from sigdeg.sampling import sample
 from sigdeg.schedule import EDM, RectifiedFlow, Schedule, VPLinear

@@ -14,11 +14,12 @@ from safetensors.torch import load_file, save_file
 from scipy import stats
 from torch import Generator, Tensor, nn
 
-from sigdeg.denoiser import AutoGuidance, Denoiser, GaussianDenoiser
+from sigdeg.denoiser import Denoiser, GaussianDenoiser
 from sigdeg.distillation import Batch, CachedPaths, FreshPaths, TeacherPaths, simulate
 from sigdeg.errors import SigdegError
 from sigdeg.files import read_tensors
 from sigdeg.grids import coarse_grid, refine
+from sigdeg.guidance import AutoGuidance
 from sigdeg.networks import ResidualMLP
 from sigdeg.schedule import Cosine, Schedule, VPLinear
 from sigdeg.signature import PartialSignature

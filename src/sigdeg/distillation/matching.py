@@ -29,8 +29,9 @@ from typing import Any
 import torch
 from torch import Generator, Tensor, nn
 
-from sigdeg.denoiser import Guidance, NetworkDenoiser
+from sigdeg.denoiser import NetworkDenoiser
 from sigdeg.errors import SigdegError
+from sigdeg.guidance import Guidance
 from sigdeg.networks import widen
 from sigdeg.schedule import Schedule
 from sigdeg.steps import Step

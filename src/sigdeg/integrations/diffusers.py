@@ -9,9 +9,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from sigdeg.denoiser import AutoGuidance, ClassifierFreeGuidance, NetworkDenoiser, Prediction
+from sigdeg.denoiser import NetworkDenoiser
 from sigdeg.errors import SigdegError, reason
 from sigdeg.files import find_folder, load_weights, read_json, save_json
+from sigdeg.guidance import AutoGuidance, ClassifierFreeGuidance
 from sigdeg.integrations.decoders import Decoder, check_decoder, load_decoder, modern, save_decoder
 from sigdeg.networks import (
     build_network,
@@ -21,6 +22,7 @@ from sigdeg.networks import (
     network_config,
     set_null_class,
 )
+from sigdeg.prediction import Prediction
 from sigdeg.schedule import EDM, RectifiedFlow, Schedule, from_scheduler, scheduler_config
 from sigdeg.schema import listed, maybe, number, record, whole
 from sigdeg.steps import Exponential

@@ -10,9 +10,10 @@ from typing import Any
 import torch
 from torch import Generator, Tensor, nn
 
-from sigdeg.denoiser import NetworkDenoiser, network_target
+from sigdeg.denoiser import NetworkDenoiser
 from sigdeg.errors import SigdegError
 from sigdeg.networks import count_classes, set_null_class
+from sigdeg.prediction import network_target
 from sigdeg.rng import Stream, derive_generator
 from sigdeg.runs import claim_folder, fingerprint
 from sigdeg.schedule import expand
