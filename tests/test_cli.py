@@ -407,8 +407,8 @@ def test_a_weaker_version_from_end_to_end(tmp_path: Path, capsys) -> None:
 
 def test_a_plan_on_a_planned_grid(teacher: Path, tmp_path: Path, monkeypatch, capsys) -> None:
     out = tmp_path / "out"
-    few = functools.partial(planning.plan_times, paths=300, refinement=2)
-    monkeypatch.setattr(planning, "plan_times", few)
+    few = functools.partial(planning.plan_grid, paths=300, refinement=2)
+    monkeypatch.setattr(planning, "plan_grid", few)
     command = ["distill", str(teacher), "--steps", "2", "--order", "1", "--iterations", "2"]
     command += ["--batch-size", "4", "--paths", "8", "--tracker", "none", "--samples", "4"]
     command += ["--device", "cpu", "--no-progress", "--refinement", "4", "--grid", "planned"]
@@ -417,6 +417,30 @@ def test_a_plan_on_a_planned_grid(teacher: Path, tmp_path: Path, monkeypatch, ca
     assert sorted(path.name for path in (out / "rounds").iterdir()) == ["01", "02"]
     assert SignatureStudent.from_pretrained(out / "student").times is not None
     assert "holds another run (it differs in plan)" in refused(capsys, *command, "--plan", "boot")
+
+
+def test_both_commands_plan_the_same_times(tmp_path: Path, monkeypatch, capsys) -> None:
+    """Of the same teacher, guidance, seed, order and steps: there is one measurement."""
+    teacher, out = tmp_path / "teacher", tmp_path / "out"
+    save_teacher(teacher, False, 2, told=False)
+    few = functools.partial(planning.plan_grid, paths=300, refinement=2)
+    monkeypatch.setattr(planning, "plan_grid", few)
+    shared = [str(teacher), "--steps", "3", "--order", "1", "--seed", "3", "--null-class", "2"]
+    shared += ["--device", "cpu", "--no-progress"]
+    guided = ["--guidance", "4", "--guidance-until", "0.7"]
+    command = ["distill", *shared, *guided, "--iterations", "2", "--batch-size", "4", "--paths"]
+    command += ["8", "--tracker", "none", "--samples", "4", "--refinement", "4"]
+    assert main([*command, "--grid", "planned", "--out", str(out)]) == 0
+    measured = []
+    for more in (guided, []):
+        capsys.readouterr()
+        options = [*more, "--paths", "300", "--refinement", "2", "--json"]
+        assert main(["plan", "grid", *shared, *options]) == 0
+        measured.append(json.loads(capsys.readouterr().out))
+    assert SignatureStudent.from_pretrained(out / "student").grid().tolist() == measured[0]["times"]
+    losses = [found["grids"]["uniform"]["measured_loss"] for found in measured]
+    assert losses[0] != losses[1]  # guidance is seen
+    assert "to be guided: leave --guidance" in refused(capsys, "plan", "grid", "mixture1d", *guided)
 
 
 def test_guidance_needs_classes(teacher: Path, tmp_path: Path, capsys) -> None:

@@ -36,6 +36,7 @@ from sigdeg.files import save_json, save_tensors
 from sigdeg.integrations import Decoder, load_decoder, load_teacher, save_decoder
 from sigdeg.networks import Autoencoder, ResidualMLP
 from sigdeg.planning.sources import find_source
+from sigdeg.planning.spectrum import Spectrum
 from sigdeg.report import write_report
 from sigdeg.schedule import VPLinear
 from sigdeg.steps import Exponential
@@ -145,7 +146,9 @@ def read_pipeline(folder: Path) -> None:
 
 
 def read_spectrum(file: str, folder: Path) -> None:
-    find_source(str(folder / file)).spectrum.warnings()
+    found = find_source(str(folder / file))
+    assert isinstance(found, Spectrum)
+    found.warnings()
 
 
 def read_series(folder: Path) -> dict[str, Any]:

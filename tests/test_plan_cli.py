@@ -11,9 +11,10 @@ import torch
 from safetensors.torch import save_file
 
 from sigdeg.cli import main
+from sigdeg.integrations import load_teacher
 from sigdeg.plan_cli import finish
 from sigdeg.planning import parse_plan, vanilla
-from sigdeg.planning.sources import find_source
+from sigdeg.planning.sources import sample_spectrum
 
 
 @pytest.fixture(scope="module")
@@ -133,20 +134,21 @@ def test_a_teacher_is_measured(teacher: Path, tmp_path: Path, capsys) -> None:
     few = ("--samples", 40, "--paths", 60, "--candidates", 6, "--refinement", 2, "--axes", 3)
     options = ("--steps", 3, "--fine-steps", 48, *few, "--no-progress")
     found = answer(capsys, "grid", teacher, *options, "--out", tmp_path)
-    assert found["source"] == "tiny, its own samples, 30 steps each"
+    assert found["source"] == "tiny, its own samples, 10 steps each"
     assert set(found["grids"]) >= {"planned", "measured", "uniform"}
     losses = {name: grid["measured_loss"] for name, grid in found["grids"].items()}
     assert losses["measured"] == pytest.approx(min(losses.values()))
     assert found["ratio"] == pytest.approx(losses["planned"] / losses["measured"])
     assert found["recommended"] == ("measured" if found["ratio"] > 2 else "planned")
-    assert any("only 40 samples" in text for text in found["warnings"])
+    assert any("only 60 samples" in text for text in found["warnings"])
     assert answer(capsys, "grid", teacher, *options)["times"] == found["times"]  # same seed
     without = answer(capsys, "grid", teacher, *options, "--no-measure")
     assert "measured" not in without["grids"]
+    assert any("only 40 samples" in text for text in without["warnings"])
     assert main(["plan", "grid", *map(str, (teacher, *options))]) == 0
     out = capsys.readouterr().out
     assert "times what the measured one loses" in out
-    assert "warning: only 40 samples" in out
+    assert "warning: only 60 samples" in out
 
 
 def test_a_teacher_gives_a_spectrum_and_a_plan(teacher: Path, capsys) -> None:
@@ -154,8 +156,9 @@ def test_a_teacher_gives_a_spectrum_and_a_plan(teacher: Path, capsys) -> None:
     found = answer(capsys, "spectrum", teacher, *options)
     assert found["samples"] == 20
     assert sum(found["multiplicity"]) == 16
-    source = find_source(str(teacher), samples=20, steps=4, progress=False)
-    np.testing.assert_array_equal(source.spectrum.eigenvalues, found["eigenvalues"])
+    original = load_teacher(teacher)
+    drawn = sample_spectrum(original, original.step(), 20, 4, progress=False)
+    np.testing.assert_array_equal(drawn.eigenvalues, found["eigenvalues"])
 
 
 def test_the_phase_diagram(tmp_path: Path, capsys) -> None:

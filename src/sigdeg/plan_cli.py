@@ -14,16 +14,20 @@ from sigdeg.errors import SigdegError
 from sigdeg.options import AnyFolder, AnyText, Group, Seed, Text, number, whole
 
 if TYPE_CHECKING:
+    from sigdeg.planning.spectrum import Spectrum
     from sigdeg.schedule import Schedule
 
 __all__ = ["PLAN"]
 
 Accounting = Literal["equal-s", "equal-steps", "equal-compute"]
+Guidance = Annotated[float | None, number(-1000, 1000)]
 Kind = Literal["cosine", "vp"]
+NullClass = Annotated[int | None, whole(0, 10**6)]
 Json = Annotated[bool, arg(name="json")]
 Samples = Annotated[int, whole(2, 10**7)]
 Source = Annotated[Positional[Text], arg(metavar="SOURCE")]
 TeacherSteps = Annotated[int, whole(2, 1000), arg(aliases=["-T"])]
+Until = Annotated[float, number(0, 1)]
 
 
 def spectrum(
@@ -57,11 +61,10 @@ def spectrum(
     asked = check_place("spectrum", locals())
     from sigdeg.planning import discretise, windows
     from sigdeg.planning.recommend import regime
-    from sigdeg.planning.sources import find_source
     from sigdeg.planning.summary import describe, verdict
     from sigdeg.report.plans import spectrum_plot
 
-    found = find_source(source, samples, sampling_steps, seed, device, progress).spectrum
+    found, _ = find_spectrum(source, samples, sampling_steps, seed, device, progress)
     steps = discretise(schedule, teacher_steps)
     own, (low, high) = regime(steps, found), windows(steps)
     result = {
@@ -114,15 +117,15 @@ def merge(
     asked = check_place("plan", locals())
     from sigdeg.planning import discretise
     from sigdeg.planning.recommend import recommend_plan
-    from sigdeg.planning.sources import find_source
     from sigdeg.planning.summary import plan_json, plan_lines
     from sigdeg.report.plans import plans_plot
 
-    found = find_source(source, seed=seed, device=device, progress=progress)
-    own = own_schedule(found.teacher, schedule)
+    found, own = find_spectrum(
+        source, seed=seed, device=device, progress=progress, schedule=schedule
+    )
     steps = discretise(own or schedule or "cosine", teacher_steps)
     kind = "the teacher's schedule" if own else schedule or "cosine"
-    advice = recommend_plan(found.spectrum, steps, training_time, accounting)
+    advice = recommend_plan(found, steps, training_time, accounting)
     chosen = advice.plans[accounting]
 
     def draw(path: Path) -> None:
@@ -130,14 +133,14 @@ def merge(
         plans_plot({name: p.plan for name, p in chosen.items()}, path, advice.name, notes)
 
     result = {
-        "source": found.spectrum.source,
+        "source": found.source,
         "schedule": kind,
         "teacher_steps": teacher_steps,
         "s": training_time,
         **plan_json(advice),
-        "warnings": found.spectrum.warnings(),
+        "warnings": found.warnings(),
     }
-    lines = plan_lines(found.spectrum, advice, f"{kind}, T = {teacher_steps}", training_time)
+    lines = plan_lines(found, advice, f"{kind}, T = {teacher_steps}", training_time)
     finish("plan", result, lines, {"plan.png": draw}, out, as_json, asked)
 
 
@@ -150,9 +153,13 @@ def grid(
     residual_noise: bool = False,
     schedule: Kind | None = None,
     fine_steps: Annotated[int, whole(2, 1000)] = 256,
+    guidance: Guidance = None,
+    guidance_until: Until = 1.0,
+    weak: AnyText = None,
+    null_class: NullClass = None,
     measure: bool = True,
-    candidates: Annotated[int, whole(2, 1000)] = 19,
-    paths: Annotated[int, whole(2, 10**7)] = 1024,
+    candidates: Annotated[int | None, whole(2, 1000)] = None,
+    paths: Annotated[int, whole(2, 10**7)] = 2000,
     refinement: Annotated[int, whole(2, 1000)] = 6,
     axes: Annotated[int, whole(1, 4096)] = 64,
     weighing: Literal["plain", "relative", "balanced"] | None = None,
@@ -165,8 +172,8 @@ def grid(
 ) -> None:
     """The times at which a student of a few steps loses the least, from a spectrum or a teacher.
 
-    A teacher is measured as well: what coarse steps between candidate times lose, however far from
-    Gaussian it is.
+    A teacher is measured: what coarse steps between candidate times lose, however far from Gaussian
+    it is. `sigdeg distill TEACHER --grid planned` takes the same times.
 
     Args:
         source: A spectrum, or what `sigdeg plan spectrum` takes.
@@ -177,14 +184,18 @@ def grid(
         residual_noise: The student adds noise of the variance that it loses.
         schedule: Schedule of the teacher (default: a teacher's own, otherwise vp).
         fine_steps: Fine steps of the linear teacher that the grid is chosen from.
-        measure: Measure a teacher.
-        candidates: Candidate times to measure between.
+        guidance: Scale of guidance, as `sigdeg distill` takes it.
+        guidance_until: Time above which there is none.
+        weak: Folder or hub id of a weaker version of the teacher that guides it.
+        null_class: The label that means no class.
+        measure: Measure a teacher; otherwise only the spectrum of its samples counts.
+        candidates: Candidate times to measure between (default: 19, or more for more than 9 steps).
         paths: Teacher paths to measure with.
         refinement: Fine teacher steps between neighbouring candidates.
         axes: Principal axes to measure along, at most.
         weighing: How measured losses are weighed: plain, relative to the variance of the states, or
             both alike (default: plain along one axis, otherwise balanced).
-        samples: Samples of a teacher or a benchmark behind the spectrum.
+        samples: Samples behind the spectrum of a benchmark, or of a teacher that is not measured.
         seed: Seed of what is drawn.
         device: cpu or cuda (default: what is found).
         out: Folder for grid.json and grid.png.
@@ -192,34 +203,64 @@ def grid(
         progress: Show progress bars.
     """
     asked = check_place("grid", locals())
-    from sigdeg.planning import LinearStudent
-    from sigdeg.planning.recommend import recommend_grid
-    from sigdeg.planning.sources import find_source, measure_teacher
+    import torch
+
+    from sigdeg.planning import LinearStudent, plan_grid, recommend_grid
+    from sigdeg.planning.advice import default_candidates
+    from sigdeg.planning.sources import find_source, own_samples, sample_spectrum
+    from sigdeg.planning.spectrum import Spectrum
     from sigdeg.planning.summary import grid_json, grid_lines
     from sigdeg.report.plans import grids_plot
     from sigdeg.schedule import Cosine, VPLinear
+    from sigdeg.training import resolve_device
 
     student = LinearStudent(order, budget, start, residual_noise)
-    found = find_source(source, samples, seed=seed, device=device, progress=progress)
-    kinds: dict[str | None, Schedule] = {"cosine": Cosine(), "vp": VPLinear(), None: VPLinear()}
-    own = own_schedule(found.teacher, schedule) or kinds[schedule]
-    # What does not fit is refused before anything is measured.
-    advice = recommend_grid(found.spectrum, own, steps, student, fine_steps)
-    if found.teacher is not None and measure:
-        measured = measure_teacher(
-            found.teacher, steps, order, candidates, paths, refinement, axes, seed, progress
-        )
-        advice = advice.with_measured(measured, weighing)
-    elif weighing is not None:
+    found = find_source(source, samples, seed, weak=weak, null_class=null_class)
+    teacher = None if isinstance(found, Spectrum) else found
+    own = (
+        own_schedule(teacher, schedule) or {"cosine": Cosine(), "vp": VPLinear()}[schedule or "vp"]
+    )
+    if weighing is not None and (teacher is None or not measure):
         raise SigdegError(
             "only a teacher that is measured has losses to weigh: leave --weighing out"
         )
+    if isinstance(found, Spectrum):
+        if (guidance, guidance_until, weak, null_class) != (None, 1, None, None):
+            raise SigdegError(
+                f"{source} is no teacher to be guided: leave --guidance, --guidance-until, --weak "
+                "and --null-class out"
+            )
+        advice = recommend_grid(found, own, steps, student, fine_steps)
+    elif measure:
+        device = resolve_device(device)
+        candidates = candidates or default_candidates(steps)
+        advice = plan_grid(
+            found.to(device).step(guidance, guidance_until),
+            steps,
+            found.sample_shape,
+            student,
+            candidates=candidates,
+            paths=paths,
+            refinement=refinement,
+            axes=axes,
+            weighing=weighing,
+            fine=fine_steps,
+            seed=seed,
+            source=own_samples(found, (candidates - 1) * refinement),
+            labels=None if found.labels is None else torch.tensor(found.labels),
+            device=device,
+            progress=progress,
+        )
+    else:
+        step = found.step(guidance, guidance_until)
+        drawn = sample_spectrum(found, step, samples, 30, seed, device, progress)
+        advice = recommend_grid(drawn, own, steps, student, fine_steps)
     result = {
-        "source": found.spectrum.source,
+        "source": advice.spectrum.source,
         "steps": steps,
         "order": order,
         **grid_json(advice),
-        "warnings": found.spectrum.warnings() + advice.warnings(),
+        "warnings": advice.warnings(),
     }
 
     def draw(path: Path) -> None:
@@ -227,7 +268,7 @@ def grid(
         first = {advice.name: known[advice.name]}
         grids_plot({n: g.times for n, g in (first | known).items()}, own, path)
 
-    lines = grid_lines(found.spectrum, advice)
+    lines = grid_lines(advice)
     finish("grid", result, lines, {"grid.png": draw}, out, as_json, asked)
 
 
@@ -303,6 +344,26 @@ def phase(
         as_json,
         asked,
     )
+
+
+def find_spectrum(
+    source: str,
+    samples: int = 1024,
+    steps: int = 30,
+    seed: int = 0,
+    device: str | None = None,
+    progress: bool = True,
+    schedule: str | None = None,
+) -> tuple[Spectrum, Schedule | None]:
+    """The spectrum of a source, and its schedule where it is a teacher."""
+    from sigdeg.planning.sources import find_source, sample_spectrum
+    from sigdeg.planning.spectrum import Spectrum
+
+    found = find_source(source, samples, seed)
+    if isinstance(found, Spectrum):
+        return found, None
+    own = own_schedule(found, schedule)
+    return sample_spectrum(found, found.step(), samples, steps, seed, device, progress), own
 
 
 PLAN = Group(

@@ -174,7 +174,7 @@ def distill(
             with `states="data"` what is merged costs no teacher calls any more, and rounds that
             merge nothing else draw their segments anew.
         grid: `planned` puts the student's times where a student loses least, see
-            `sigdeg.planning.plan_times`; the calls it takes are counted.
+            `sigdeg.planning.plan_grid`; the calls it takes are counted.
         judge: Samples in each of the two sets that the student is judged on at the end, see
             `sigdeg.distillation.judgement`; 0 for no verdict (default: 32 to 2,000, at most an
             eighth of the teacher calls of the training). Training does not depend on it.
@@ -246,19 +246,20 @@ def plan_student(
     progress: bool,
 ) -> tuple[SignatureStudent, float]:
     """The student at planned times, and the teacher calls that measuring took."""
-    from sigdeg.planning import plan_times  # which simulates paths with this package
+    from sigdeg.planning import LinearStudent, plan_grid  # which simulates paths with this package
 
-    times, spent = plan_times(
-        teacher,
+    place = torch.device(resolve_device(device))
+    advice = plan_grid(
+        on_device(teacher, place),
         max(student.steps),
         student.sample_shape,
-        student.seen,
+        LinearStudent(student.seen),
+        seed=config.seed,
         labels=labels,
-        generator=derive_generator(config.seed, Stream.PLAN),
-        device=resolve_device(device),
+        device=place,
         progress=progress and PartialState().is_main_process,
     )
-    return student.at_times(times, student.steps), spent
+    return student.at_times(advice.best.times, student.steps), advice.teacher_nfe
 
 
 def distil_rounds(

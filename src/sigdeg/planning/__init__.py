@@ -1,5 +1,6 @@
 """Plans: what to distil in which order, and on which grid."""
 
+from sigdeg.planning.advice import GridAdvice, plan_grid, recommend_grid
 from sigdeg.planning.budget import (
     Accounting,
     Prediction,
@@ -49,13 +50,7 @@ from sigdeg.planning.plans import (
     vanilla,
 )
 from sigdeg.planning.programmes import HybridScan, dp_scalar, hybrid_operators, scan_hybrid
-from sigdeg.planning.recommend import (
-    GridAdvice,
-    PlanAdvice,
-    plan_times,
-    recommend_grid,
-    recommend_plan,
-)
+from sigdeg.planning.recommend import PlanAdvice, recommend_plan
 from sigdeg.planning.sde import FineSDE, FineStep, LinearStudent, Statistics
 from sigdeg.planning.spectrum import Spectrum
 from sigdeg.planning.trained import train_plan
@@ -107,8 +102,8 @@ __all__ = [
     "phase_diagram",
     "plan_cost",
     "plan_from_intervals",
+    "plan_grid",
     "plan_steps",
-    "plan_times",
     "predict",
     "progressive",
     "recommend_grid",

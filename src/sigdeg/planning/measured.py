@@ -180,11 +180,13 @@ class MeasuredCost:
         times: The C candidate times, decreasing to 0.
         residual: Unexplained variance of the step from time i to time j > i, shape (C, C, d).
         variance: Variance of the teacher's states at the candidates, shape (C, d).
+        teacher_nfe: Teacher calls that measuring took.
     """
 
     times: Tensor
     residual: Array
     variance: Array
+    teacher_nfe: float = 0
 
     def cost(self, steps: int, weighing: Weighing | None = None) -> Array:
         """Cost of every step of a grid of K steps, shape (C, C).
@@ -322,8 +324,9 @@ def measured_cost(
     memory = min(batch_size, paths) * path_bytes(len(rows), order, shape)
     memory += 4 * paths * path_bytes(len(rows), order, (along,)) + 16 * along * len(times) ** 2
     check_memory(memory)
+    calls = paths * source.teacher_nfe
     if progress:
-        row, calls = rows[0], paths * source.teacher_nfe
+        row = rows[0]
         tell_calls(
             f"measuring {paths:,} paths",
             calls,
@@ -354,7 +357,7 @@ def measured_cost(
                 c = left.numpy() @ c + right.numpy() @ coefficients[:, j - 1]
             fit = StepRegression.fit(states[:, i], c, states[:, j], features)
             residual[i, j] = fit.residual
-    return MeasuredCost(times, residual, states.var(axis=0, ddof=1))
+    return MeasuredCost(times, residual, states.var(axis=0, ddof=1), calls)
 
 
 def project(batch: Batch, directions: Tensor | None) -> tuple[Array, Array]:

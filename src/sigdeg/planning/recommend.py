@@ -1,4 +1,4 @@
-r"""What to do: the plan and the grid for a spectrum, with what each alternative would give.
+r"""What to do: the plan for a spectrum, with what each alternative would give.
 
 A budget is stated as s, the training time (learning rate times steps) of the one-shot student,
 which makes one merge. A plan of several merges is judged on the same terms three times over: with s
@@ -9,28 +9,13 @@ the same one-shot student.
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass, replace
-from typing import Any, Literal, get_args
+from typing import Literal, get_args
 
 import numpy as np
-import torch
-from torch import Tensor
 
-from sigdeg.costs import check_memory
-from sigdeg.distillation.paths import TeacherPaths
 from sigdeg.errors import SigdegError, check_choice
-from sigdeg.grids import refine
 from sigdeg.planning.budget import Accounting, Prediction, plan_cost, predict, training_time
-from sigdeg.planning.grids import PlannedGrid, dp_grid, warped_points
-from sigdeg.planning.measured import (
-    CANDIDATES,
-    Comparison,
-    MeasuredCost,
-    Weighing,
-    candidate_times,
-    measured_cost,
-)
 from sigdeg.planning.operators import (
     Array,
     StepSchedule,
@@ -51,30 +36,15 @@ from sigdeg.planning.plans import (
     vanilla,
 )
 from sigdeg.planning.programmes import hybrid_operators
-from sigdeg.planning.sde import FineSDE, LinearStudent
 from sigdeg.planning.spectrum import Spectrum
-from sigdeg.schedule import Schedule
-from sigdeg.steps import Step
 
-__all__ = [
-    "GridAdvice",
-    "PlanAdvice",
-    "Regime",
-    "merge_time",
-    "plan_times",
-    "recommend_grid",
-    "recommend_plan",
-    "regime",
-]
+__all__ = ["PlanAdvice", "Regime", "merge_time", "recommend_plan", "regime"]
 
 Regime = Literal["boot", "vanilla", "mixed"]
 
 MOST_STEPS = 1000
 SEARCHED = 64  # steps of the largest plan whose neighbours are tried
 WORTHWHILE = 0.99  # what is hardly nearer is not worth a plan without a name
-LONGEST = 64  # steps of a grid that `plan_times` chooses: all pairs of candidates are measured
-DIRECTIONS = 64  # principal components that `plan_times` measures at most
-POWERS = tuple(np.arange(1.25, 4.01, 0.25).tolist())
 TINY = 1e-12  # a direction without variance stands as this share of the largest: A_t must be > 0
 
 
@@ -206,164 +176,3 @@ def best_m(
     times = [merge_time(hybrid(steps, m), s, accounting) for m in range(1, steps + 1)]
     tables = {time: hybrid_operators(a, gamma(n2[-1], time)) for time in set(times)}
     return 1 + int(np.argmin([w2(tables[t][i], target, weight) for i, t in enumerate(times)]))
-
-
-@dataclass(frozen=True)
-class GridAdvice:
-    """Grids compared, and the one to take.
-
-    Arguments:
-        planned: The grid planned from the spectrum; its cost is the W2 to the teacher.
-        uniform: The uniform grid, alike.
-        power: The best power grid $t = (i/K)^p$, alike.
-        exponent: Its exponent p.
-        measured: What was measured of a teacher, if anything.
-        comparison: The planned grid against the measured one, under the measured cost.
-        weighing: How measured losses are weighed, see `MeasuredCost.cost`.
-        lossless: Whether every grid is exact for Gaussian data: then the planned one is that of the
-            same student without its noise.
-    """
-
-    planned: PlannedGrid
-    uniform: PlannedGrid
-    power: PlannedGrid
-    exponent: float
-    measured: MeasuredCost | None = None
-    comparison: Comparison | None = None
-    weighing: Weighing | None = None
-    lossless: bool = False
-
-    @property
-    def grids(self) -> dict[str, PlannedGrid]:
-        """The grids by name: `planned`, `measured` where a teacher was, `uniform`, `power-P`."""
-        measured = {} if self.comparison is None else {"measured": self.comparison.measured}
-        power = {f"power-{self.exponent:g}": self.power}
-        return {"planned": self.planned, **measured, "uniform": self.uniform, **power}
-
-    @property
-    def name(self) -> str:
-        """The grid to take: the measured one where the two disagree by more than a factor 2."""
-        found = self.comparison
-        return "measured" if found is not None and found.trusted is found.measured else "planned"
-
-    @property
-    def best(self) -> PlannedGrid:
-        """The grid to take."""
-        return self.grids[self.name]
-
-    def with_measured(self, measured: MeasuredCost, weighing: Weighing | None = None) -> GridAdvice:
-        """The same advice, set against what was measured of a teacher.
-
-        Arguments:
-            measured: What coarse steps of the teacher lose.
-            weighing: How losses are weighed, see `MeasuredCost.cost`.
-
-        Raises:
-            SigdegError: If there are more steps than candidates allow.
-        """
-        comparison = measured.compare(self.planned, weighing)
-        return replace(self, measured=measured, comparison=comparison, weighing=weighing)
-
-    def measured_cost(self, grid: PlannedGrid) -> float:
-        """Measured cost of a grid moved to the candidates."""
-        assert self.measured is not None
-        return self.measured.nearest(grid.times, self.weighing).cost
-
-    def warnings(self) -> list[str]:
-        """What to know before using it."""
-        if self.comparison is None or self.name == "planned":
-            return []
-        return [
-            f"the grid planned from the spectrum loses {self.comparison.ratio:.1f} times what the "
-            "measured one loses: this teacher is not Gaussian, use the measured grid"
-        ]
-
-
-def recommend_grid(
-    spectrum: Spectrum,
-    schedule: Schedule,
-    steps: int,
-    student: LinearStudent | None = None,
-    fine: int = 256,
-) -> GridAdvice:
-    """Plan a grid from a spectrum, beside the uniform and the best power grid.
-
-    Arguments:
-        spectrum: The spectrum; zero eigenvalues are allowed.
-        schedule: The schedule.
-        steps: Coarse steps K.
-        student: The student, converged and of order 2 by default.
-        fine: Fine steps of the linear teacher; fewer where its `t_min` asks for it.
-
-    Raises:
-        SigdegError: If there are more steps than fine steps, or none.
-    """
-    student = student or LinearStudent()
-    # A student's times must lie above t_min.
-    fine = min(fine, int(schedule.t_max / schedule.t_min * (1 - 1e-9)))
-    check_memory(32 * (fine + 1) ** 2 * len(spectrum.eigenvalues))  # four tables of all steps
-    sde = FineSDE(spectrum.eigenvalues, fine, schedule, multiplicity=spectrum.multiplicity)
-
-    def grid(power: float) -> PlannedGrid:
-        points = warped_points(fine, steps, power)
-        times = torch.from_numpy(sde.times[points[::-1]])
-        return PlannedGrid(tuple(points), times, sde.w2(points, student))
-
-    lossless = student.residual_noise and student.budget == math.inf
-    planned = dp_grid(sde, steps, replace(student, residual_noise=False) if lossless else student)
-    if lossless:
-        planned = replace(planned, cost=sde.w2(planned.points, student))
-    warped = {power: grid(power) for power in POWERS}
-    exponent = min(warped, key=lambda power: warped[power].cost)
-    return GridAdvice(planned, grid(1.0), warped[exponent], exponent, lossless=lossless)
-
-
-def plan_times(
-    teacher: Step,
-    steps: int,
-    shape: tuple[int, ...],
-    order: int = 2,
-    paths: int = 2000,
-    refinement: int = 6,
-    **options: Any,
-) -> tuple[Tensor, float]:
-    """Times for a student of a teacher, and the teacher calls that planning them took.
-
-    They are planned from the spectrum of the teacher's samples, unless its measured losses say that
-    it is not Gaussian: see `GridAdvice.name`. A single direction is measured with cubic features,
-    several with linear ones, along principal components.
-
-    Arguments:
-        teacher: The teacher's step.
-        steps: The number of steps of the student.
-        shape: Shape of one sample.
-        order: Order of its signatures.
-        paths: Simulated paths.
-        refinement: Fine steps between neighbouring candidates.
-        options: Passed on to `measured_cost`.
-
-    Returns:
-        Decreasing times that end at 0, shape (steps + 1,), and the teacher calls spent.
-
-    Raises:
-        SigdegError: If there are more than 64 steps, or the teacher cannot be run there.
-    """
-    if steps > LONGEST:
-        raise SigdegError(f"a grid is planned for at most {LONGEST} steps, got {steps}")
-    candidates = candidate_times(teacher.schedule, max(CANDIDATES, 2 * steps))
-    size = math.prod(shape)
-    measured = measured_cost(
-        teacher,
-        candidates,
-        shape,
-        order,
-        paths,
-        refinement,
-        "cubic" if size == 1 else "linear",
-        None if size == 1 else min(size, DIRECTIONS),
-        **options,
-    )
-    spectrum = Spectrum.of_eigenvalues(measured.variance[-1], source="the teacher's samples")
-    advice = recommend_grid(spectrum, teacher.schedule, steps, LinearStudent(order))
-    calls = TeacherPaths(teacher, list(refine(teacher.schedule, candidates, refinement)), shape, 1)
-    return advice.with_measured(measured).best.times, paths * calls.teacher_nfe

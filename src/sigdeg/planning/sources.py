@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,53 +16,34 @@ from sigdeg.costs import check_memory, tell_calls
 from sigdeg.errors import SigdegError, check_least, reason
 from sigdeg.files import read_tensors
 from sigdeg.grids import fine_grid
-from sigdeg.planning.measured import MeasuredCost, candidate_times, measured_cost
 from sigdeg.planning.spectrum import Spectrum
 from sigdeg.sampling import sample
+from sigdeg.steps import Step
+from sigdeg.training import resolve_device
 
 if TYPE_CHECKING:
     from sigdeg.integrations import Teacher
 
-__all__ = ["Source", "find_source", "measure_teacher"]
-
-
-@dataclass(frozen=True)
-class Source:
-    """A spectrum, and what it was taken of.
-
-    Arguments:
-        spectrum: The spectrum.
-        teacher: The teacher whose samples it was taken of; None for other data.
-    """
-
-    spectrum: Spectrum
-    teacher: Teacher | None = None
+__all__ = ["find_source", "own_samples", "sample_spectrum"]
 
 
 def find_source(
-    name: str,
-    samples: int = 1024,
-    steps: int = 30,
-    seed: int = 0,
-    device: str | None = None,
-    progress: bool = True,
-) -> Source:
-    r"""The spectrum that a name stands for.
+    name: str, samples: int = 1024, seed: int = 0, **options: Any
+) -> Spectrum | Teacher:
+    r"""What a name stands for: a spectrum, or a teacher whose samples have one.
 
     | name | spectrum of |
     |---|---|
     | `*.npy`, `*.safetensors` (one tensor) | its samples, shape (n, \*) |
     | `*.json`, `*.csv`, `*.txt` | the eigenvalues in it, or a saved spectrum |
     | `mixture1d`, `rbergomi` | the data of the benchmark, exact or simulated |
-    | a folder, a hub id, `mnist-teacher` | what a saved diffusers pipeline draws |
+    | a folder, a hub id, `mnist-teacher` | a saved diffusers pipeline: see `sample_spectrum` |
 
     Arguments:
         name: One of these.
-        samples: Samples to draw from a teacher.
-        steps: Steps to draw them with.
+        samples: Samples to draw of a benchmark.
         seed: Seed of what is drawn.
-        device: Where to draw them.
-        progress: Show a progress bar.
+        options: Passed on to `load_teacher`: its weaker version, the label that means no class.
 
     Raises:
         SigdegError: If it is none of them, or cannot be read.
@@ -71,16 +51,16 @@ def find_source(
     path = Path(name)
     if path.suffix in READERS and not path.is_dir():
         try:
-            return Source(READERS[path.suffix](path))
+            return READERS[path.suffix](path)
         except SigdegError:
             raise
         except Exception as error:  # a damaged file may break anything inside its reader
             raise SigdegError(f"cannot read {path}: {reason(error)}") from None
     if name in BENCHMARKS and not path.exists():
-        return Source(BENCHMARKS[name](samples, seed))
+        return BENCHMARKS[name](samples, seed)
     from sigdeg.integrations import load_teacher
 
-    return sample_teacher(load_teacher(name), samples, steps, seed, device, progress)
+    return load_teacher(name, **options)
 
 
 def read_array(path: Path) -> Spectrum:
@@ -140,22 +120,39 @@ BENCHMARKS: dict[str, Callable[[int, int], Spectrum]] = {
 }
 
 
-def sample_teacher(
-    teacher: Teacher, count: int, steps: int, seed: int, device: str | None, progress: bool
-) -> Source:
-    """The spectrum of a teacher's own samples."""
-    from sigdeg.training import resolve_device
+def sample_spectrum(
+    teacher: Teacher,
+    step: Step,
+    count: int = 1024,
+    steps: int = 30,
+    seed: int = 0,
+    device: str | None = None,
+    progress: bool = True,
+) -> Spectrum:
+    """The spectrum of a teacher's own samples.
 
+    Arguments:
+        teacher: The teacher.
+        step: Its step.
+        count: Samples to draw.
+        steps: Steps to draw them with.
+        seed: Seed of the samples.
+        device: Where to draw them (default: what is found).
+        progress: Say what it takes, and show a bar.
+
+    Raises:
+        SigdegError: If there are fewer than two samples, or no room for them.
+    """
     check_least(count, 2, "samples")
     device = resolve_device(device)
-    teacher = teacher.to(device)
+    teacher.to(device)
     labels, condition = None, dict[str, Any]()
     memory = 12 * count * math.prod(teacher.sample_shape)  # as they are, and in double precision
     check_memory(memory)
     if teacher.labels is not None:
         labels = torch.tensor(teacher.labels)[torch.arange(count) % len(teacher.labels)]
         condition["class_labels"] = labels.to(device)
-    step, grid = teacher.step(), fine_grid(teacher.denoiser.schedule, steps, "power")
+    grid = fine_grid(teacher.denoiser.schedule, steps, "power")
     if progress:
         tell_calls(
             f"{count:,} samples of the teacher",
@@ -177,52 +174,9 @@ def sample_teacher(
         progress=progress,
         **condition,
     ).cpu()
-    text = f"{teacher.name}, its own samples, {steps} steps each"
-    return Source(Spectrum.of_samples(drawn.numpy(), text), teacher)
+    return Spectrum.of_samples(drawn.numpy(), own_samples(teacher, steps))
 
 
-def measure_teacher(
-    teacher: Teacher,
-    steps: int,
-    order: int = 2,
-    candidates: int = 19,
-    paths: int = 1024,
-    refinement: int = 6,
-    axes: int = 64,
-    seed: int = 0,
-    progress: bool = False,
-) -> MeasuredCost:
-    """What coarse steps between candidate times lose of a teacher, along its principal axes.
-
-    Arguments:
-        teacher: The teacher.
-        steps: Steps of the student, which the candidates must allow.
-        order: Order of the student's signatures.
-        candidates: The number of candidate times, see `candidate_times`.
-        paths: Simulated paths.
-        refinement: Fine steps between neighbouring candidates.
-        axes: The most principal axes to measure along.
-        seed: Seed of the paths.
-        progress: Say what it takes, and show bars.
-
-    Raises:
-        SigdegError: If there are too few candidates, or the teacher cannot be run at them.
-    """
-    if candidates <= steps:
-        raise SigdegError(f"{steps} steps need more than {candidates} candidates to choose from")
-    size = math.prod(teacher.sample_shape)
-    check_least(axes, 1, "axes")
-    return measured_cost(
-        teacher.step(),
-        candidate_times(teacher.denoiser.schedule, candidates - 1),
-        teacher.sample_shape,
-        order,
-        paths,
-        refinement,
-        directions=min(size, axes),
-        labels=None if teacher.labels is None else torch.tensor(teacher.labels),
-        generator=Generator().manual_seed(seed),
-        device=next(teacher.denoiser.parameters()).device,
-        batch_size=256,
-        progress=progress,
-    )
+def own_samples(teacher: Teacher, steps: int) -> str:
+    """What a spectrum of a teacher is of, in words."""
+    return f"{teacher.name}, its own samples, {steps} steps each"

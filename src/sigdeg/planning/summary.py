@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import Any
 
+from sigdeg.planning.advice import GridAdvice
 from sigdeg.planning.budget import Accounting
 from sigdeg.planning.plans import format_plan, merges, plan_steps
-from sigdeg.planning.recommend import GridAdvice, PlanAdvice
+from sigdeg.planning.recommend import PlanAdvice
 from sigdeg.planning.spectrum import Spectrum
 
 __all__ = ["describe", "grid_json", "grid_lines", "plan_json", "plan_lines", "verdict"]
@@ -118,7 +119,7 @@ def plan_json(advice: PlanAdvice) -> dict[str, Any]:
     }
 
 
-def grid_lines(spectrum: Spectrum, advice: GridAdvice) -> list[str]:
+def grid_lines(advice: GridAdvice) -> list[str]:
     """A recommendation as text; its last line is an option of `sigdeg distill`."""
     measured = advice.comparison is not None
     rows = [["grid", "W2", *(["measured loss"] if measured else []), "times"]]
@@ -126,7 +127,7 @@ def grid_lines(spectrum: Spectrum, advice: GridAdvice) -> list[str]:
         w2 = "" if name == "measured" else f"{own.cost:.3g}"
         loss = [f"{advice.measured_cost(own):.3g}"] if measured else []
         rows.append([name, w2, *loss, times_text(own.times, 3)])
-    lines = [describe(spectrum), "", *align(rows, last_left=True), ""]
+    lines = [describe(advice.spectrum), "", *align(rows, last_left=True), ""]
     if advice.lossless:
         lines.append("Of Gaussian data such a student is exact on any grid: planned without noise.")
     if advice.comparison is not None:
