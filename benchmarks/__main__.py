@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks import Row, distillation, sampling, signatures
-from sigdeg.experiments.results import hardware, versions
 from sigdeg.files import save_json
+from sigdeg.results import hardware, versions
 
 __all__ = ["main"]
 

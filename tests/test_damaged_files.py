@@ -31,13 +31,13 @@ from sigdeg.datasets import rough_bergomi_split
 from sigdeg.denoiser import GaussianDenoiser
 from sigdeg.distillation import distill
 from sigdeg.errors import SigdegError
-from sigdeg.experiments.results import remember
 from sigdeg.files import save_json, save_tensors
 from sigdeg.integrations import Decoder, load_decoder, load_teacher, save_decoder
 from sigdeg.networks import Autoencoder, ResidualMLP
 from sigdeg.planning.sources import find_source
 from sigdeg.planning.spectrum import Spectrum
 from sigdeg.report import write_report
+from sigdeg.runs import remember
 from sigdeg.schedule import VPLinear
 from sigdeg.steps import Exponential
 from sigdeg.student import SignatureStudent

@@ -23,12 +23,13 @@ from torch import Generator, nn
 from sigdeg import files
 from sigdeg.denoiser import GaussianDenoiser
 from sigdeg.distillation import distill
-from sigdeg.experiments.results import remember, save_results
 from sigdeg.files import save_tensors
 from sigdeg.integrations import Decoder, save_decoder
 from sigdeg.networks import Autoencoder, ResidualMLP
 from sigdeg.pictures import save_sheet
 from sigdeg.report import write_report
+from sigdeg.results import save_results
+from sigdeg.runs import remember
 from sigdeg.sampling import sample
 from sigdeg.schedule import VPLinear
 from sigdeg.steps import Exponential

@@ -377,13 +377,13 @@ def tell(page: Path) -> None:
     from accelerate import PartialState
 
     from sigdeg.report.headline import headline
-    from sigdeg.report.rows import read_results
+    from sigdeg.results import read_results
 
     if not PartialState().is_main_process:
         return
     results = read_results(page.with_name("results.json"))
     found = headline(results)
-    warnings = [f"warning: {text}" for text in results.get("warnings", [])]
+    warnings = [f"warning: {text}" for text in results.get("warnings") or []]
     print(
         "\n".join([*([f"{found.claim}. {found.evidence}"] if found else []), *warnings, str(page)])
     )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from sigdeg.errors import SigdegError
 from sigdeg.files import read_json, save_json, seal, unseal
 
-__all__ = ["claim_folder", "fingerprint", "keep", "kept"]
+__all__ = ["claim_folder", "fingerprint", "keep", "kept", "remember"]
 
 
 def fingerprint(value: Any) -> str:
@@ -95,6 +95,18 @@ def kept(file: Path, folder: Path) -> dict[str, Any]:
     if found.pop("_run", None) != run_of(file, folder) or "_digest" not in written:
         raise SigdegError(f"{file} is not what this run found: delete it")
     return found
+
+
+def remember(file: Path, compute: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+    """What an interrupted run has found already, or find it now and keep it.
+
+    Raises:
+        SigdegError: If the file is damaged, or another run's: a run is told by its `config.json`.
+    """
+    folder = file.parents[1]
+    if not file.exists():
+        keep(file, compute(), folder)
+    return kept(file, folder)
 
 
 def run_of(file: Path, folder: Path) -> str:

@@ -203,7 +203,7 @@ def test_choices_see_training_images_and_the_first_extractor_only(tmp_path):
         bench.sources = {False: mnist.Source(step, None, 0)}
         draws = {mean: lambda n, _, mean=mean: around(mean, n) for mean in (-0.5, 0.1, 0.6)}
         row = bench.best_row("ddim", 2, draws)[1]
-        return row["best_grid"], {key: row["metrics"][key]["mean"] for key in ("fid", "fid_2")}
+        return row["grid"], {key: row["metrics"][key]["mean"] for key in ("fid", "fid_2")}
 
     first, second, third = chosen(0.5, 1.0), chosen(-0.5, 1.0), chosen(0.5, -1.0)
     assert first[0] == second[0] == third[0] == 0.6

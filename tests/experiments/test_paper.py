@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 
 from sigdeg.experiments import paper
-from sigdeg.report.rows import read_results
 from sigdeg.report.table import result_table, study_tables
+from sigdeg.results import read_results
 
 ROOT = Path(__file__).parents[2]
 BY_RESULTS = {

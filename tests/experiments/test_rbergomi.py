@@ -1,11 +1,10 @@
-"""The rough Bergomi benchmark at toy size, and the arithmetic of its tables."""
+"""The rough Bergomi benchmark at toy size."""
 
 from __future__ import annotations
 
 import dataclasses
 import itertools
 import json
-import time
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -19,14 +18,6 @@ from sigdeg.datasets import rough_bergomi_split
 from sigdeg.distillation import DistillConfig
 from sigdeg.experiments import rbergomi
 from sigdeg.experiments.rbergomi_presets import PLAIN, PRESETS, Spec, ladder
-from sigdeg.experiments.results import (
-    add_equal_quality,
-    add_rivals,
-    add_speed,
-    paired_seconds,
-    remember,
-    summarise,
-)
 from sigdeg.training import TrainConfig
 
 KEYS = {*rbergomi.METRICS}
@@ -155,75 +146,3 @@ def test_the_ladder_changes_one_thing_at_a_time() -> None:
         assert sum(before[key] != after[key] for key in before) <= 1
     assert rungs[-1] == fields(Spec((5,)))
     assert [s["residual_noise"] for s in (gaussian, energy)] == ["gaussian", "energy"]
-
-
-def judged(method: str, w1: float, iw1: float, n: int = 8, **more: Any) -> dict[str, Any]:
-    """A row of two metrics, each with a standard error of .001."""
-    metrics = {k: {"mean": v, "std": 0.001 * n**0.5, "n": n} for k, v in (("w1", w1), ("iw1", iw1))}
-    base = {"method": method, "metrics": metrics, "seconds": 2.0, "nfe": 1, "grid": None}
-    return {**base, "study": None, **more}
-
-
-def test_equal_quality_is_the_cheapest_that_is_no_worse() -> None:
-    """Worse in one metric by three standard errors of the difference is no equal, by one it is."""
-    rows = [
-        judged("teacher", 0.01, 0.01, seconds=100.0),
-        judged("unipc", 0.021, 0.0214, seconds=8.0, nfe=20),
-        judged("ddim", 0.02, 0.0243, seconds=4.0),
-        judged("sig-deg", 0.02, 0.02),
-        judged("sig-deg", 0.005, 0.02),
-        judged("sig-deg", 0.02, 0.02, study="factors"),
-    ]
-    add_equal_quality(rows, ("w1", "iw1"))
-    equal = {"method": "unipc", "nfe": 20, "grid": None, "teacher": None, "speedup": 4.0}
-    assert rows[3]["equal_quality"] == equal
-    assert ["equal_quality" in r for r in rows] == [False, False, False, True, False, False]
-
-
-def test_no_equal_is_claimed_where_a_rival_was_drawn_once() -> None:
-    rows = [judged("teacher", 0.01, 0.01), judged("sig-deg", 0.02, 0.02)]
-    add_equal_quality([*rows, judged("ddim", 0.5, 0.5, n=1)], ("w1", "iw1"))
-    assert "equal_quality" not in rows[1]
-
-
-def test_students_are_compared_with_the_best_of_as_many_calls() -> None:
-    rows = [
-        judged("sig-deg", 0.02, 0.02, nfe=10),
-        judged("unipc", 0.021, 0.04, nfe=10),
-        judged("ddim", 0.09, 0.01, nfe=10),
-        judged("ddim", 0.01, 0.01, nfe=20),
-        judged("dpm-solver++", 0.05, 0.015, nfe=9),  # guided ones may not spend all calls
-        judged("sig-deg", 0.02, 0.02, nfe=5),
-    ]
-    add_rivals(rows, ("w1", "iw1"))
-    assert rows[0]["rival"] == {
-        "w1": {"method": "unipc", "verdict": "tie"},
-        "iw1": {"method": "ddim", "verdict": "worse"},
-    }
-    assert ["rival" in row for row in rows] == [True, *5 * [False]]
-
-
-def test_speed_is_told_over_the_teacher_first() -> None:
-    rows: list[dict[str, Any]] = [{}, {}, {}]
-    add_speed(rows, {0: 60.0, 1: 6.0, 2: 0.5}, teacher=1, over={"1,001 calls": 0})
-    assert rows[2] == {"seconds": 0.5, "speedup": 12.0, "over": {"1,001 calls": 120.0}}
-    assert rows[0]["speedup"] == 0.1
-
-
-def test_time_is_that_of_the_processor() -> None:
-    """A program that waits, as for a busy machine, is no slower for it."""
-    busy = {"work": lambda: sum(range(100_000)), "wait": lambda: time.sleep(0.01) or sum(range(9))}
-    seconds = paired_seconds(busy, rounds=1, least=0.001)
-    assert seconds["wait"] < seconds["work"]
-
-
-def test_what_is_remembered_is_not_computed_again(tmp_path: Path) -> None:
-    file = tmp_path / "judged" / "a.json"
-    assert remember(file, lambda: {"draws": [1.5]}) == {"draws": [1.5]}
-    assert remember(file, lambda: {"draws": [2.5]}) == {"draws": [1.5]}
-
-
-def test_summary_over_draws() -> None:
-    found = summarise([{"a": 1.0, "b": 5.0}, {"a": 3.0, "b": 5.0}])
-    assert found["a"] == {"mean": 2.0, "std": pytest.approx(2**0.5), "n": 2}
-    assert found["b"] == {"mean": 5.0, "std": 0.0, "n": 2}

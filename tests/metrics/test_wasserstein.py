@@ -11,7 +11,8 @@ from scipy import integrate, stats
 
 from sigdeg.datasets import GaussianMixture1D
 from sigdeg.errors import SigdegError
-from sigdeg.metrics import over_draws, variance_score, w1_exact, w1_samples
+from sigdeg.metrics import variance_score, w1_exact, w1_samples
+from sigdeg.results import over_draws
 
 MIXTURE = GaussianMixture1D()
 NORMAL = GaussianMixture1D(means=(0.0,), stds=(1.0,), weights=(1.0,))

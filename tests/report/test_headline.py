@@ -5,11 +5,12 @@ from typing import Any
 import pytest
 
 from sigdeg.report.headline import Headline, headline
+from sigdeg.results import role_of
 
 
 def row(method: str, nfe: int, mean: float, std: float = 0.1, **more: Any) -> dict[str, Any]:
     metrics = {"fid": {"mean": mean, "std": std, "n": 4}}
-    return {"method": method, "nfe": nfe, "metrics": metrics} | more
+    return {"method": method, "role": role_of(method), "nfe": nfe, "metrics": metrics} | more
 
 
 def results(
@@ -84,7 +85,7 @@ def test_a_verdict_speaks_for_itself() -> None:
 
 
 def test_speed_is_told_against_the_teacher_that_is_named() -> None:
-    slow = {"method": "teacher", "nfe": 1000, "metrics": {}, "speedup": 1.0}
+    slow = {"method": "teacher", "role": "teacher", "nfe": 1000, "metrics": {}, "speedup": 1.0}
     teacher, student = row("teacher", 120, 1.0, speedup=8.0), row("sig-deg", 5, 1.0, speedup=160.0)
     top = told(slow, teacher, student)
     assert top.claim == "5 network calls instead of 120, 20× faster, quality kept"

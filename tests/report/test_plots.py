@@ -25,6 +25,7 @@ from sigdeg.report import (
 )
 from sigdeg.report.plots import log_axis
 from sigdeg.report.style import METHODS
+from sigdeg.results import role_of
 
 QUALITY = {"metric": "fid", "label": "FID", "lower_is_better": True}
 
@@ -41,7 +42,12 @@ def where(path: Path, label: str) -> np.ndarray:
 
 def points(method: str, *values: tuple[int, float]) -> list[dict[str, Any]]:
     return [
-        {"method": method, "nfe": nfe, "metrics": {"fid": {"mean": mean, "std": abs(mean) / 20}}}
+        {
+            "method": method,
+            "role": role_of(method),
+            "nfe": nfe,
+            "metrics": {"fid": {"mean": mean, "std": abs(mean) / 20}},
+        }
         for nfe, mean in values
     ]
 

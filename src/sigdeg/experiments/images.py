@@ -25,19 +25,14 @@ from sigdeg.distillation import (
 from sigdeg.distillation.judgement import SPLITS, Level
 from sigdeg.errors import SigdegError, check_least
 from sigdeg.experiments.real import Real
-from sigdeg.experiments.results import (
-    count_calls,
-    make_row,
-    paired_seconds,
-    save_results,
-)
 from sigdeg.grids import refine
 from sigdeg.integrations import Teacher, save_decoder
-from sigdeg.metrics import Summary
 from sigdeg.report import image_grid, write_report
+from sigdeg.results import Row, Summary, count_calls, make_row, save_results
 from sigdeg.sampling import sample
 from sigdeg.steps import Step
 from sigdeg.student import ResidualNoise, SignatureStudent
+from sigdeg.timing import paired_seconds
 from sigdeg.training import resolve_device
 
 __all__ = ["Comparison", "distil_images", "evaluate", "save_comparison"]
@@ -160,7 +155,7 @@ def distil_images(
         progress=progress,
     )
     for row in compared.rows:
-        if row["method"] == "sig-deg":
+        if row["role"] == "student":
             row |= {"train_seconds": result.seconds, "teacher_nfe": result.teacher_nfe}
     results = {
         "title": f"{teacher.name}, distilled",
@@ -188,7 +183,7 @@ class Comparison(NamedTuple):
         pictures: Some samples of each method by name, of the same seeds.
     """
 
-    rows: list[dict[str, Any]]
+    rows: list[Row]
     floor: dict[str, Summary]
     summary: str
     verdict: Verdict
@@ -343,7 +338,7 @@ def evaluate(
 
     seconds = paired_seconds({key: partial(draw, *value) for key, value in timed.items()})
     for entry in table:
-        if entry["method"] != "untrained":
+        if entry["role"] != "untrained":
             own_seconds = seconds[entry["nfe"]]
             entry |= {
                 "seconds": own_seconds * n / TIMED,

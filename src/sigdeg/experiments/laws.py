@@ -21,11 +21,11 @@ from torch import Tensor
 from sigdeg.datasets import GaussianMixture
 from sigdeg.denoiser import GaussianMixtureDenoiser
 from sigdeg.distillation import DistillConfig, Distilled, distill
-from sigdeg.experiments.results import count_calls, make_row, merge, save_results, summarise
 from sigdeg.grids import coarse_grid, refine
 from sigdeg.integrations.solvers import solver_grids, solver_sample
-from sigdeg.metrics import Summary, w1_exact
+from sigdeg.metrics import w1_exact
 from sigdeg.report import scatter_plot, write_report
+from sigdeg.results import Row, Summary, count_calls, make_row, merge, save_results, summarise
 from sigdeg.rng import Stream, derive_generator, seeded
 from sigdeg.runs import claim_folder
 from sigdeg.sampling import sample
@@ -166,7 +166,7 @@ def run(
     identity = {"experiment": "laws", "preset": preset, "seed": seed}
     claim_folder(out, "config.json", {**identity, **dataclasses.asdict(settings)})
     device = resolve_device(device)
-    rows: list[dict[str, Any]] = []
+    rows: list[Row] = []
     floor: dict[str, Summary] = {}
     figures = []
     student: SignatureStudent | None = None
@@ -283,7 +283,7 @@ class Bench:
         )
         return best, drawn(best, self.settings.n, 1)
 
-    def rows(self, found: dict[tuple[int, ...], list[Distilled]]) -> list[dict[str, Any]]:
+    def rows(self, found: dict[tuple[int, ...], list[Distilled]]) -> list[Row]:
         """The teacher, the students, the solver and the untrained step."""
         calls = len(self.fine) - 1
         metrics = merge([measure(self.law, self.draw(self.teacher, self.fine, i)) for i in (0, 1)])

@@ -23,23 +23,18 @@ from sigdeg.datasets import GaussianMixture1D, mixture_split
 from sigdeg.denoiser import Denoiser, GaussianMixtureDenoiser, NetworkDenoiser
 from sigdeg.distillation import DistillConfig, Distilled, distill
 from sigdeg.experiments import paper
-from sigdeg.experiments.results import (
-    grid_name,
-    make_row,
-    merge,
-    paired_seconds,
-    save_results,
-)
 from sigdeg.grids import coarse_grid, fine_grid
-from sigdeg.metrics import Summary, over_draws, variance_score, w1_exact, w1_samples
+from sigdeg.metrics import variance_score, w1_exact, w1_samples
 from sigdeg.networks import ResidualMLP
 from sigdeg.report import histogram_plot, trajectories_plot, write_report
+from sigdeg.results import Row, Summary, grid_name, make_row, merge, over_draws, save_results
 from sigdeg.rng import Stream, derive_generator, seeded
 from sigdeg.runs import claim_folder
 from sigdeg.sampling import sample
 from sigdeg.schedule import VPLinear
 from sigdeg.steps import EulerMaruyama, Exponential, Step
 from sigdeg.student import ResidualNoise, SignatureStudent
+from sigdeg.timing import paired_seconds
 from sigdeg.training import resolve_device, train_teacher
 
 __all__ = ["DEFAULT", "PRESETS", "Settings", "Spec", "run"]
@@ -196,7 +191,7 @@ def run(
     }
 
     judge = Judge(settings.exact_n)
-    rows: list[dict[str, Any]] = []
+    rows: list[Row] = []
     timed: dict[int, tuple[Step, Tensor]] = {}  # by the index of the row
     grid = fine_grid(SCHEDULE, TEACHER_STEPS)
     for name, teacher in teachers.items():
@@ -353,7 +348,7 @@ class Judge:
 
 
 def add_times(
-    rows: list[dict[str, Any]], timed: dict[int, tuple[Step, Tensor]], reference: int, n: int
+    rows: list[Row], timed: dict[int, tuple[Step, Tensor]], reference: int, n: int
 ) -> None:
     """Seconds for n samples and the speed-up over the reference row, measured in one run."""
 

@@ -43,19 +43,6 @@ from sigdeg.experiments.mnist_networks import (
 )
 from sigdeg.experiments.mnist_presets import DEFAULT, PRESETS, Settings, Spec
 from sigdeg.experiments.mnist_variants import guided_rows, scale_rows, size_rows
-from sigdeg.experiments.results import (
-    add_equal_quality,
-    add_rivals,
-    add_speed,
-    count_calls,
-    grid_name,
-    make_row,
-    paired_seconds,
-    remember,
-    save_results,
-    single,
-    summarise,
-)
 from sigdeg.files import SHIPPED, save_model, save_tensors
 from sigdeg.grids import coarse_grid, fine_grid, refine
 from sigdeg.integrations import (
@@ -75,7 +62,6 @@ from sigdeg.metrics import (
     ClassifierExtractor,
     Reference,
     Statistics,
-    Summary,
     ambiguous,
     class_histogram,
     feature_metrics,
@@ -86,12 +72,26 @@ from sigdeg.metrics import (
 )
 from sigdeg.networks import Classifier, Mixer, network_config
 from sigdeg.report import image_grid, write_report
+from sigdeg.results import (
+    Row,
+    Summary,
+    add_equal_quality,
+    add_rivals,
+    add_speed,
+    count_calls,
+    grid_name,
+    make_row,
+    save_results,
+    single,
+    summarise,
+)
 from sigdeg.rng import Stream, derive_generator, randn, seeded
-from sigdeg.runs import claim_folder
+from sigdeg.runs import claim_folder, remember
 from sigdeg.sampling import sample
 from sigdeg.schedule import from_scheduler
 from sigdeg.steps import Exponential, Step
 from sigdeg.student import SignatureStudent
+from sigdeg.timing import paired_seconds
 from sigdeg.training import TrainConfig, resolve_device, train_teacher
 
 __all__ = ["DEFAULT", "PRESETS", "Settings", "images", "run"]
@@ -141,10 +141,10 @@ def run(
     bench = Bench(settings, train, test, out, seed, device, progress)
     distilled = {spec: bench.distil(spec) for spec in settings.specs}
 
-    rows: list[dict[str, Any]] = guided_rows(bench) + scale_rows(bench)
+    rows: list[Row] = guided_rows(bench) + scale_rows(bench)
     timed: dict[int, Callable[[], Tensor]] = {}  # by the index of the row
 
-    def add(draw: Draw, row: dict[str, Any]) -> None:
+    def add(draw: Draw, row: Row) -> None:
         if not row.get("study"):
             n, own = settings.timing_n, derive_generator(seed, Stream.MNIST_TIMING)
             timed[len(rows)] = lambda: bench.teacher.decode(draw(n, own))
@@ -513,14 +513,14 @@ class Bench:
         parts = self.latents.split(self.settings.n)[: self.settings.draws]
         return summarise([self.measure(self.decode(part))["metrics"] for part in parts])
 
-    def reference_row(self) -> tuple[Draw, dict[str, Any]]:
+    def reference_row(self) -> tuple[Draw, Row]:
         """The paper's teacher, all uniform steps of its scheduler: what speed is compared with."""
         steps = self.settings.train_steps
         draw = self.march(self.step, fine_grid(self.step.schedule, steps))
         more = {"steps": steps, "grid": "uniform", "order": 1, "seeds": 1}
         return draw, make_row("teacher", self.teacher.denoiser, steps + 1, {}, **more)
 
-    def teacher_row(self, guided: bool) -> tuple[Draw, dict[str, Any]]:
+    def teacher_row(self, guided: bool) -> tuple[Draw, Row]:
         """A teacher as students see it; its samples are the ends of the cached paths."""
         step, cache, calls = self.sources[guided]
         ends = cache.ends
@@ -536,7 +536,7 @@ class Bench:
         more = {"grid": "chosen", "order": 1, "seeds": 1, "teacher": guided_name(guided)}
         return self.march(step, grid), make_row("teacher", step.denoiser, calls, metrics, **more)
 
-    def pipeline_row(self) -> tuple[Draw, dict[str, Any]]:
+    def pipeline_row(self) -> tuple[Draw, Row]:
         """The saved pipeline as its user runs it: its own scheduler's sampler."""
         scheduler, network = self.scheduler, self.teacher.denoiser.network
         steps = min(PIPELINE, self.settings.train_steps)
@@ -557,7 +557,7 @@ class Bench:
         more = {"grid": "the pipeline's own", "order": 1, "seeds": 1}
         return draw, make_row("teacher", self.teacher.denoiser, steps, metrics, **more)
 
-    def student_row(self, spec: Spec, steps: int, result: Distilled) -> tuple[Draw, dict[str, Any]]:
+    def student_row(self, spec: Spec, steps: int, result: Distilled) -> tuple[Draw, Row]:
         """A student at one of its step counts."""
         student, grid = result.student.to(self.device), result.student.grid(steps)
         cache, shares = self.sources[spec.guided].cache, self.classes[spec.guided]
@@ -592,7 +592,7 @@ class Bench:
 
     def best_row(
         self, method: str, calls: int, draws: Mapping[str, Draw], guided: bool = False
-    ) -> tuple[Draw, dict[str, Any]]:
+    ) -> tuple[Draw, Row]:
         """A training-free sampler on the grid that comes closest to the training images."""
         name = f"guided {method} {calls}" if guided else f"{method} {calls}"
         tried = {grid: self.validate(f"{name} {grid}", draw) for grid, draw in draws.items()}
@@ -600,12 +600,12 @@ class Bench:
         sets = self.draws(draws[best], self.settings.peer_draws)
         metrics, _ = self.judge(f"{name} {best}", sets)
         denoiser = self.sources[guided].step.denoiser
-        more = {"grid": f"best of {len(tried)}", "best_grid": best, "seeds": 1}
+        more: dict[str, Any] = {"grid": best, "tried": len(tried), "seeds": 1}
         return draws[best], make_row(
             method, denoiser, calls, metrics, teacher=guided_name(guided), **more
         )
 
-    def ancestral_row(self, steps: int) -> tuple[Draw, dict[str, Any]]:
+    def ancestral_row(self, steps: int) -> tuple[Draw, Row]:
         """The untrained student, which is the ancestral sampler."""
         step = Exponential(self.teacher.denoiser)
         grids = {grid_name(p): coarse_grid(step.schedule, steps, power=p) for p in POWERS}
@@ -622,12 +622,12 @@ class Bench:
 
         return draw
 
-    def peer_row(self, method: str, steps: int) -> tuple[Draw, dict[str, Any]]:
+    def peer_row(self, method: str, steps: int) -> tuple[Draw, Row]:
         """A training-free solver."""
         grids = solver_grids(method, steps)
         return self.best_row(method, steps, {g: self.solver(method, g, steps) for g in grids})
 
-    def guided_peer_row(self, method: str, calls: int) -> tuple[Draw, dict[str, Any]]:
+    def guided_peer_row(self, method: str, calls: int) -> tuple[Draw, Row]:
         """A training-free solver of the guided teacher, with all the steps that the calls allow."""
         denoiser = self.sources[True].step.denoiser
         most: dict[str, dict[str, int]] = {}
@@ -640,7 +640,9 @@ class Bench:
             grid: self.solver(method, grid, own["steps"], guided=True) for grid, own in most.items()
         }
         draw, row = self.best_row(method, calls, draws, guided=True)
-        return draw, row | most[row["best_grid"]]
+        own = most[str(row["grid"])]
+        row.update({"steps": own["steps"], "nfe": own["nfe"]})
+        return draw, row
 
     def ship(self, student: SignatureStudent) -> None:
         """The models in half precision, in a folder, as the package ships them."""

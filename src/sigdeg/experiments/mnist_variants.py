@@ -11,12 +11,13 @@ import torch
 from sigdeg.distillation import distill
 from sigdeg.experiments.mnist_networks import BATCH, CLASSES, unet
 from sigdeg.experiments.mnist_presets import WIDTHS
-from sigdeg.experiments.results import count_calls, make_row, paired_seconds, single, summarise
 from sigdeg.grids import refine
 from sigdeg.integrations import load_teacher, save_latent_pipeline
 from sigdeg.report import image_grid
+from sigdeg.results import Row, count_calls, make_row, single, summarise
 from sigdeg.rng import Stream, derive_generator, seeded
 from sigdeg.sampling import sample
+from sigdeg.timing import paired_seconds
 
 if TYPE_CHECKING:
     from sigdeg.experiments.mnist import Bench
@@ -26,7 +27,7 @@ __all__ = ["guided_rows", "scale_rows", "size_rows"]
 SCALE_REFINEMENT = 4  # fine steps to a coarse one
 
 
-def guided_rows(bench: Bench) -> list[dict[str, Any]]:
+def guided_rows(bench: Bench) -> list[Row]:
     """The class-conditional variant: a guided teacher of two calls a step, its student of one.
 
     The teacher goes on from the unconditional one, whose network gets an embedding of classes.
@@ -112,7 +113,7 @@ def guided_rows(bench: Bench) -> list[dict[str, Any]]:
     return rows
 
 
-def scale_rows(bench: Bench) -> list[dict[str, Any]]:
+def scale_rows(bench: Bench) -> list[Row]:
     """How much the weak teacher is to guide, and from when on: against the training images."""
     weak = bench.settings.weak
     if weak is None:
@@ -134,7 +135,7 @@ def scale_rows(bench: Bench) -> list[dict[str, Any]]:
     return rows
 
 
-def size_rows(bench: Bench) -> list[dict[str, Any]]:
+def size_rows(bench: Bench) -> list[Row]:
     """What networks of other sizes cost, untrained: time does not depend on the weights."""
     if not bench.settings.sized:
         return []

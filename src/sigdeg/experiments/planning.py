@@ -16,9 +16,9 @@ from sigdeg.experiments.planning_gaussian import gaussian_rows
 from sigdeg.experiments.planning_mixture import LEAST_SQUARES, MixtureGrids
 from sigdeg.experiments.planning_presets import DEFAULT, PRESETS, Settings
 from sigdeg.experiments.planning_series import GRIDS, SeriesGrids
-from sigdeg.experiments.results import save_results
 from sigdeg.report import write_report
 from sigdeg.report.planning import grids_plot, prediction_plot
+from sigdeg.results import Row, save_results
 from sigdeg.runs import claim_folder
 from sigdeg.training import resolve_device
 
@@ -81,7 +81,7 @@ def run(
 
 
 def draw(
-    out: Path, rows: list[dict[str, Any]], floor: dict[str, Any], mixture: MixtureGrids
+    out: Path, rows: list[Row], floor: dict[str, Any], mixture: MixtureGrids
 ) -> list[dict[str, str]]:
     """The figures, from the rows."""
     folder = out / "figures"
@@ -92,7 +92,7 @@ def draw(
         "Rough Bergomi": (GRIDS, ("iw1", "W1 of increments")),
     }
     panels = {
-        title: [row for row in rows if row["method"] == "sig-deg" and row.get("study") == study]
+        title: [row for row in rows if row["role"] == "student" and row.get("study") == study]
         for title, (study, _) in sets.items()
     }
     grids_plot(
@@ -101,10 +101,10 @@ def draw(
         floor,
         folder / "grids.png",
     )
-    spectra: dict[str, list[dict[str, Any]]] = {}
+    spectra: dict[str, list[Row]] = {}
     for row in rows:
         if row.get("plan") and row.get("kind") == "linear":
-            spectra.setdefault(row["study"].partition(":")[0], []).append(row)
+            spectra.setdefault((row["study"] or "").partition(":")[0], []).append(row)
     prediction_plot(spectra, folder / "predictions.png")
     mixture.histograms(folder / "histograms.png")
     return [

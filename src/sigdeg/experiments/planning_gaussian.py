@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 from torch import nn
 
-from sigdeg.experiments.results import make_row, single, summarise
 from sigdeg.planning import (
     best_hybrid,
     canonical_plans,
@@ -19,6 +16,7 @@ from sigdeg.planning import (
     w2,
 )
 from sigdeg.planning.operators import Array
+from sigdeg.results import Row, make_row, single, summarise
 
 __all__ = ["gaussian_rows"]
 
@@ -31,9 +29,7 @@ SPECTRA = {
 }
 
 
-def gaussian_rows(
-    steps: int, times: tuple[float, ...], seeds: int, seed: int
-) -> list[dict[str, Any]]:
+def gaussian_rows(steps: int, times: tuple[float, ...], seeds: int, seed: int) -> list[Row]:
     """A side table a spectrum: distances to the teacher, predicted and achieved, plan by plan.
 
     Arguments:

@@ -14,13 +14,14 @@ from sigdeg.denoiser import GaussianMixtureDenoiser
 from sigdeg.distillation import Distilled, TeacherPaths, distill
 from sigdeg.experiments.mixture1d import LAW, SCHEDULE, STD, density
 from sigdeg.experiments.planning_presets import MixtureSettings
-from sigdeg.experiments.results import grid_name, make_row, merge, remember, single, summarise
 from sigdeg.grids import coarse_grid, fine_grid, refine
-from sigdeg.metrics import Summary, w1_exact
+from sigdeg.metrics import w1_exact
 from sigdeg.networks import ResidualMLP
 from sigdeg.planning import FineSDE, MeasuredCost, StepRegression, dp_grid, measured_cost
 from sigdeg.report import histogram_plot
+from sigdeg.results import Row, Summary, grid_name, make_row, merge, single, summarise
 from sigdeg.rng import Stream, derive_generator, seeded
+from sigdeg.runs import remember
 from sigdeg.sampling import sample
 from sigdeg.steps import EulerMaruyama, Step
 from sigdeg.student import SignatureStudent
@@ -69,7 +70,7 @@ class MixtureGrids:
         """Teacher calls behind the measured costs."""
         return MEASURED_PATHS * CANDIDATES * REFINEMENT
 
-    def rows(self) -> list[dict[str, Any]]:
+    def rows(self) -> list[Row]:
         """The teacher, trained students, and the side table of least-squares students."""
         seeds = range(self.seed, self.seed + self.settings.seeds)
         fine = fine_grid(SCHEDULE, self.settings.fine_steps, "power")
@@ -91,20 +92,29 @@ class MixtureGrids:
                     "train_seconds": statistics.fmean(r.seconds for r in results),
                     "teacher_nfe": results[0].teacher_nfe,
                 }
-                rows.append(self.row(student, steps, name, grids[name], metrics) | more)
+                rows.append(self.row(student, steps, name, grids[name], metrics, **more))
         for steps in self.settings.steps:
             for name, grid in self.grids(steps).items():
                 file = self.out / "judged" / f"least-squares-{steps}-{name.replace(' ', '-')}.json"
                 found = remember(file, partial(self.regressions, grid))
-                row = self.row(nn.Identity(), steps, name, grid, summarise(found["draws"]))
-                paths = self.settings.regression_paths
-                more = {"study": LEAST_SQUARES, "variant": f"{steps} steps, {name}"}
-                rows.append(row | more | {"teacher_nfe": paths * self.refinement(steps) * steps})
+                more = {
+                    "study": LEAST_SQUARES,
+                    "variant": f"{steps} steps, {name}",
+                    "teacher_nfe": self.settings.regression_paths * self.refinement(steps) * steps,
+                }
+                metrics = summarise(found["draws"])
+                rows.append(self.row(nn.Identity(), steps, name, grid, metrics, **more))
         return rows
 
     def row(
-        self, model: nn.Module, steps: int, name: str, grid: Tensor, metrics: dict[str, Summary]
-    ) -> dict[str, Any]:
+        self,
+        model: nn.Module,
+        steps: int,
+        name: str,
+        grid: Tensor,
+        metrics: dict[str, Summary],
+        **more: Any,
+    ) -> Row:
         """A student's row."""
         return make_row(
             "sig-deg",
@@ -116,6 +126,7 @@ class MixtureGrids:
             times=grid.tolist(),
             seeds=self.settings.seeds,
             planning_nfe=self.planning_nfe if name == "planned" else None,
+            **more,
         )
 
     def refinement(self, steps: int) -> int:

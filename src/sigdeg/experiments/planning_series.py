@@ -16,11 +16,12 @@ from sigdeg.distillation import CachedPaths, Distilled, TeacherPaths, distill
 from sigdeg.experiments import rbergomi
 from sigdeg.experiments.planning_presets import SeriesSettings
 from sigdeg.experiments.rbergomi import DATA_SEED, MODEL, SCHEDULE, Bench
-from sigdeg.experiments.results import grid_name, make_row, merge, remember, summarise
 from sigdeg.grids import coarse_grid, fine_grid, refine
-from sigdeg.metrics import Summary, median_path_error, path_error
+from sigdeg.metrics import median_path_error, path_error
 from sigdeg.planning import LinearStudent, Spectrum, measured_cost, recommend_grid
+from sigdeg.results import Row, Summary, grid_name, make_row, merge, summarise
 from sigdeg.rng import Stream, derive_generator
+from sigdeg.runs import remember
 from sigdeg.student import SignatureStudent
 
 __all__ = ["GRIDS", "PLANS", "SeriesGrids"]
@@ -96,7 +97,7 @@ class SeriesGrids:
 
         return remember(self.out / "judged" / "series-planned.json", measure)
 
-    def rows(self) -> list[dict[str, Any]]:
+    def rows(self) -> list[Row]:
         """The teacher's row and those of students on every grid."""
         plans, fine = self.plan_rows(), fine_grid(SCHEDULE, self.settings.fine_steps, "power")
         draw = self.bench.march(self.bench.teacher, fine)
@@ -112,13 +113,14 @@ class SeriesGrids:
             for name, grid in grids.items():
                 slug = f"series-{steps}-{re.sub('[^a-z0-9]+', '-', name)}"
                 row = self.row(slug, grid)
-                more = {"grid": name, "times": grid.tolist(), "variant": f"{steps} steps, {name}"}
-                rows.append(row | more | {"study": GRIDS})
+                row.update({"grid": name, "times": grid.tolist()})
+                row.update({"study": GRIDS, "variant": f"{steps} steps, {name}"})
+                rows.append(row)
                 if name in planned:
                     rows[-1]["planning_nfe"] = self.planning_nfe
         return rows + plans
 
-    def plan_rows(self) -> list[dict[str, Any]]:
+    def plan_rows(self) -> list[Row]:
         """Students of one grid: one shot, and merged by plans."""
         rows, steps = [], self.settings.plan_steps
         grid = coarse_grid(SCHEDULE, steps)
@@ -128,11 +130,12 @@ class SeriesGrids:
             if spec.data:
                 options |= {"states": "data", "data": self.bench.data}
             row = self.judged_row(slug, grid, plan=spec.plan, **options)
-            more = {"study": PLANS, "variant": spec.name, "plan": spec.name, "tree": spec.plan}
-            rows.append(row | more | {"grid": grid_name(1.5), "iterations": spec.iterations})
+            row.update({"study": PLANS, "variant": spec.name, "plan": spec.name})
+            row.update({"tree": spec.plan, "grid": grid_name(1.5), "iterations": spec.iterations})
+            rows.append(row)
         return rows
 
-    def row(self, slug: str, grid: Tensor) -> dict[str, Any]:
+    def row(self, slug: str, grid: Tensor) -> Row:
         """Distil students on a grid, one a seed, from the same paths, and judge them."""
         config, refinement = self.settings.config, self.refinement(len(grid) - 1)
         rows = list(refine(SCHEDULE, grid, refinement, config.fine_power))
@@ -147,7 +150,7 @@ class SeriesGrids:
         )
         return self.judged_row(slug, grid, cache=cache)
 
-    def judged_row(self, slug: str, grid: Tensor, **options: Any) -> dict[str, Any]:
+    def judged_row(self, slug: str, grid: Tensor, **options: Any) -> Row:
         """The row of a grid's students, one a seed; `options` are those of `distill`."""
         results, parts = [], []
         for seed in range(self.seed, self.seed + self.settings.seeds):

@@ -25,23 +25,9 @@ from sigdeg.denoiser import NetworkDenoiser
 from sigdeg.distillation import Distilled, TeacherPaths, distill
 from sigdeg.experiments import paper
 from sigdeg.experiments.rbergomi_presets import DEFAULT, PRESETS, Settings, Spec
-from sigdeg.experiments.results import (
-    add_equal_quality,
-    add_rivals,
-    add_speed,
-    count_calls,
-    grid_name,
-    make_row,
-    merge,
-    paired_seconds,
-    remember,
-    save_results,
-    summarise,
-)
 from sigdeg.grids import coarse_grid, fine_grid, refine
 from sigdeg.integrations import SOLVERS, solver_grids, solver_sample
 from sigdeg.metrics import (
-    Summary,
     autocorrelation_discrepancy,
     average_w1,
     correlation_discrepancy,
@@ -55,12 +41,26 @@ from sigdeg.metrics import (
 )
 from sigdeg.networks import ResidualMLP
 from sigdeg.report import diffusion_plot, marginals_plot, paths_plot, write_report
+from sigdeg.results import (
+    Row,
+    Summary,
+    add_equal_quality,
+    add_rivals,
+    add_speed,
+    count_calls,
+    grid_name,
+    make_row,
+    merge,
+    save_results,
+    summarise,
+)
 from sigdeg.rng import Stream, derive_generator, seeded
-from sigdeg.runs import claim_folder
+from sigdeg.runs import claim_folder, remember
 from sigdeg.sampling import sample
 from sigdeg.schedule import VPLinear
 from sigdeg.steps import EulerMaruyama, Exponential, Step
 from sigdeg.student import SignatureStudent
+from sigdeg.timing import paired_seconds
 from sigdeg.training import resolve_device, train_teacher
 
 __all__ = ["DEFAULT", "PRESETS", "Settings", "run"]
@@ -117,10 +117,10 @@ def run(
         for spec in settings.specs
     }
 
-    rows: list[dict[str, Any]] = []
+    rows: list[Row] = []
     timed: dict[int, Callable[[], Tensor]] = {}  # by the index of the row
 
-    def add(draw: Draw, row: dict[str, Any]) -> None:
+    def add(draw: Draw, row: Row) -> None:
         if not row.get("study"):
             timed[len(rows)] = lambda: draw(
                 settings.timing_n, derive_generator(seed, Stream.SERIES_TIMING)
@@ -292,14 +292,14 @@ class Bench:
 
         return summarise(remember(self.out / "judged" / "floor.json", compute)["draws"])
 
-    def teacher_row(self, steps: int, power: float, draws: int) -> tuple[Draw, dict[str, Any]]:
+    def teacher_row(self, steps: int, power: float, draws: int) -> tuple[Draw, Row]:
         """The teacher on a grid of its own."""
         draw = self.march(self.teacher, fine_grid(SCHEDULE, steps, "power", power))
         metrics = self.judge(f"teacher {steps} {power}", draw, self.seed, draws)
         more = {"steps": steps, "grid": grid_name(power), "order": 1, "seeds": 1}
         return draw, make_row("teacher", self.teacher, steps + 1, metrics, **more)
 
-    def untrained_row(self, steps: int) -> tuple[Draw, dict[str, Any]]:
+    def untrained_row(self, steps: int) -> tuple[Draw, Row]:
         """The step that students start from."""
         step = Exponential(self.denoiser)
         draw = self.march(step, coarse_grid(SCHEDULE, steps))
@@ -308,12 +308,12 @@ class Bench:
             "untrained", step, steps, metrics, grid=grid_name(1.5), order=1, seeds=1
         )
 
-    def peer_row(self, method: str, steps: int) -> tuple[Draw, dict[str, Any]]:
+    def peer_row(self, method: str, steps: int) -> tuple[Draw, Row]:
         """A training-free solver on the grid that validation chose."""
         grid = self.choose_grid(method, steps)
         draw = partial(self.solve, method, grid, steps)
         metrics = self.judge(f"{method} {steps} {grid}", draw, self.seed)
-        more = {"grid": "chosen", "chosen": grid, "seeds": 1}
+        more = {"grid": grid, "tried": len(solver_grids(method, steps)), "seeds": 1}
         return draw, make_row(method, self.denoiser, steps, metrics, **more)
 
     def choose_grid(self, method: str, steps: int) -> str:
@@ -337,9 +337,7 @@ class Bench:
         shape = (n, self.dim)
         return solver_sample(self.denoiser, method, grid, steps, shape, generator, batch_size=2000)
 
-    def student_row(
-        self, spec: Spec, steps: int, results: Sequence[Distilled]
-    ) -> tuple[Draw, dict[str, Any]]:
+    def student_row(self, spec: Spec, steps: int, results: Sequence[Distilled]) -> tuple[Draw, Row]:
         """A student, over its training seeds."""
         parts = []
         for seed, result in enumerate(results, start=self.seed):

@@ -14,13 +14,13 @@ from sigdeg.metrics import (
     Extractor,
     InceptionExtractor,
     Statistics,
-    Summary,
     diversity,
     frechet_distance,
     kernel_inception_distance,
     precision_recall,
 )
 from sigdeg.metrics.images import MINIMUM
+from sigdeg.results import Summary
 
 __all__ = ["Features", "Real"]
 

@@ -23,7 +23,7 @@ from sigdeg.metrics.images import (
     inception_score,
     total_variation,
 )
-from sigdeg.metrics.moments import Summary, Verdict, over_draws, variance_score, verdict
+from sigdeg.metrics.moments import variance_score
 from sigdeg.metrics.options import atm_skew, implied_volatility, skew_error, smile
 from sigdeg.metrics.paths import median_path_error, path_error, sliced_w1
 from sigdeg.metrics.series import (
@@ -45,8 +45,6 @@ __all__ = [
     "Law",
     "Reference",
     "Statistics",
-    "Summary",
-    "Verdict",
     "ambiguous",
     "atm_skew",
     "autocorrelation_discrepancy",
@@ -65,7 +63,6 @@ __all__ = [
     "marginal_loss",
     "median_path_error",
     "nearest_neighbours",
-    "over_draws",
     "path_error",
     "precision_recall",
     "skew_error",
@@ -74,7 +71,6 @@ __all__ = [
     "tail_error",
     "total_variation",
     "variance_score",
-    "verdict",
     "w1_exact",
     "w1_samples",
 ]

@@ -1,10 +1,6 @@
-"""Scores made of moments, and the summary of a metric over several draws."""
+"""Scores made of moments."""
 
 from __future__ import annotations
-
-import statistics
-from collections.abc import Callable
-from typing import Literal, TypedDict, TypeVar
 
 import numpy as np
 import torch
@@ -13,63 +9,7 @@ from torch import Tensor
 
 from sigdeg.errors import SigdegError
 
-__all__ = ["Summary", "Verdict", "over_draws", "scalars", "variance_score", "verdict"]
-
-T = TypeVar("T")
-Verdict = Literal["better", "tie", "worse"]
-
-
-class Summary(TypedDict):
-    """A metric over `n` draws: its mean and standard deviation, as `results.json` holds it."""
-
-    mean: float
-    std: float
-    n: int
-
-
-def over_draws(metric: Callable[[T], float], draw: Callable[[int], T], count: int) -> Summary:
-    """Summarise a metric over independent draws.
-
-    Arguments:
-        metric: The metric of one draw.
-        draw: Makes the draw of index 0, ..., count - 1; seed it with the index.
-        count: The number of draws.
-
-    Returns:
-        The mean and the standard deviation (divisor count - 1; 0 for a single draw).
-
-    Raises:
-        SigdegError: If `count` is less than 1.
-    """
-    if count < 1:
-        raise SigdegError(f"a metric needs at least 1 draw, got {count}")
-    values = [float(metric(draw(i))) for i in range(count)]
-    std = statistics.stdev(values) if count > 1 else 0.0
-    return {"mean": statistics.fmean(values), "std": std, "n": count}
-
-
-def verdict(own: Summary, other: Summary, lower_is_better: bool = True) -> Verdict | None:
-    r"""Whether a metric tells two samplers apart: within two standard errors it is a tie.
-
-    The standard error of the difference of two means is
-    $\sqrt{s_1^2 / n_1 + s_2^2 / n_2}$, and draws are taken as independent.
-
-    Arguments:
-        own: The metric of the sampler that is judged.
-        other: That of the one it is compared with.
-        lower_is_better: Whether the metric is a distance.
-
-    Returns:
-        What the first is beside the second; None where either has a single draw, or no deviation:
-        nobody knows the error of that.
-    """
-    if min(own["n"], other["n"]) < 2 or min(own["std"], other["std"]) <= 0:
-        return None
-    error = (own["std"] ** 2 / own["n"] + other["std"] ** 2 / other["n"]) ** 0.5
-    difference = own["mean"] - other["mean"]
-    if abs(difference) <= 2 * error:
-        return "tie"
-    return "better" if (difference < 0) == lower_is_better else "worse"
+__all__ = ["scalars", "variance_score"]
 
 
 def variance_score(

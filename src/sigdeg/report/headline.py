@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
-from sigdeg.metrics import Summary, verdict
-from sigdeg.report.rows import Row, digits, value
+from sigdeg.report.rows import digits, value
 from sigdeg.report.table import metric_name
+from sigdeg.results import Results, Row, Summary, of_role, verdict
 
 __all__ = ["Headline", "headline"]
 
@@ -29,7 +28,7 @@ class Headline(NamedTuple):
     kept: bool
 
 
-def headline(results: Mapping[str, Any]) -> Headline | None:
+def headline(results: Results) -> Headline | None:
     """Choose the student to speak of and say what it does.
 
     A student that has been judged says what the verdict says. Of the others quality is kept by one
@@ -50,9 +49,8 @@ def headline(results: Mapping[str, Any]) -> Headline | None:
         return None
     key, lower = quality["metric"], quality.get("lower_is_better", True)
     rows = [row for row in results["rows"] if value(row, key) is not None and row.get("nfe")]
-    students = [row for row in rows if row["method"] == "sig-deg"]
+    students, teachers = of_role(rows, "student"), of_role(rows, "teacher")
     students = [row for row in students if not row.get("elastic")] or students
-    teachers = [row for row in rows if row["method"] == "teacher"]
     if not students or not teachers:
         return None
     floor = results["floor"].get(key)
@@ -70,17 +68,16 @@ def headline(results: Mapping[str, Any]) -> Headline | None:
         same = ("nfe", "teacher")
         return all(
             better(student["metrics"][key], row["metrics"][key], lower)
-            for row in rows
-            if row["method"] == "untrained" and all(row.get(k) == student.get(k) for k in same)
+            for row in of_role(rows, "untrained")
+            if all(row.get(k) == student.get(k) for k in same)
         )
 
     def says(student: Row) -> tuple[bool, str]:
         """Whether quality is kept, and what the claim ends with."""
-        if student.get("verdict"):
-            told = student["verdict"]
+        if told := student.get("verdict"):
             return told["equal"] and not told["failed"], told["says"]
         references = [teacher_of(student)["metrics"][key], *([floor] if floor else [])]
-        found = [verdict(full(student["metrics"][key]), full(r), lower) for r in references]
+        found = [verdict(student["metrics"][key], other, lower) for other in references]
         if found[0] and not learnt(student):
             return False, "no better than the untrained step"
         if found[0] and {"tie", "better"} & set(found):
@@ -98,7 +95,7 @@ def headline(results: Mapping[str, Any]) -> Headline | None:
     faster = f", {digits(speedup, 2)}× faster" if speedup else ""
     label = quality.get("label", key)
     evidence = f"{label}: {short(value(row, key))} beside "
-    same = [r for r in rows if r["method"] == "untrained" and r["nfe"] == row["nfe"]]
+    same = [other for other in of_role(rows, "untrained") if other["nfe"] == row["nfe"]]
     if row.get("verdict") and same:  # its teacher's own is the floor
         evidence += f"the untrained step’s {short(value(same[0], key))}"
         evidence += f" (floor {short(value(teacher, key))}, the teacher beside itself)"
@@ -113,17 +110,11 @@ def headline(results: Mapping[str, Any]) -> Headline | None:
     )
 
 
-def full(summary: Mapping[str, Any]) -> Summary:
-    """A metric with all that its error is made of; a bare number is one draw."""
-    return {"mean": summary["mean"], "std": summary.get("std") or 0.0, "n": summary.get("n") or 1}
-
-
-def better(own: Mapping[str, Any], other: Mapping[str, Any], lower: bool) -> bool:
+def better(own: Summary, other: Summary, lower: bool) -> bool:
     """Whether a metric is better by two standard errors; a single draw scatters as the own do."""
-    a, b = full(own), full(other)
-    spread = b["std"] if b["n"] > 1 else a["std"]
-    error = math.hypot(a["std"] / a["n"] ** 0.5, spread / b["n"] ** 0.5)
-    return (b["mean"] - a["mean"]) * (1 if lower else -1) > 2 * error
+    spread = other["std"] if other["n"] > 1 else own["std"]
+    error = math.hypot(own["std"] / max(own["n"], 1) ** 0.5, spread / max(other["n"], 1) ** 0.5)
+    return (other["mean"] - own["mean"]) * (1 if lower else -1) > 2 * error
 
 
 def short(number: float | None) -> str:

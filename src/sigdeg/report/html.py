@@ -5,10 +5,10 @@ from __future__ import annotations
 import base64
 import json
 import shlex
-from collections.abc import Mapping
+from collections.abc import Sequence
 from io import BytesIO
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from PIL import Image
@@ -17,9 +17,9 @@ from sigdeg.errors import SigdegError, reason
 from sigdeg.files import atomic_write, read_json
 from sigdeg.report.headline import headline
 from sigdeg.report.plots import quality_plot, training_plot
-from sigdeg.report.rows import read_results
 from sigdeg.report.style import DPI
 from sigdeg.report.table import cost_table, metric_name, result_table, study_tables
+from sigdeg.results import Results, Row, read_results
 
 __all__ = ["write_report"]
 
@@ -75,12 +75,9 @@ def write_report(folder: Path) -> Path:
     return report
 
 
-def render(folder: Path, whole: Mapping[str, Any]) -> str:
+def render(folder: Path, whole: Results) -> str:
     """The page of a run folder's results."""
-    main = {
-        kind: [row for row in whole[kind] if not row.get("study")] for kind in ("rows", "paper")
-    }
-    results = {**whole, **main}
+    results: Results = {**whole, "rows": main(whole["rows"]), "paper": main(whole["paper"])}
     config = folder / "config.json"
     top = headline(results)
     return ENVIRONMENT.get_template("template.html.j2").render(
@@ -103,7 +100,12 @@ def render(folder: Path, whole: Mapping[str, Any]) -> str:
     )
 
 
-def quality_picture(folder: Path, results: Mapping[str, Any]) -> Picture | None:
+def main(rows: Sequence[Row]) -> list[Row]:
+    """Rows of the main table."""
+    return [row for row in rows if not row.get("study")]
+
+
+def quality_picture(folder: Path, results: Results) -> Picture | None:
     """Quality against network calls, where a quality metric is named and rows have it."""
     quality = results.get("quality")
     if not quality or not any(quality["metric"] in row["metrics"] for row in results["rows"]):
@@ -116,7 +118,7 @@ def quality_picture(folder: Path, results: Mapping[str, Any]) -> Picture | None:
     return picture(path, caption)
 
 
-def training_picture(folder: Path, results: Mapping[str, Any]) -> Picture | None:
+def training_picture(folder: Path, results: Results) -> Picture | None:
     """Training curves, where there are any: of more than a point."""
     curves = results.get("training") or {}
     training = {label: points for label, points in curves.items() if points and len(points) > 1}
@@ -156,7 +158,7 @@ def picture(path: Path, caption: str) -> Picture:
     return Picture(source, caption, width, height)
 
 
-def usage(results: Mapping[str, Any]) -> tuple[str, str] | None:
+def usage(results: Results) -> tuple[str, str] | None:
     """Three lines of Python and one of shell that draw from the student, or None without one."""
     student = results.get("student")
     if not student:
@@ -176,7 +178,7 @@ def usage(results: Mapping[str, Any]) -> tuple[str, str] | None:
     return python, f"sigdeg sample {shlex.quote(student)} -n 16{option} --seed 0 --out samples"
 
 
-def counts(results: Mapping[str, Any]) -> dict[str, str]:
+def counts(results: Results) -> dict[str, str]:
     """For each metric over how many draws or seeds it is averaged."""
     found: dict[str, set[int]] = {}
     for metrics in [*(row["metrics"] for row in results["rows"]), results["floor"]]:

@@ -9,8 +9,8 @@ from typing import Any
 from matplotlib.figure import Figure
 
 from sigdeg.report.plots import WIDTH, log_axis, save
-from sigdeg.report.rows import Row
 from sigdeg.report.style import INK, use_style
+from sigdeg.results import Row
 
 __all__ = ["grids_plot", "prediction_plot"]
 

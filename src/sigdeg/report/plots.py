@@ -23,8 +23,9 @@ from torch import Tensor
 from sigdeg.errors import SigdegError
 from sigdeg.files import atomic_write
 from sigdeg.pictures import sheet
-from sigdeg.report.rows import Row, arrange, details, value
+from sigdeg.report.rows import arrange, details, value
 from sigdeg.report.style import INK, colour, look, use_style
+from sigdeg.results import Row, Summary
 
 __all__ = [
     "histogram_plot",
@@ -44,7 +45,7 @@ BESIDE = 7  # entries of a legend that stands beside its axes
 
 
 def quality_plot(
-    rows: Sequence[Row], floor: Mapping[str, Any] | None, quality: Mapping[str, Any], path: Path
+    rows: Sequence[Row], floor: dict[str, Summary] | None, quality: Mapping[str, Any], path: Path
 ) -> None:
     """Quality against network calls, both logarithmic: one line a method and variant.
 
@@ -61,7 +62,7 @@ def quality_plot(
             told = [f"order {row['order']}"] if row.get("order") else []
             label = ", ".join([look(row["method"]).name, *told, *details(row, rows)])
             series.setdefault((row["method"], label), []).append(row)
-    least = value({"metrics": floor or {}}, key)
+    least = value({"method": "floor", "role": "floor", "metrics": floor or {}}, key)
     lowest = math.inf if least is None else least
     with use_style():
         figure = Figure(figsize=(WIDTH, 4.4), layout="constrained")
@@ -71,9 +72,9 @@ def quality_plot(
         for (method, label), points in series.items():
             calls = [row["nfe"] for row in points]
             means = [row["metrics"][key]["mean"] for row in points]
-            deviations = [row["metrics"][key].get("std") or 0.0 for row in points]
+            deviations = [row["metrics"][key]["std"] for row in points]
             dash, mark, tint = next(dashes[method]), next(markers[method]), colour(method)
-            top = 4 if method == "sig-deg" else 3  # students lie on the others, not under them
+            top = 4 if points[0]["role"] == "student" else 3  # students lie on top
             axes.plot(calls, means, mark, ls=dash, color=tint, mec="white", label=label, zorder=top)
             axes.errorbar(calls, means, deviations, fmt="none", ecolor=tint, elinewidth=1.2)
             lowest = min(lowest, *means)

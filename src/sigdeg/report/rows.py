@@ -1,29 +1,15 @@
-"""The rows of `results.json`: reading them, naming them, writing their numbers."""
+"""The rows of results in words: their order, their names, their numbers."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
-from pathlib import Path
+from collections.abc import Iterable, Sequence
 from typing import Any
 
-from sigdeg.errors import SigdegError
-from sigdeg.files import read_json
 from sigdeg.report.style import METHODS
-from sigdeg.schema import flag, listed, mapped, maybe, number, record, text
+from sigdeg.results import Row, Summary
 
-__all__ = [
-    "Row",
-    "arrange",
-    "compact",
-    "details",
-    "digits",
-    "metric_text",
-    "read_results",
-    "value",
-]
-
-Row = Mapping[str, Any]
+__all__ = ["arrange", "compact", "details", "digits", "metric_text", "value"]
 
 # What tells two rows of one method apart, and how it is said.
 DETAILS = {
@@ -37,113 +23,33 @@ DETAILS = {
 }
 
 
-def metric(value: Any, name: str) -> None:
-    """A number, or a summary of several; null where a figure is not finite."""
-    if isinstance(value, Mapping):
-        record({"mean": maybe(number())}, {"std": maybe(number(0)), "n": maybe(number(0))})(
-            value, name
-        )
-    else:
-        maybe(number())(value, name)
-
-
-AMOUNTS = ("steps", "order", "nfe", "seconds", "speedup", "params", "train_seconds", "teacher_nfe")
-TEXTS = ("title", "summary", "experiment", "preset", "student")
-ROWS = listed(
-    record(
-        {"method": text},
-        {
-            **dict.fromkeys(AMOUNTS, maybe(number(0))),
-            **dict.fromkeys(("variant", "study", "teacher"), maybe(text)),
-            "metrics": maybe(mapped(metric)),
-            "equal_quality": maybe(
-                record({"method": text, "nfe": number(0), "speedup": number(0)}, {})
-            ),
-            "teacher_steps": maybe(number(0)),
-            "over": mapped(maybe(number(0))),
-            "verdict": maybe(record({"says": text, "equal": flag, "failed": flag}, {})),
-        },
-    )
-)
-RESULTS = record(  # results.json, as far as the report reads it
-    {"rows": ROWS},
-    {
-        "paper": maybe(ROWS),
-        "floor": maybe(mapped(metric)),
-        "quality": maybe(record({"metric": text}, {"label": text, "lower_is_better": flag})),
-        "figures": maybe(listed(record({"file": text}, {"caption": text}))),
-        "training": maybe(mapped(maybe(listed(listed(maybe(number()), 3))))),
-        "example": maybe(record({}, {"classes": flag, "decoder": flag})),
-        "warnings": maybe(listed(text)),
-        "versions": maybe(mapped()),
-        "hardware": maybe(mapped()),
-        **dict.fromkeys(TEXTS, maybe(text)),
-    },
-)
-
-
-def read_results(path: Path) -> dict[str, Any]:
-    """Read `results.json` and check what the report needs of it.
-
-    Returns:
-        The results; `rows`, `paper` and `floor` exist, every metric is `{"mean", ...}`.
-
-    Raises:
-        SigdegError: If the file is missing, damaged or of another form.
-    """
-    results = read_json(path)
-    if not isinstance(results.get("rows"), list):
-        raise SigdegError(f"{path} has no list of rows")
-    try:
-        RESULTS(results, "")
-    except SigdegError as error:
-        raise SigdegError(f"{path} has a damaged entry: {error}") from None
-    results["paper"] = results.get("paper") or []
-    results["floor"] = summaries(results.get("floor") or {})
-    for row in [*results["rows"], *results["paper"]]:
-        row["metrics"] = summaries(row.get("metrics") or {})
-    return results
-
-
-def summaries(metrics: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
-    """Metrics as `{"mean", "std", "n"}`; a bare number, as a paper quotes it, is a mean."""
-    whole = {}
-    for key, given in metrics.items():
-        if given is not None:
-            whole[key] = dict(given) if isinstance(given, Mapping) else {"mean": given}
-            mean = whole[key]["mean"]
-            whole[key]["mean"] = math.nan if mean is None else float(mean)
-    return whole
-
-
 def value(row: Row, key: str) -> float | None:
     """The mean of a metric, or None where it is missing or not finite."""
-    mean = row["metrics"].get(key, {}).get("mean", math.nan)
-    return mean if math.isfinite(mean) else None
+    summary = row["metrics"].get(key)
+    return summary["mean"] if summary and math.isfinite(summary["mean"]) else None
 
 
 def details(row: Row, rows: Iterable[Row]) -> list[str]:
     """What a row is beyond its method, steps and order.
 
     Elastic students and noise heads are always named; preset, grid and q only where the rows of
-    the method differ in them, the teacher where any rows do. A row of a study is told by its
-    variant alone.
+    the method differ in them, the teacher where any rows do. A grid that validation chose is a
+    result, not what tells a row. A row of a study is told by its variant alone.
     """
-    if row.get("variant"):
-        return [row["variant"]]
+    if variant := row.get("variant"):
+        return [variant]
     rows = list(rows)
     family = [other for other in rows if other["method"] == row["method"]]
     told = []
     if row.get("elastic"):
         told.append("elastic")
-    if row.get("head") not in (None, False, "none"):
-        head = row["head"]
+    if (head := row.get("head")) not in (None, False, "none"):
         told.append(f"{head} noise" if isinstance(head, str) else "noise head")
     for key, form in DETAILS.items():
         others = rows if key == "teacher" else family
-        if row.get(key) is not None and len({str(other.get(key)) for other in others}) > 1:
-            form = "{}" if key == row["method"] else form
-            told.append(form.format(row[key]))
+        own = None if key == "grid" and row.get("tried") else row.get(key)
+        if own is not None and len({str(other.get(key)) for other in others}) > 1:
+            told.append(str(own) if key == row["method"] else form.format(own))
     return told
 
 
@@ -170,7 +76,7 @@ def digits(number: float, significant: int = 3) -> str:
     return f"{number:,.{max(decimals, 0)}f}"
 
 
-def metric_text(summary: Mapping[str, Any] | None) -> tuple[str, str]:
+def metric_text(summary: Summary | None) -> tuple[str, str]:
     """Mean and standard deviation as text: the deviation has two digits, the mean as many places.
 
     Returns:
@@ -180,8 +86,8 @@ def metric_text(summary: Mapping[str, Any] | None) -> tuple[str, str]:
         return "", ""
     if not math.isfinite(summary["mean"]):
         return "—", ""
-    mean, std = summary["mean"], summary.get("std") or 0.0
-    if std <= 0 or not math.isfinite(std) or summary.get("n") == 1:
+    mean, std = summary["mean"], summary["std"]
+    if std <= 0 or not math.isfinite(std) or summary["n"] == 1:
         return digits(mean), ""
     if 0 < abs(mean) < 1e-4:
         return digits(mean), digits(std, 2)

@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
-from sigdeg.report.rows import Row, arrange, compact, details, digits, metric_text
+from sigdeg.report.rows import arrange, compact, details, digits, metric_text
 from sigdeg.report.style import look
+from sigdeg.results import Results, Row
 
 __all__ = ["Line", "Table", "cost_table", "metric_name", "result_table", "study_tables"]
 
@@ -40,7 +41,7 @@ Column = Callable[[Row], tuple[str, str]]  # the text of a cell and of its devia
 
 def column(key: str, text: Callable[[Any], str]) -> Column:
     """A column of plain values; where a row has none the cell is empty."""
-    return lambda row: ("" if row.get(key) is None else text(row[key]), "")
+    return lambda row: ("" if (value := row.get(key)) is None else text(value), "")
 
 
 KEYS = {
@@ -105,7 +106,7 @@ def metric_column(key: str) -> Column:
     return lambda row: metric_text(row["metrics"].get(key))
 
 
-def result_table(results: Mapping[str, Any], best: Row | None) -> Table:
+def result_table(results: Results, best: Row | None) -> Table:
     """What came out.
 
     Arguments:
@@ -118,13 +119,13 @@ def result_table(results: Mapping[str, Any], best: Row | None) -> Table:
     own, paper, floor = results["rows"], results["paper"], results["floor"]
     rows: list[tuple[str, Row]] = [("best" if row is best else "own", row) for row in arrange(own)]
     if floor:
-        rows.append(("floor", {"method": "Floor", "metrics": floor}))
+        rows.append(("floor", {"method": "Floor", "role": "floor", "metrics": floor}))
     rows += [("paper", row) for row in paper]
 
     return lay(rows, KEYS | metric_columns(rows, results) | RIVAL | SPEED | over_columns(own))
 
 
-def study_tables(results: Mapping[str, Any]) -> dict[str, Table]:
+def study_tables(results: Results) -> dict[str, Table]:
     """Side tables by title: the rows that name a study, in their own order, with what they cost.
 
     Those of the paper have their steps and speed-ups too.
@@ -132,8 +133,8 @@ def study_tables(results: Mapping[str, Any]) -> dict[str, Table]:
     studies: dict[str, list[tuple[str, Row]]] = {}
     for kind, rows in (("own", results["rows"]), ("paper", results["paper"])):
         for row in rows:
-            if row.get("study"):
-                studies.setdefault(row["study"], []).append((kind, row))
+            if study := row.get("study"):
+                studies.setdefault(study, []).append((kind, row))
     columns = {key: COSTS[key] for key in ("Weights", "Teacher calls")}
     tables = {}
     for title, lines in studies.items():
@@ -143,9 +144,7 @@ def study_tables(results: Mapping[str, Any]) -> dict[str, Table]:
     return tables
 
 
-def metric_columns(
-    rows: Sequence[tuple[str, Row]], results: Mapping[str, Any]
-) -> dict[str, Column]:
+def metric_columns(rows: Sequence[tuple[str, Row]], results: Results) -> dict[str, Column]:
     """A column for every metric of more than the floor; an arrow marks the one that counts."""
     quality = results.get("quality") or {}
     arrow = " ↓" if quality.get("lower_is_better", True) else " ↑"
@@ -165,7 +164,7 @@ def over_columns(rows: Sequence[Row]) -> dict[str, Column]:
     return {f"Over {name}": over(name) for name in names}
 
 
-def cost_table(results: Mapping[str, Any]) -> Table:
+def cost_table(results: Results) -> Table:
     """What it took to train the networks, for the rows that say so."""
     rows = [row for row in arrange(results["rows"]) if row.get("train_seconds") is not None]
     return lay([("own", row) for row in rows], KEYS | COSTS)
