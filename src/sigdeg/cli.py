@@ -245,7 +245,7 @@ def sample(
             model.sample_shape,
             min(n, batch_size),
             device,
-            condition.get("class_labels"),
+            condition,
             disk=drawn,
             memory=2 * drawn,
         )

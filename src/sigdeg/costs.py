@@ -8,6 +8,7 @@ import os
 import shutil
 import sys
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -20,7 +21,7 @@ from tqdm.auto import tqdm
 from sigdeg.errors import SigdegError
 
 if TYPE_CHECKING:
-    from sigdeg.distillation import TeacherPaths
+    from sigdeg.paths import TeacherPaths
     from sigdeg.steps import Step
     from sigdeg.student import SignatureStudent
 
@@ -114,7 +115,7 @@ def tell_calls(
     shape: tuple[int, ...],
     batch_size: int,
     device: torch.device | str,
-    labels: Tensor | None = None,
+    condition: Mapping[str, Tensor] | None = None,
     *,
     disk: float = 0,
     memory: float = 0,
@@ -122,7 +123,7 @@ def tell_calls(
     """Say on stderr what network calls will take, by one that is measured."""
     from sigdeg.steps import network_calls
 
-    each = call_seconds(step, times, shape, batch_size, device, labels)
+    each = call_seconds(step, times, shape, batch_size, device, condition)
     seconds = calls * each / max(1, network_calls(step, float(times[0]), float(times[1])))
     tqdm.write(
         costs_line(f"{what}, {calls:,.0f} network calls", disk, memory, seconds), file=sys.stderr
@@ -135,7 +136,7 @@ def call_seconds(
     shape: tuple[int, ...],
     batch_size: int,
     device: torch.device | str,
-    labels: Tensor | None = None,
+    condition: Mapping[str, Tensor] | None = None,
     order: int = 1,
     train: bool = False,
 ) -> float:
@@ -144,7 +145,8 @@ def call_seconds(
 
     n = min(batch_size, 64)
     x = torch.zeros(n, *shape, device=device)
-    given = {} if labels is None else {"class_labels": labels[:1].expand(n).to(x.device)}
+    first = torch.zeros(n, dtype=torch.long)
+    given = {name: value[first].to(x.device) for name, value in (condition or {}).items()}
     t, s = times
     noise = PartialSignature(t - s, x[:, None].repeat_interleave(max(step.order, order), dim=1))
     for _ in range(1 if x.device.type == "cpu" else 2):  # a GPU has to warm up
@@ -180,7 +182,7 @@ class Costs:
     @property
     def bytes_each(self) -> int:
         """Bytes of a segment."""
-        steps = len(self.paths.rows) if self.paths.data is None else self.paths.steps
+        steps = len(self.paths.rows) if self.paths.data is None else self.paths.q
         return path_bytes(steps, self.paths.order, self.paths.shape)
 
     @property
@@ -203,9 +205,9 @@ class Costs:
         there = sum(file.stat().st_size for file in folder.glob("paths/*.safetensors"))
         check_room(folder, self.disk - there, self.memory)
 
-    def line(self, labels: Tensor | None) -> str:
+    def line(self) -> str:
         """The costs in words; what one call and one training step take is measured."""
-        teacher, student = self.measure(labels)
+        teacher, student = self.measure()
         calls = self.count * self.paths.teacher_nfe
         seconds = calls * teacher + self.iterations * self.batch_size * student
         what = (
@@ -213,14 +215,15 @@ class Costs:
         )
         return costs_line(what, self.disk, self.memory, seconds)
 
-    def measure(self, labels: Tensor | None) -> tuple[float, float]:
+    def measure(self) -> tuple[float, float]:
         """Seconds of a teacher call and of a training step, for one sample of a batch."""
         from sigdeg.steps import network_calls
 
         row, teacher = self.paths.rows[0], self.paths.teacher
-        shared = (self.paths.shape, self.batch_size, self.paths.device, labels, self.paths.order)
+        paths = self.paths
+        shared = (paths.shape, self.batch_size, paths.device, paths.condition, paths.order)
         probe = copy.deepcopy(self.student).to(self.paths.device).eval().requires_grad_(True)
         probe.lookahead = 0.0  # which costs no calls, and would ask for a covariance
         each = call_seconds(teacher, (row[0], row[1]), *shared)
         each /= max(1, network_calls(teacher, float(row[0]), float(row[1])))
-        return each, call_seconds(probe, (row[0], row[-1]), *shared, train=True) * self.paths.steps
+        return each, call_seconds(probe, (row[0], row[-1]), *shared, train=True) * self.paths.q

@@ -203,7 +203,6 @@ def grid(
         progress: Show progress bars.
     """
     asked = check_place("grid", locals())
-    import torch
 
     from sigdeg.planning import LinearStudent, plan_grid, recommend_grid
     from sigdeg.planning.advice import default_candidates
@@ -247,7 +246,7 @@ def grid(
             fine=fine_steps,
             seed=seed,
             source=own_samples(found, (candidates - 1) * refinement),
-            labels=None if found.labels is None else torch.tensor(found.labels),
+            condition=found.condition,
             device=device,
             progress=progress,
         )

@@ -10,10 +10,11 @@ import torch
 from torch import Generator, Tensor, nn
 
 from sigdeg.denoiser import Denoiser, GaussianDenoiser, GaussianMixtureDenoiser
-from sigdeg.distillation import CachedPaths, Distilled, SharedPaths, TeacherPaths, distill
+from sigdeg.distillation import Distilled, distill
 from sigdeg.errors import SigdegError
 from sigdeg.grids import coarse_grid, refine
 from sigdeg.networks import ResidualMLP
+from sigdeg.paths import CachedPaths, SharedPaths, TeacherPaths
 from sigdeg.schedule import VPLinear
 from sigdeg.signature import PartialSignature
 from sigdeg.steps import Exponential
@@ -229,7 +230,7 @@ def test_labels_of_the_cache_reach_teacher_and_student(tmp_path: Path) -> None:
             return super().forward(x)
 
     teacher = Told(MIXTURE)
-    cache = make_cache(tmp_path / "cache", teacher, labels=torch.tensor([7]))
+    cache = make_cache(tmp_path / "cache", teacher, condition={"class_labels": torch.tensor([7])})
     network = Listening(SignatureStudent.in_channels(1, 2), 1)
     student = SignatureStudent(network, SCHEDULE, 1, 2, data_std=2.06, steps=(2,))
     run(tmp_path / "run", student, teacher=teacher, cache=cache)

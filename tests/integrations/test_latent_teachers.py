@@ -12,11 +12,11 @@ import torch
 from diffusers import AutoencoderKL, DDIMScheduler, DDPMPipeline, LDMPipeline, UNet2DModel, VQModel
 from torch import Tensor, nn
 
-from sigdeg.distillation.paths import TeacherPaths
 from sigdeg.errors import SigdegError
 from sigdeg.grids import refine
 from sigdeg.integrations import Decoder, Teacher, load_teacher, save_latent_pipeline
 from sigdeg.networks import Autoencoder
+from sigdeg.paths import TeacherPaths
 from sigdeg.sampling import march
 from sigdeg.signature import PartialSignature
 from sigdeg.steps import Exponential
@@ -228,8 +228,8 @@ class TestClasses:
             residual_noise=None,
         )
         rows = list(refine(student.schedule, student.grid(), 3))
-        labels, generator = torch.arange(3), torch.Generator().manual_seed(0)
-        paths = TeacherPaths(teacher.step(4.0), rows, (1, 8, 8), 2, labels=labels)
+        generator = torch.Generator().manual_seed(0)
+        paths = TeacherPaths(teacher.step(4.0), rows, (1, 8, 8), 2, condition=teacher.condition)
         batch = paths.draw(4, generator)
         for ends in (batch.states[:, -1], batch.replay(student, student.grid())):
             assert float(ends.detach().abs().max()) == pytest.approx(0.7)

@@ -183,7 +183,12 @@ def test_classes_are_told_and_distilled(tmp_path: Path) -> None:
     told = {"class_labels": torch.zeros(1, dtype=torch.long)}
     student = SignatureStudent.from_denoiser(denoiser, 5, 1, steps=(2,), condition=told)
     options: dict[str, Any] = {"iterations": 2, "paths": 16, "batch_size": 8, "refinement": 2}
-    options |= {"labels": torch.arange(2), "tracker": "none", "device": "cpu", "progress": False}
+    options |= {
+        "condition": {"class_labels": torch.arange(2)},
+        "tracker": "none",
+        "device": "cpu",
+        "progress": False,
+    }
     with pytest.raises(SigdegError, match="distribution matching needs a critic like the teacher"):
         distill(student, Exponential(denoiser), tmp_path / "m", matching=1.0, q=0, **options)
     assert not (tmp_path / "m").exists()
@@ -225,7 +230,7 @@ def test_what_has_no_layer_to_widen_is_refused() -> None:
         assert "\n" not in str(caught.value)
 
 
-def test_conditions_that_distill_cannot_draw_are_named(tmp_path: Path) -> None:
+def test_conditions_that_the_teacher_lacks_are_named(tmp_path: Path) -> None:
     class Prompted(nn.Linear):
         def forward(self, x: Tensor, t: Tensor, prompt: Tensor) -> Tensor:  # type: ignore[override]
             return super().forward(x) + prompt
@@ -233,7 +238,7 @@ def test_conditions_that_distill_cannot_draw_are_named(tmp_path: Path) -> None:
     denoiser = NetworkDenoiser(Prompted(3, 3), SCHEDULE)
     told = {"prompt": torch.zeros(1, 3)}
     student = SignatureStudent.from_denoiser(denoiser, 3, 1, steps=(2,), condition=told)
-    with pytest.raises(SigdegError, match="the teacher is told 'prompt' too: distill draws"):
+    with pytest.raises(SigdegError, match="the teacher is told 'prompt' too: give condition="):
         distill(student, Exponential(denoiser), tmp_path / "run", device="cpu")
     assert not (tmp_path / "run").exists()
 

@@ -12,10 +12,10 @@ from torch import Tensor
 
 from sigdeg.datasets.mixture import GaussianMixture1D
 from sigdeg.denoiser import GaussianDenoiser, GaussianMixtureDenoiser
-from sigdeg.distillation.paths import TeacherPaths
 from sigdeg.errors import SigdegError
 from sigdeg.grids import coarse_grid, refine
 from sigdeg.metrics.wasserstein import w1_exact
+from sigdeg.paths import TeacherPaths
 from sigdeg.planning import (
     FineSDE,
     FineStep,

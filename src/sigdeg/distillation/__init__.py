@@ -3,14 +3,7 @@
 from sigdeg.distillation.distill import DistillConfig, Distilled, distill
 from sigdeg.distillation.judgement import Verdict, judge, replay
 from sigdeg.distillation.objective import Objective
-from sigdeg.distillation.paths import (
-    Batch,
-    CachedPaths,
-    FreshPaths,
-    SharedPaths,
-    TeacherPaths,
-    simulate,
-)
+from sigdeg.paths import Batch, CachedPaths, FreshPaths, SharedPaths, TeacherPaths, simulate
 
 __all__ = [
     "Batch",

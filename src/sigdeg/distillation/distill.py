@@ -9,10 +9,10 @@ import math
 import re
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, get_args
+from typing import Any, Literal, get_args
 
 import numpy as np
 import torch
@@ -23,20 +23,26 @@ from tqdm.auto import tqdm
 from sigdeg.costs import Costs, check_memory, check_room, judging_bytes
 from sigdeg.distillation.judgement import Verdict, judge_run
 from sigdeg.distillation.matching import Matching
+from sigdeg.distillation.merging import Blocks, rounds
 from sigdeg.distillation.objective import Objective
-from sigdeg.distillation.paths import Batch, CachedPaths, FreshPaths, SharedPaths, TeacherPaths
 from sigdeg.errors import SigdegError, check_choice
 from sigdeg.grids import check_grid, refine
 from sigdeg.networks import Widened
+from sigdeg.paths import (
+    Batch,
+    CachedPaths,
+    FreshPaths,
+    PathSource,
+    SharedPaths,
+    TeacherPaths,
+)
+from sigdeg.planning import LinearStudent, Plan, format_plan, parse_plan, plan_grid
 from sigdeg.rng import Stream, derive_generator
 from sigdeg.runs import claim_folder, fingerprint
 from sigdeg.signature import PartialSignature
 from sigdeg.steps import Step
 from sigdeg.student import SignatureStudent, kind_of_data
 from sigdeg.training import TrainConfig, check_data, fit, make_accelerator, resolve_device
-
-if TYPE_CHECKING:
-    from sigdeg.planning import Plan
 
 __all__ = ["DistillConfig", "Distilled", "distill"]
 
@@ -136,7 +142,7 @@ def distill(
     config: DistillConfig | None = None,
     *,
     data: Tensor | None = None,
-    labels: Tensor | None = None,
+    condition: Mapping[str, Tensor] | None = None,
     fine: Tensor | None = None,
     cache: CachedPaths | None = None,
     plan: Plan | str | None = None,
@@ -162,12 +168,14 @@ def distill(
         config: How to distil (default: by the kind of data, `DistillConfig.for_samples`); single
             fields can be given as keywords instead.
         data: Clean data (n, \*), for `states="data"`.
-        labels: For a conditional teacher, classes (n,) to draw from: those of the data, or any
-            with the shares wanted. Teacher and student are called with `class_labels`.
+        condition: What teacher and student are called with beside the path: tensors by name, whose
+            rows belong together, such as `{"class_labels": labels}` with labels (n,), or prompt
+            embeddings. Each path draws a row, so any shares can be had; with data, row i is that of
+            sample i.
         fine: The teacher's grid, containing every coarse time (default: a refined coarse grid).
         cache: Whole paths of this teacher, simulated already: on a grid that contains the
             student's times, with at least its order. One simulation then serves many students, and
-            `fine`, `labels` and what `config` says of paths are not used.
+            `fine`, `condition` and what `config` says of paths are not used.
         plan: Distil in rounds of merges, see `sigdeg.distillation.merging`: a plan over leaves that
             divide the fine steps of each coarse step, or a line that `parse_plan` reads (a name
             means every fine step a leaf). Each round trains as `config` says, in `out_dir/rounds`;
@@ -191,12 +199,14 @@ def distill(
         SigdegError: If arguments do not fit together, or the folder holds another run.
         TrainingError: If the loss stops being finite; the last good checkpoint is kept.
     """
+    if "labels" in options:
+        raise SigdegError('labels= is given as condition={"class_labels": labels}')
     if config is None:
         config = DistillConfig.for_samples(student.sample_shape, max(student.steps), **options)
     else:
         config = dataclasses.replace(config, **options)
-    given: dict[str, Any] = {"data": data, "labels": labels, "resume": resume, "device": device}
-    given["progress"] = progress
+    given: dict[str, Any] = {"data": data, "condition": condition or {}, "resume": resume}
+    given |= {"device": device, "progress": progress}
     out_dir, spent = Path(out_dir), 0.0
     check_memory(judging_bytes(judge or 0, student.sample_shape, len(student.steps)))
     if grid is not None:
@@ -206,7 +216,7 @@ def distill(
         check_fit(student, config, config.q or max(student.steps), data, cache)
         make_accelerator(config, out_dir, device)  # which refuses what there is not
         check_room(out_dir)
-        student, spent = plan_student(student, teacher, config, labels, device, progress)
+        student, spent = plan_student(student, teacher, config, condition, device, progress)
     if plan is None:
         found = distil_steps(student, teacher, out_dir, config, fine=fine, cache=cache, **given)
     else:
@@ -218,11 +228,17 @@ def distill(
         return found
     if cache is not None:
         first, *others = cache.paths.rows
-        fine, labels = torch.cat([first, *(row[1:] for row in others)]), cache.paths.labels
+        fine = torch.cat([first, *(row[1:] for row in others)])
+        condition = cache.paths.condition
     rows, order = fine_rows(student, student.grid(), config, fine), student.order
     place = torch.device(resolve_device(device))
     paths = TeacherPaths(
-        on_device(teacher, place), rows, student.sample_shape, order, device=place, labels=labels
+        on_device(teacher, place),
+        rows,
+        student.sample_shape,
+        order,
+        device=place,
+        condition=condition or {},
     )
     verdict = judge_run(found, paths, out_dir, config, judge, progress)
     return dataclasses.replace(found, verdict=verdict)
@@ -241,13 +257,11 @@ def plan_student(
     student: SignatureStudent,
     teacher: Step,
     config: DistillConfig,
-    labels: Tensor | None,
+    condition: Mapping[str, Tensor] | None,
     device: str | None,
     progress: bool,
 ) -> tuple[SignatureStudent, float]:
     """The student at planned times, and the teacher calls that measuring took."""
-    from sigdeg.planning import LinearStudent, plan_grid  # which simulates paths with this package
-
     place = torch.device(resolve_device(device))
     advice = plan_grid(
         on_device(teacher, place),
@@ -255,7 +269,7 @@ def plan_student(
         student.sample_shape,
         LinearStudent(student.seen),
         seed=config.seed,
-        labels=labels,
+        condition=condition,
         device=place,
         progress=progress and PartialState().is_main_process,
     )
@@ -272,9 +286,6 @@ def distil_rounds(
     **given: Any,
 ) -> Distilled:
     """Distil in the rounds of a plan, each in a folder of its own that resumes."""
-    from sigdeg.distillation.merging import Blocks, rounds  # with scipy: not for those who sample
-    from sigdeg.planning import format_plan, parse_plan
-
     if student.elastic or config.q != 1:
         raise SigdegError("a plan is for a student of one step count, with q=1")
     coarse = fine_rows(student, student.grid(), config, fine)
@@ -329,7 +340,7 @@ def distil_steps(
     config: DistillConfig,
     *,
     data: Tensor | None,
-    labels: Tensor | None,
+    condition: Mapping[str, Tensor],
     resume: bool,
     device: str | None,
     progress: bool,
@@ -348,35 +359,31 @@ def distil_steps(
         shared = SharedPaths(cache, grids[0], student.order)
         if fingerprint(teacher) != fingerprint(cache.paths.teacher):
             raise SigdegError("the cache holds the paths of another teacher")
-        labels = cache.paths.labels
-    if labels is not None and not len(labels):
-        raise SigdegError("there are no labels to draw from")
-    if labels is not None and data is not None and len(labels) != len(data):
-        raise SigdegError(f"{len(data):,} samples need as many labels, got {len(labels):,}")
-    if cache is not None:
-        rows = list(cache.paths.rows)
-    elif rows is None:
-        rows = fine_rows(student, grids[0], config, fine)
-    identity = {
-        **dataclasses.asdict(config),
-        "teacher": fingerprint(teacher),
-        "student": fingerprint(student),
-        "data": None if data is None else fingerprint(data),
-        "labels": None if labels is None else fingerprint(labels),
-        "grids": [grid.tolist() for grid in grids],
-        "fine": [row.tolist() for row in rows],
-        "order": student.order,
-        "cache": None
-        if cache is None
-        else [cache.seed, cache.count, cache.train, cache.paths.order],
-    }
-    if starts is not None:
-        identity["starts"] = list(starts)
     accelerator = make_accelerator(config, out_dir, device)
     teacher = on_device(teacher, accelerator.device)
-    check_teacher(teacher, rows[0], student, accelerator.device, labels)
-    shape, order = student.sample_shape, student.order
-    paths = TeacherPaths(teacher, rows, shape, order, data, q, accelerator.device, labels, starts)
+    if shared is not None:
+        paths = dataclasses.replace(
+            shared.cache.paths, teacher=teacher, q=q, device=accelerator.device
+        )
+    else:
+        paths = TeacherPaths(
+            teacher,
+            rows or fine_rows(student, grids[0], config, fine),
+            student.sample_shape,
+            student.order,
+            data,
+            q,
+            accelerator.device,
+            condition,
+            starts,
+        )
+    check_teacher(paths, student)
+    identity = {
+        **dataclasses.asdict(config),
+        "student": fingerprint(student),
+        "grids": [grid.tolist() for grid in grids],
+        **(shared or paths).identity(),
+    }
     # Segments from data that call no teacher are drawn anew: there is nothing to save.
     free = data is not None and not paths.teacher_nfe
     cached = bool(config.paths and not free and shared is None)
@@ -389,11 +396,12 @@ def distil_steps(
     accelerator.wait_for_everyone()
     progress = progress and accelerator.is_main_process
     if progress:
-        tqdm.write(costs.line(labels), file=sys.stderr)
+        tqdm.write(costs.line(), file=sys.stderr)
     began = time.perf_counter()
-    source: CachedPaths | FreshPaths | SharedPaths
+    held_out = min(HELD_OUT, max(1, config.held_out))
+    source: PathSource
     if shared is not None:
-        source, paths = shared, shared.cache.paths
+        source = shared
     elif cached:
         with accelerator.main_process_first():
             source = CachedPaths(
@@ -406,7 +414,7 @@ def distil_steps(
                 progress,
             )
     else:
-        source = FreshPaths(paths, config.seed)
+        source = FreshPaths(paths, config.seed, held_out)
 
     lengths = windows(student, q)
 
@@ -422,12 +430,8 @@ def distil_steps(
         ]
 
     student = copy.deepcopy(student).train().requires_grad_(True)  # it may come from a training
-    whole = source.held_out(min(HELD_OUT, max(1, config.held_out)))
-    kept = source.cache if isinstance(source, SharedPaths) else source
-    if data is not None:
-        scale_student(student, data)
-    else:
-        scale_student(student, whole.states[:, -1] if isinstance(kept, FreshPaths) else kept.ends)
+    whole = source.held_out(held_out)
+    scale_student(student, source.ends if data is None else data)
     simulated = time.perf_counter() - began
     matching = Matching(teacher, student.channels, len(grids)) if config.matching else None
 
@@ -453,16 +457,12 @@ def distil_steps(
     )
     if accelerator.is_main_process:
         fitted.objective.student.save_pretrained(out_dir / "student")
-    fresh = (len(whole.start) + config.iterations * config.batch_size) * accelerator.num_processes
-    segments = shared.cache.count if shared is not None else config.paths or fresh
-    nfe = segments * paths.teacher_nfe
-    unseen = isinstance(kept, FreshPaths) or kept.train < kept.count
     return Distilled(
         fitted.objective.student,
         fitted.history,
         fitted.seconds,
-        nfe,
-        whole if unseen and data is None else None,
+        source.calls(config.iterations * config.batch_size * accelerator.num_processes),
+        whole if source.unseen and data is None else None,
     )
 
 
@@ -550,22 +550,21 @@ def check_fit(
 
 
 @torch.no_grad()
-def check_teacher(
-    teacher: Step, row: Tensor, student: SignatureStudent, device: Any, labels: Tensor | None
-) -> None:
+def check_teacher(paths: TeacherPaths, student: SignatureStudent) -> None:
     """Try the teacher's first step: it may be made for data of another shape."""
+    teacher, row, device = paths.teacher, paths.rows[0], paths.device
     order, found = max(teacher.order, student.order), ""
     for n in (0, 2):  # no samples cost no calls, but some networks cannot take an empty batch
         x = torch.zeros(n, *student.sample_shape, device=device)
         fine = PartialSignature(row[0] - row[1], x[:, None].repeat_interleave(order, dim=1))
-        given = {} if labels is None else {"class_labels": labels[:1].expand(n).to(device)}
+        first = torch.zeros(n, dtype=torch.long)
+        given = {name: value[first].to(device) for name, value in paths.condition.items()}
         try:
             shape = tuple(teacher(x, row[0], row[1], fine, **given).shape)
         except (RuntimeError, ValueError, TypeError) as error:
             if missing := re.search("missing .* arguments?: (.*)", str(error)):
                 raise SigdegError(
-                    f"the teacher is told {missing[1]} too: distill draws class_labels only, from "
-                    "labels=; a network that fixes what else it takes can be a teacher"
+                    f"the teacher is told {missing[1]} too: give condition= the rows to draw from"
                 ) from None
             found = str(error).splitlines()[0]
         else:

@@ -32,9 +32,9 @@ import torch
 from torch import Generator, Tensor
 from tqdm.auto import tqdm
 
-from sigdeg.distillation.paths import Batch, TeacherPaths
 from sigdeg.errors import SigdegError
 from sigdeg.files import read_json
+from sigdeg.paths import Batch, TeacherPaths
 from sigdeg.rng import Stream, derive_generator
 from sigdeg.runs import keep, kept
 from sigdeg.schema import listed, number, record, text, whole

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from sigdeg.distillation.matching import Matching
-from sigdeg.distillation.paths import Batch
+from sigdeg.paths import Batch
 from sigdeg.signature import PartialSignature
 from sigdeg.student import SignatureStudent
 
@@ -180,7 +180,7 @@ class Objective(nn.Module):
                     coarse.start + first,
                     coarse.states[:, window],
                     coarse.coefficients[:, first : first + 1],
-                    coarse.labels,
+                    coarse.condition,
                 )
                 (error,), _ = self.regression([one], [level])
                 error = error[:, 0].float().cpu()

@@ -111,7 +111,6 @@ def distil_images(
     check_least(evaluation_n, 2, "samples")
     check_memory(judging_bytes(evaluation_n, teacher.sample_shape, len(steps)))
     step = teacher.step(guidance, guidance_until)
-    labels = None if teacher.labels is None else torch.tensor(teacher.labels)
     origin = {
         "teacher": teacher.name,
         "weak": teacher.weak_name,
@@ -129,7 +128,7 @@ def distil_images(
         step,
         out,
         config,
-        labels=labels,
+        condition=teacher.condition,
         plan=plan,
         grid=grid,
         judge=0,
@@ -263,11 +262,15 @@ def evaluate(
     """
     teacher = teacher.to(device)
     fine, student = teacher.step(guidance, guidance_until), copy.deepcopy(student).to(device)
-    labels = None if teacher.labels is None else torch.tensor(teacher.labels)
     finest = student.grid(max(student.steps))
     rows = list(refine(student.schedule, finest, config.refinement, config.fine_power))
     paths = TeacherPaths(
-        fine, rows, teacher.sample_shape, student.order, device=device, labels=labels
+        fine,
+        rows,
+        teacher.sample_shape,
+        student.order,
+        device=device,
+        condition=teacher.condition,
     )
     if progress:
         fresh = 2 * n - (0 if held_out is None else min(len(held_out.start), 2 * n))
@@ -279,7 +282,7 @@ def evaluate(
             teacher.sample_shape,
             batch_size,
             device,
-            labels,
+            teacher.condition,
             memory=judging_bytes(n, teacher.sample_shape, len(student.steps)),
         )
     drawn = replay(
@@ -327,9 +330,10 @@ def evaluate(
         pictures[f"student, {count_calls(level.calls)}"] = drawn.student[level.calls][:PICTURES]
         timed[level.calls] = (student, student.grid(level.calls))
 
-    condition: dict[str, Any] = {}
-    if labels is not None:
-        condition["class_labels"] = labels[torch.arange(TIMED) % len(labels)].to(device)
+    condition: dict[str, Any] = {
+        name: rows[torch.arange(TIMED) % len(rows)].to(device)
+        for name, rows in teacher.condition.items()
+    }
 
     def draw(step: Step, grid: Tensor) -> Tensor:
         shape = (TIMED, *teacher.sample_shape)

@@ -377,12 +377,14 @@ class Bench:
         order: int,
         config: DistillConfig,
         folder: Path,
-        labels: Tensor | None = None,
+        condition: Mapping[str, Tensor] | None = None,
     ) -> Source:
         """Simulate a teacher's paths over students' times."""
         rows = refine(step.schedule, grid, config.refinement, config.fine_power)
         cache = CachedPaths(
-            TeacherPaths(step, list(rows), self.shape, order, device=self.device, labels=labels),
+            TeacherPaths(
+                step, list(rows), self.shape, order, device=self.device, condition=condition or {}
+            ),
             folder,
             config.paths,
             self.seed + self.settings.shipped,  # not those that the student has learned from

@@ -51,7 +51,9 @@ def guided_rows(bench: Bench) -> list[Row]:
     step, classes = teacher.step(guided.scale), torch.arange(CLASSES)
     student = bench.student(guided.spec, teacher)
     grid = student.grid()
-    _, cache, calls = bench.source(step, grid, student.order, config, out / "paths", labels=classes)
+    _, cache, calls = bench.source(
+        step, grid, student.order, config, out / "paths", {"class_labels": classes}
+    )
     result = distill(
         student,
         step,
@@ -59,13 +61,12 @@ def guided_rows(bench: Bench) -> list[Row]:
         config,
         judge=0,
         cache=cache,
-        labels=classes,
         seed=bench.seed,
         **bench.options,
     )
     distilled = result.student.to(bench.device)
     ends = cache.ends
-    wanted = torch.cat([shard["labels"] for shard in cache.shards])
+    wanted = classes[torch.cat([shard["row"] for shard in cache.shards])]
     with torch.no_grad():
         drawn = sample(
             distilled,

@@ -81,6 +81,11 @@ class Teacher:
         every = range(self.classes + (self.null_class is not None))
         return [label for label in every if label != self.null_class]
 
+    @property
+    def condition(self) -> dict[str, Tensor]:
+        """What it is told of a sample: rows to draw from, one a class; nothing without classes."""
+        return {} if self.labels is None else {"class_labels": torch.tensor(self.labels)}
+
     def to(self, device: torch.device | str) -> Teacher:
         """The same teacher, its networks moved to a device."""
         for part in (self.denoiser, self.decoder, self.weak):

@@ -201,7 +201,7 @@ def plan_grid(
         fine: Fine steps of the linear teacher, see `recommend_grid`.
         seed: Seed of the paths.
         source: What the spectrum is of, in words.
-        options: Passed on to `measured_cost`: labels, device, batch_size, progress.
+        options: Passed on to `measured_cost`: condition, device, batch_size, progress.
 
     Raises:
         SigdegError: If there are more than 64 steps and no candidates are given, fewer of them than

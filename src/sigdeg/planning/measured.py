@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import itertools
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal, get_args
 
@@ -25,9 +26,9 @@ from torch import Generator, Tensor
 from tqdm.auto import tqdm
 
 from sigdeg.costs import check_memory, path_bytes, tell_calls
-from sigdeg.distillation.paths import Batch, TeacherPaths
 from sigdeg.errors import SigdegError, check_choice
 from sigdeg.grids import check_grid, coarse_grid, refine
+from sigdeg.paths import Batch, TeacherPaths
 from sigdeg.planning.grids import TINY, PlannedGrid, shortest_path
 from sigdeg.planning.operators import Array
 from sigdeg.schedule import Schedule
@@ -276,7 +277,7 @@ def measured_cost(
     refinement: int = 16,
     features: Features = "linear",
     directions: Tensor | int | None = None,
-    labels: Tensor | None = None,
+    condition: Mapping[str, Tensor] | None = None,
     generator: Generator | None = None,
     device: torch.device | str = "cpu",
     batch_size: int = 1024,
@@ -296,7 +297,7 @@ def measured_cost(
         features: What the regressions see, see `StepRegression`.
         directions: Orthonormal columns to measure along, shape (features of a sample, d), or how
             many principal components of the first batch of samples; every feature by default.
-        labels: Classes to draw from for a conditional teacher.
+        condition: For a conditional teacher, rows to draw from, see `TeacherPaths`.
         generator: The stream of the noise.
         device: Where the teacher lives.
         batch_size: Paths simulated at once.
@@ -312,7 +313,9 @@ def measured_cost(
             f"candidate times must decrease to 0, got {float(times[-1]):g} at the end"
         )
     rows = refine(teacher.schedule, times, refinement)
-    source = TeacherPaths(teacher, list(rows), shape, order, device=device, labels=labels)
+    source = TeacherPaths(
+        teacher, list(rows), shape, order, device=device, condition=condition or {}
+    )
     generator = generator or Generator().manual_seed(0)
     axes = directions if isinstance(directions, Tensor) else None
     most = directions if isinstance(directions, int) else math.prod(shape)
@@ -335,7 +338,7 @@ def measured_cost(
             shape,
             batch_size,
             device,
-            labels,
+            condition,
             memory=memory,
         )
     parts = []

@@ -146,12 +146,12 @@ def sample_spectrum(
     check_least(count, 2, "samples")
     device = resolve_device(device)
     teacher.to(device)
-    labels, condition = None, dict[str, Any]()
     memory = 12 * count * math.prod(teacher.sample_shape)  # as they are, and in double precision
     check_memory(memory)
-    if teacher.labels is not None:
-        labels = torch.tensor(teacher.labels)[torch.arange(count) % len(teacher.labels)]
-        condition["class_labels"] = labels.to(device)
+    condition: dict[str, Any] = {
+        name: rows[torch.arange(count) % len(rows)].to(device)
+        for name, rows in teacher.condition.items()
+    }
     grid = fine_grid(teacher.denoiser.schedule, steps, "power")
     if progress:
         tell_calls(
@@ -162,7 +162,7 @@ def sample_spectrum(
             teacher.sample_shape,
             min(count, 128),
             device,
-            labels,
+            condition,
             memory=memory,
         )
     drawn = sample(

@@ -15,12 +15,12 @@ from scipy import stats
 from torch import Generator, Tensor, nn
 
 from sigdeg.denoiser import Denoiser, GaussianDenoiser
-from sigdeg.distillation import Batch, CachedPaths, FreshPaths, TeacherPaths, simulate
 from sigdeg.errors import SigdegError
 from sigdeg.files import read_tensors
 from sigdeg.grids import coarse_grid, refine
 from sigdeg.guidance import AutoGuidance
 from sigdeg.networks import ResidualMLP
+from sigdeg.paths import Batch, CachedPaths, FreshPaths, TeacherPaths, simulate
 from sigdeg.schedule import Cosine, Schedule, VPLinear
 from sigdeg.signature import PartialSignature
 from sigdeg.steps import EulerMaruyama, Exponential, ShARK, Step
@@ -326,8 +326,8 @@ def test_streams_of_samples_are_white_and_independent() -> None:
 
 def test_fresh_paths_differ_by_stream_and_from_the_held_out() -> None:
     paths = TeacherPaths(EulerMaruyama(gaussian()), ROWS, (1,), 2)
-    source = FreshPaths(paths)
-    held_out = {seed: FreshPaths(paths, seed).held_out(5).states for seed in (0, 1)}
+    source = FreshPaths(paths, held_out=5)
+    held_out = {seed: FreshPaths(paths, seed, 5).held_out(5).states for seed in (0, 1)}
     assert torch.equal(held_out[0], source.held_out(5).states)
     assert not torch.isin(held_out[1][:, 0], held_out[0][:, 0]).any()
     first, again, other = (source.batch(5, seeded(s)) for s in (1, 1, 2))
@@ -355,14 +355,14 @@ class TestCache:
     def test_shards_hold_what_was_drawn(self, tmp_path: Path) -> None:
         cache = self.cache(tmp_path)
         assert [len(load_file(p)["start"]) for p in sorted(tmp_path.iterdir())] == [16, 16, 16, 2]
-        whole = cache._gather(torch.arange(50))
+        whole = cache.gather(torch.arange(50))
         for i, p in enumerate(sorted(tmp_path.iterdir())):
             for name, value in load_file(p).items():
                 assert torch.equal(getattr(whole, name)[16 * i : 16 * i + 16], value)
         rows = torch.randperm(50, generator=seeded())  # and any order across shards
-        mixed = cache._gather(rows)
-        for name, value in whole.tensors.items():
-            assert torch.equal(getattr(mixed, name), value[rows])
+        mixed = cache.gather(rows)
+        for name in ("start", "states", "coefficients"):
+            assert torch.equal(getattr(mixed, name), getattr(whole, name)[rows])
         assert len(whole.states[:, 0].unique()) == 50  # no shard repeats another
 
     @pytest.mark.parametrize("kind", ["noise", "data", "labels"])
@@ -377,19 +377,23 @@ class TestCache:
 
         options = {
             "noise": {},
-            "data": {"data": STD * torch.randn(30, 1, generator=seeded()), "steps": 2},
-            "labels": {"labels": torch.arange(4)},
+            "data": {"data": STD * torch.randn(30, 1, generator=seeded()), "q": 2},
+            "labels": {"condition": {"class_labels": torch.arange(4)}},
         }[kind]
         paths = TeacherPaths(Deaf(gaussian(), 2, STD), ROWS, (1,), 2, **options)
-        whole = self.cache(tmp_path / "a", paths=paths)._gather(torch.arange(50))
+        whole = self.cache(tmp_path / "a", paths=paths).gather(torch.arange(50))
         for name, count, size in (("b", 50, 7), ("c", 50, 1000), ("d", 61, 13)):
             again = self.cache(tmp_path / name, count, paths=paths, shard_size=size)
-            for key, value in again._gather(torch.arange(50)).tensors.items():
-                close(value.double(), whole.tensors[key].double(), 1e-6)
-        monkeypatch.setattr("sigdeg.distillation.paths.CHUNK", 12)
+            same = again.gather(torch.arange(50))
+            assert torch.equal(same.start, whole.start)
+            close(same.states, whole.states, 1e-6)
+            close(same.coefficients, whole.coefficients, 1e-6)
+            for told, value in whole.condition.items():
+                assert torch.equal(same.condition[told], value)
+        monkeypatch.setattr("sigdeg.paths.sources.CHUNK", 12)
         small = self.cache(tmp_path / "e", paths=paths)
         assert [len(shard["start"]) for shard in small.shards] == [12, 12, 12, 12, 2]
-        close(small._gather(torch.arange(50)).states, whole.states, 1e-6)
+        close(small.gather(torch.arange(50)).states, whole.states, 1e-6)
 
     @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64], ids=str)
     def test_any_precision(self, tmp_path: Path, dtype: torch.dtype) -> None:
@@ -408,8 +412,8 @@ class TestCache:
         cache = self.cache(tmp_path, shard_size=64)
         drawn = load_file(tmp_path / "paths-00000.safetensors")
         rows = torch.tensor([49, 0, 7, 7])
-        for name, value in cache._gather(rows).tensors.items():
-            assert torch.equal(value, drawn[name][rows])
+        for name, value in drawn.items():
+            assert torch.equal(getattr(cache.gather(rows), name), value[rows])
 
     def test_interrupted_goes_on(self, tmp_path: Path) -> None:
         whole = self.cache(tmp_path / "a")

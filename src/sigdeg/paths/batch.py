@@ -1,0 +1,116 @@
+"""Segments of teacher paths: runs of consecutive coarse steps with the noise that drove them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import torch
+from torch import Generator, Tensor
+
+from sigdeg.rng import Generators
+from sigdeg.sampling import march
+from sigdeg.signature import PartialSignature, restriction
+from sigdeg.steps import Step
+
+__all__ = ["Batch", "draw_starts", "integers"]
+
+
+@dataclass(frozen=True)
+class Batch:
+    r"""Segments of teacher paths.
+
+    Arguments:
+        start: Index of the coarse step each begins with, shape (batch,).
+        states: States at the coarse times, shape (batch, q + 1, \*).
+        coefficients: Signatures of the coarse steps, shape (batch, q, order, \*).
+        condition: What a step is called with beside the signature: tensors by name, each with a
+            row a segment, shape (batch, \*).
+    """
+
+    start: Tensor
+    states: Tensor
+    coefficients: Tensor
+    condition: Mapping[str, Any] = field(default_factory=dict)
+
+    def __len__(self) -> int:
+        return len(self.start)
+
+    def map(self, function: Callable[[Tensor], Tensor]) -> Batch:
+        """A function of each of the tensors."""
+        return Batch(
+            function(self.start),
+            function(self.states),
+            function(self.coefficients),
+            {name: function(value) for name, value in self.condition.items()},
+        )
+
+    def to(self, device: torch.device | str) -> Batch:
+        """The same segments on a device; their starts stay where they are."""
+        return replace(self.map(lambda value: value.to(device)), start=self.start)
+
+    def take(self, rows: slice | Tensor) -> Batch:
+        """Some of the segments."""
+        return self.map(lambda value: value[rows])
+
+    def with_noise_of(self, shift: int) -> Batch:
+        """The same segments, their last coefficient that of others: noise independent of them."""
+        seen, last = self.coefficients[:, :, :-1], self.coefficients[:, :, -1:]
+        coefficients = torch.cat([seen, last.roll(shift, dims=0)], dim=2)
+        return replace(self, coefficients=coefficients)
+
+    def window(self, q: int, generator: Generator, starts: Sequence[int] | None = None) -> Batch:
+        """A random run of q consecutive steps out of each segment, from one of the starts."""
+        n, length = self.coefficients.shape[:2]
+        if q == length:
+            return self
+        offset = draw_starts(n, length, q, generator, starts)
+        rows = torch.arange(n)[:, None]
+        steps = offset[:, None] + torch.arange(q + 1)
+        return Batch(
+            self.start + offset,
+            self.states[rows, steps],
+            self.coefficients[rows, steps[:, :-1]],
+            self.condition,
+        )
+
+    def coarsen(self, grid: Tensor, stride: int) -> Batch:
+        """Whole paths seen at every stride-th time of their grid: signatures concatenate.
+
+        Their starts then count the steps of that coarser grid.
+        """
+        if stride == 1:
+            return self
+        n, steps, order = self.coefficients.shape[:3]
+        start, end = (v.repeat_interleave(stride) for v in (grid[:-1:stride], grid[stride::stride]))
+        left, right = ((start - v) / (start - end) for v in (grid[:-1], grid[1:]))
+        parts = self.coefficients.reshape(n, steps // stride, stride, order, -1)
+        matrices = restriction(order, left, right.clamp(max=1)).to(parts)
+        matrices = matrices.reshape(steps // stride, stride, order, order)
+        joined = torch.einsum("gjkl,ngjlf->ngkf", matrices, parts)
+        shape = (n, steps // stride, *self.coefficients.shape[2:])
+        states = self.states[:, ::stride]
+        return Batch(self.start // stride, states, joined.reshape(shape), self.condition)
+
+    def replay(self, step: Step, grid: Tensor) -> Tensor:
+        """Where another step ends that starts where whole paths do and is driven by their noise."""
+        lengths = (-grid.diff()).to(self.states)
+        signatures = map(PartialSignature, lengths, self.coefficients.unbind(1))
+        return march(step, self.states[:, 0], grid, signatures, **self.condition)
+
+
+def draw_starts(
+    n: int, length: int, q: int, generator: Generators, starts: Sequence[int] | None
+) -> Tensor:
+    """Where n segments of q steps begin, of `length`: anywhere, or at one of the starts."""
+    if starts is None:
+        return integers(length - q + 1, n, generator)
+    return torch.tensor(starts)[integers(len(starts), n, generator)]
+
+
+def integers(end: int, n: int, generator: Generators) -> Tensor:
+    """Whole numbers below an end, shape (n,)."""
+    if isinstance(generator, Generator):
+        return torch.randint(end, (n,), generator=generator)
+    return torch.cat([torch.randint(end, (1,), generator=own) for own in generator])

@@ -1,0 +1,253 @@
+"""Where training gets its segments from: simulated anew, kept on disk, or shared by students."""
+
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from torch import Generator, Tensor, distributed
+from tqdm.auto import tqdm
+
+from sigdeg.errors import SigdegError
+from sigdeg.files import read_tensors, save_tensors
+from sigdeg.paths.batch import Batch
+from sigdeg.paths.simulate import TeacherPaths
+from sigdeg.rng import Stream, derive_generator
+
+__all__ = ["CachedPaths", "FreshPaths", "PathSource", "SharedPaths"]
+
+CHUNK = 2**18  # numbers that the teacher is given at a time, and at least eight samples
+
+
+class PathSource(Protocol):
+    """Segments of a teacher's paths to learn from.
+
+    Attributes:
+        unseen: Whether training never draws the held-out ones.
+    """
+
+    @property
+    def unseen(self) -> bool: ...
+
+    @property
+    def ends(self) -> Tensor:
+        r"""Where the segments end that are there, shape (n, \*): samples, of whole paths."""
+
+    def batch(self, n: int, generator: Generator) -> Batch:
+        """Draw n training segments."""
+
+    def held_out(self, n: int) -> Batch:
+        """The first n of the segments that training never sees."""
+
+    def calls(self, segments: int) -> float:
+        """Teacher calls that drawing so many training segments takes, over samples."""
+
+
+class FreshPaths:
+    """Segments simulated anew for every batch.
+
+    From data (`states="data"`) that is r teacher calls a pair; whole paths cost K times as many, of
+    which a batch sees a window: cache those.
+
+    Arguments:
+        paths: What to simulate.
+        seed: Seed of the held-out segments.
+        held_out: The number of them, drawn from a stream that training never sees.
+    """
+
+    unseen = True
+
+    def __init__(self, paths: TeacherPaths, seed: int = 0, held_out: int = 1) -> None:
+        self.paths, self.seed, self.count = paths, seed, held_out
+
+    @cached_property
+    def kept(self) -> Batch:
+        """The held-out segments, simulated when they are first asked for."""
+        return self.paths.draw(self.count, derive_generator(self.seed, Stream.FRESH_HELD_OUT))
+
+    @property
+    def ends(self) -> Tensor:
+        """See `PathSource`."""
+        return self.kept.states[:, -1]
+
+    def batch(self, n: int, generator: Generator) -> Batch:
+        """See `PathSource`."""
+        return self.paths.draw(n, generator)
+
+    def held_out(self, n: int) -> Batch:
+        """See `PathSource`."""
+        return self.kept.take(slice(n))
+
+    def calls(self, segments: int) -> float:
+        """See `PathSource`."""
+        processes = distributed.get_world_size() if distributed.is_initialized() else 1
+        return (processes * self.count + segments) * self.paths.teacher_nfe  # each holds some out
+
+
+class CachedPaths:
+    """Segments simulated once into memory-mapped safetensors shards, and reused over epochs.
+
+    The last ones are held out. The noise of a segment depends on the seed and its number alone.
+    Shards are written atomically: an interrupted simulation goes on where it stopped.
+
+    Arguments:
+        paths: What to simulate.
+        folder: Where the shards go.
+        count: The number of segments.
+        seed: Seed of the simulation.
+        held_out: The number of segments held out, below count.
+        shard_size: Segments a shard, at most: a shard is what the teacher simulates at a time, so
+            large samples make small ones.
+        progress: Show a progress bar.
+
+    Raises:
+        SigdegError: If the folder holds shards of another simulation, or a damaged one.
+    """
+
+    def __init__(
+        self,
+        paths: TeacherPaths,
+        folder: Path,
+        count: int,
+        seed: int = 0,
+        held_out: int = 0,
+        shard_size: int = 65536,
+        progress: bool = False,
+    ) -> None:
+        if not 0 <= held_out < count:
+            raise SigdegError(f"held_out must lie between 0 and the {count} paths, got {held_out}")
+        self.paths, self.seed = paths, seed
+        shard_size = min(shard_size, max(8, CHUNK // math.prod(paths.shape)))
+        self.train, self.count, self.shard_size = count - held_out, count, shard_size
+        identity = {**paths.identity(), "seed": seed, "count": count, "shard_size": shard_size}
+        # Seeds side by side: no two segments of a simulation have one stream.
+        first_seed = derive_generator(seed, Stream.CACHED_PATHS).initial_seed()
+        self.shards: list[dict[str, Tensor]] = []
+        with tqdm(total=count, desc="teacher paths", unit="path", disable=not progress) as bar:
+            for index, first in enumerate(range(0, count, shard_size)):
+                numbers = range(first, min(first + shard_size, count))
+                file = folder / f"paths-{index:05d}.safetensors"
+                told = json.dumps({**identity, "first": first})
+                if not file.exists():
+                    seeds = ((first_seed + number) % 2**32 for number in numbers)
+                    streams = [Generator().manual_seed(own) for own in seeds]
+                    segments = paths.segments(len(streams), streams)
+                    save_tensors(file, segments, {"identity": told})
+                self.shards.append(read_shard(file, told))
+                bar.update(len(numbers))
+
+    @property
+    def unseen(self) -> bool:
+        """See `PathSource`."""
+        return self.train < self.count
+
+    @property
+    def ends(self) -> Tensor:
+        """See `PathSource`."""
+        return torch.cat([shard["states"][:, -1] for shard in self.shards])
+
+    def gather(self, index: Tensor) -> Batch:
+        """Segments by number."""
+        shard, row = index // self.shard_size, index % self.shard_size
+        if len(self.shards) == 1:
+            return self.paths.batch({key: value[row] for key, value in self.shards[0].items()})
+        out: dict[str, Tensor] = {}
+        for key, first in self.shards[0].items():
+            out[key] = torch.empty(len(index), *first.shape[1:], dtype=first.dtype)
+            for s in shard.unique().tolist():
+                here = shard == s
+                out[key][here] = self.shards[s][key][row[here]]
+        return self.paths.batch(out)
+
+    def batch(self, n: int, generator: Generator) -> Batch:
+        """Draw n training segments, with replacement."""
+        return self.gather(torch.randint(self.train, (n,), generator=generator))
+
+    def held_out(self, n: int) -> Batch:
+        """The first n of the segments that training never sees (or of all, if none is held out)."""
+        first = self.train if self.unseen else 0
+        return self.gather(torch.arange(first, min(self.count, first + n)))
+
+    def calls(self, segments: int) -> float:
+        """See `PathSource`."""
+        return self.count * self.paths.teacher_nfe
+
+
+class SharedPaths:
+    """Cached whole paths as a student of fewer steps or a lower order sees them.
+
+    Arguments:
+        cache: The paths.
+        grid: The student's grid, every so many times of theirs.
+        order: The order of its steps, at most theirs.
+
+    Raises:
+        SigdegError: If the paths do not tell what the student needs.
+    """
+
+    def __init__(self, cache: CachedPaths, grid: Tensor, order: int) -> None:
+        rows, known = cache.paths.rows, cache.paths.order
+        self.cache, self.order = cache, order
+        self.grid = torch.stack([*(row[0] for row in rows), rows[-1][-1]])
+        self.stride, rest = divmod(len(rows), len(grid) - 1)
+        if rest or not torch.allclose(self.grid[:: self.stride], grid, atol=1e-9):
+            raise SigdegError(
+                f"the cached paths of {len(rows)} steps do not pass through the times of "
+                f"{len(grid) - 1}: simulate them on a multiple of the student's steps"
+            )
+        if known < order or cache.paths.data is not None:
+            kind = "whole paths" if cache.paths.data is None else "segments that start from data"
+            raise SigdegError(
+                f"the cache must hold whole paths of order {order} or more, it holds {kind} of "
+                f"order {known}"
+            )
+
+    @property
+    def unseen(self) -> bool:
+        """See `PathSource`."""
+        return self.cache.unseen
+
+    @property
+    def ends(self) -> Tensor:
+        """See `PathSource`."""
+        return self.cache.ends
+
+    def identity(self) -> dict[str, Any]:
+        """JSON values that tell these paths from any others."""
+        paths, cache = self.cache.paths, self.cache
+        told = [cache.seed, cache.count, cache.train, paths.order]
+        return {**paths.identity(), "order": self.order, "cache": told}
+
+    def see(self, batch: Batch) -> Batch:
+        """Paths at the student's times, with as many coefficients as it takes."""
+        seen = batch.coarsen(self.grid, self.stride)
+        # No lower coefficient of a joint step needs a higher one of its parts.
+        return replace(seen, coefficients=seen.coefficients[:, :, : self.order])
+
+    def batch(self, n: int, generator: Generator) -> Batch:
+        """Draw n training paths, with replacement."""
+        return self.see(self.cache.batch(n, generator))
+
+    def held_out(self, n: int) -> Batch:
+        """The first n of the paths that training never sees."""
+        return self.see(self.cache.held_out(n))
+
+    def calls(self, segments: int) -> float:
+        """See `PathSource`."""
+        return self.cache.calls(segments)
+
+
+def read_shard(file: Path, identity: str) -> dict[str, Tensor]:
+    """Tensors of a shard, memory-mapped: only the rows that are read take memory."""
+    try:
+        tensors, metadata = read_tensors(file)
+    except SigdegError as error:
+        raise SigdegError(f"{error}; delete it") from None
+    if metadata.get("identity") != identity or "digest" not in metadata:
+        raise SigdegError(f"{file} belongs to another simulation: choose another folder")
+    return tensors
