@@ -42,5 +42,5 @@ clean: ## Remove the environment, caches and build leftovers; runs/ stays
 $(READY): pyproject.toml constraints.txt
 	@echo "Installing into .venv (once; a minute or more)"
 	$(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[dev]"
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[all,dev]"
 	@touch $@

@@ -4,9 +4,19 @@ from __future__ import annotations
 
 import sys
 import tempfile
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 
-__all__ = ["SigdegError", "TrainingError", "check_choice", "check_least", "guard", "reason"]
+__all__ = [
+    "MissingPackageError",
+    "SigdegError",
+    "TrainingError",
+    "check_choice",
+    "check_least",
+    "extra",
+    "guard",
+    "reason",
+]
 
 INTERRUPTED = "interrupted; the same command goes on or starts again"
 
@@ -44,11 +54,35 @@ def check_least(value: float, least: float, what: str) -> None:
         raise SigdegError(f"{what} must be at least {least}, got {value}")
 
 
+class MissingPackageError(ImportError):
+    """Good input, but a package of an extra is not installed. The message says which, exit code 2.
+
+    It is no `SigdegError`, so that no file is blamed for it.
+    """
+
+
 def reason(error: Exception) -> str:
     """What an error of another library says, in one line of a length that can be read."""
     said = getattr(error, "strerror", None) or str(error)
     lines = [" ".join(line.split()) for line in said.splitlines() if line.strip()]
     return lines[0][:300] if lines else type(error).__name__
+
+
+@contextmanager
+def extra(name: str) -> Iterator[None]:
+    """Packages that only some need are imported in here: one that is missing can be installed.
+
+    Arguments:
+        name: The extra of `sigdeg` that has them, such as "report".
+
+    Raises:
+        MissingPackageError: If one is missing.
+    """
+    try:
+        yield
+    except ModuleNotFoundError as error:
+        told = f"{error.name} is not installed: pip install 'sigdeg[{name}]'"
+        raise MissingPackageError(told) from None
 
 
 def guard(work: Callable[[], int]) -> int:
@@ -66,6 +100,8 @@ def guard(work: Callable[[], int]) -> int:
         return work()
     except SigdegError as error:
         return say(str(error), error.exit_code)
+    except MissingPackageError as error:
+        return say(str(error), 2)
     except OSError as error:
         named = f"{error.filename}: {error.strerror}" if error.filename is not None else str(error)
         return say(named, 2)

@@ -6,10 +6,12 @@ from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
 
-from sigdeg.errors import SigdegError
+from sigdeg.errors import SigdegError, extra
 from sigdeg.files import atomic_write
+
+with extra("report"):
+    from PIL import Image
 
 __all__ = ["save_sheet", "sheet"]
 

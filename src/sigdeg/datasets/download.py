@@ -14,9 +14,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from urllib.parse import urlsplit
 
-import pooch
-
-from sigdeg.errors import SigdegError
+from sigdeg.errors import SigdegError, extra
 
 __all__ = ["fetch", "read_verified"]
 
@@ -49,6 +47,8 @@ def fetch(
     """
     given = data_dir or os.environ.get("SIGDEG_DATA")
     if not given:
+        with extra("benchmarks"):
+            import pooch
         path = Path(pooch.os_cache("sigdeg")) / dataset / name
         return read_verified(path, sha256) if path.is_file() else _download(path, sha256, mirrors)
     candidates = Path(given) / dataset / name, Path(given) / name
@@ -86,6 +86,8 @@ def read_verified(path: Path, sha256: str) -> bytes:
 
 
 def _download(path: Path, sha256: str, mirrors: Sequence[str]) -> bytes:
+    import pooch
+
     pooch.get_logger().setLevel(logging.WARNING)
     # One name a process: another process may be downloading the same file.
     partial = path.with_name(f"{os.getpid()}-{path.name}")

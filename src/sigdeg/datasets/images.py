@@ -11,13 +11,15 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from PIL import Image, ImageOps
 from safetensors import SafetensorError
 from safetensors.torch import load as parse_safetensors
 from torch import Tensor
 
 from sigdeg.datasets.mnist import parse_idx
-from sigdeg.errors import SigdegError
+from sigdeg.errors import SigdegError, extra
+
+with extra("report"):
+    from PIL import Image, ImageOps
 
 __all__ = ["load_images"]
 

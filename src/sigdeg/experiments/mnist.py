@@ -31,6 +31,7 @@ from sigdeg.distillation import (
     TeacherPaths,
     distill,
 )
+from sigdeg.errors import extra
 from sigdeg.experiments import paper
 from sigdeg.experiments.mnist_networks import (
     BATCH,
@@ -327,7 +328,8 @@ class Bench:
 
     def teachers(self) -> list[Path]:
         """Folders of the teacher and, where there is one, of the weak teacher."""
-        import diffusers
+        with extra("diffusers"):
+            import diffusers
 
         settings, out, weak = self.settings, self.out, self.settings.weak
         self.scheduler = diffusers.DDPMScheduler(

@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Generator, Tensor, nn
 
-from sigdeg.errors import SigdegError
+from sigdeg.errors import SigdegError, extra
 from sigdeg.files import find_folder, load_weights, read_json
 from sigdeg.networks import Autoencoder, Classifier, build_network, set_null_class
 from sigdeg.rng import Stream, derive_generator, seeded
@@ -70,7 +70,8 @@ class Classification(nn.Module):
 
 def unet(widths: tuple[int, ...], blocks: int, classes: int | None = None) -> torch.nn.Module:
     """The U-Net of the latents, attention at the middle resolution; a class more for none."""
-    import diffusers
+    with extra("diffusers"):
+        import diffusers
 
     network: torch.nn.Module = diffusers.UNet2DModel(
         sample_size=8,

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from sigdeg.denoiser import NetworkDenoiser
-from sigdeg.errors import SigdegError, reason
+from sigdeg.errors import SigdegError, extra, reason
 from sigdeg.files import find_folder, load_weights, read_json, save_json
 from sigdeg.guidance import AutoGuidance, ClassifierFreeGuidance
 from sigdeg.integrations.decoders import Decoder, check_decoder, load_decoder, modern, save_decoder
@@ -241,7 +241,8 @@ def part(folder: Path, name: str, file: str) -> Path:
 
 def load_schedule(folder: Path) -> tuple[Schedule, Prediction, float | None, float]:
     """Schedule, prediction type, clip and the data's deviation of a saved pipeline's scheduler."""
-    import diffusers
+    with extra("diffusers"):
+        import diffusers
 
     saved = read_json(part(folder, "scheduler", "scheduler_config.json") / "scheduler_config.json")
     name = saved.get("_class_name")

@@ -26,7 +26,7 @@ import torch
 from torch import Generator, Tensor
 
 from sigdeg.denoiser import Denoiser
-from sigdeg.errors import SigdegError, check_choice, check_least
+from sigdeg.errors import SigdegError, check_choice, check_least, extra
 from sigdeg.rng import randn
 from sigdeg.schedule import Schedule, VPLinear
 
@@ -150,7 +150,8 @@ def solver_sample(
 
 def build(method: str, grid: str, schedule: Schedule) -> Any:
     """The scheduler of diffusers, with the table of a schedule."""
-    import diffusers
+    with extra("diffusers"):
+        import diffusers
 
     check_choice(method, SOLVERS, "solver")
     check_choice(grid, GRIDS, "grid")

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import ot
 import torch
 from torch import Tensor
 
 from sigdeg.errors import SigdegError
+from sigdeg.metrics.wasserstein import w1_columns
 
 __all__ = ["median_path_error", "path_error", "sliced_w1"]
 
@@ -70,4 +70,4 @@ def sliced_w1(samples: Tensor, reference: Tensor, projections: int = 500, seed: 
     )
     directions /= directions.norm(dim=0)
     p, q = (x @ directions).numpy(), (y @ directions).numpy()
-    return float(ot.wasserstein_1d(p, q, p=1).mean() / q.std(axis=0).mean())
+    return float(w1_columns(p, q).mean() / q.std(axis=0).mean())

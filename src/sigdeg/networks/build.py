@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from sigdeg.errors import SigdegError, reason
+from sigdeg.errors import SigdegError, extra, reason
 from sigdeg.files import count_weights
 from sigdeg.networks.autoencoder import Autoencoder
 from sigdeg.networks.beside import Widened
@@ -89,7 +89,8 @@ def build_network(
         return own
     cls: Any = OWN.get(str(name))
     if cls is None:
-        import diffusers  # only here: the core runs on torch alone
+        with extra("diffusers"):
+            import diffusers
 
         cls = getattr(diffusers, str(name), None)
         if not (isinstance(cls, type) and issubclass(cls, diffusers.ModelMixin)):

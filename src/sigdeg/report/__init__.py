@@ -1,16 +1,19 @@
 """The report of a run: one offline HTML page, and the plots that experiments share."""
 
-from sigdeg.report.html import write_report
-from sigdeg.report.plots import (
-    histogram_plot,
-    image_grid,
-    quality_plot,
-    scatter_plot,
-    training_plot,
-    trajectories_plot,
-)
-from sigdeg.report.series import diffusion_plot, marginals_plot, paths_plot
-from sigdeg.report.style import colour, use_style
+from sigdeg.errors import extra
+
+with extra("report"):
+    from sigdeg.report.html import write_report
+    from sigdeg.report.plots import (
+        histogram_plot,
+        image_grid,
+        quality_plot,
+        scatter_plot,
+        training_plot,
+        trajectories_plot,
+    )
+    from sigdeg.report.series import diffusion_plot, marginals_plot, paths_plot
+    from sigdeg.report.style import colour, use_style
 
 __all__ = [
     "colour",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
+import sys
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields
@@ -35,6 +36,7 @@ __all__ = [
 
 M = TypeVar("M", bound=nn.Module)
 LOG_EVERY = 100
+DEFAULT_TRACKER = "tensorboard"
 
 
 @dataclass(frozen=True)
@@ -51,7 +53,8 @@ class TrainConfig:
         seed: Seed of everything that is drawn.
         checkpoint_every: Steps between checkpoints.
         mixed_precision: Passed on to accelerate.
-        tracker: Passed on to accelerate (tensorboard, wandb ...); none logs nothing.
+        tracker: Passed on to accelerate (tensorboard, wandb ...); none logs nothing, and so does
+            tensorboard where it is not installed.
     """
 
     iterations: int = 2000
@@ -63,7 +66,7 @@ class TrainConfig:
     seed: int = 0
     checkpoint_every: int = 500
     mixed_precision: Literal["no", "bf16"] = "no"
-    tracker: str = "tensorboard"
+    tracker: str = DEFAULT_TRACKER
 
     def __post_init__(self) -> None:
         self.at_least(1, "iterations", "batch_size", "checkpoint_every")
@@ -129,15 +132,18 @@ def make_accelerator(config: TrainConfig, out_dir: Path, device: str | None) -> 
     AcceleratorState._reset_state()  # a process may train twice, in another precision each time
     cpu = resolve_device(device) == "cpu"
     installed = [str(kind) for kind in get_available_trackers()]
-    if config.tracker in LoggerType.list() and config.tracker not in ("all", *installed):
-        raise SigdegError(
-            f"tracker {config.tracker!r} is not installed: choose from none, {', '.join(installed)}"
-        )
+    tracker = None if config.tracker == "none" else config.tracker
+    if tracker in LoggerType.list() and tracker not in ("all", *installed):
+        if tracker != DEFAULT_TRACKER:
+            raise SigdegError(
+                f"tracker {tracker!r} is not installed: choose from none, {', '.join(installed)}"
+            )
+        tracker = None
     try:
         return Accelerator(
             cpu=cpu,
             mixed_precision=config.mixed_precision,
-            log_with=None if config.tracker == "none" else config.tracker,
+            log_with=tracker,
             project_config=ProjectConfiguration(str(out_dir), str(out_dir / "events")),
         )
     except ValueError as error:
@@ -196,12 +202,15 @@ def fit(
         history = extra["history"].tolist()
         before = read_seconds(clock) if clock.exists() else 0.0
     model, optimizer = accelerator.prepare(objective, optimizer)
+    main = accelerator.is_main_process
     if config.tracker != "none":
+        if not accelerator.log_with and progress and main:
+            told = "training curves are not logged: pip install 'sigdeg[track]' for tensorboard"
+            tqdm.write(told, file=sys.stderr)
         try:
             accelerator.init_trackers("sigdeg")
         except Exception as error:  # no login, no connection: whatever the tracker makes of it
             raise TrainingError(f"tracker {config.tracker!r}: {reason(error)}") from None
-    main = accelerator.is_main_process
     with tqdm(
         total=config.iterations, initial=first, desc=label, disable=not (progress and main)
     ) as bar:

@@ -1,0 +1,99 @@
+"""What is installed: the core alone does the core's work, and a missing extra says its name."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+
+# A Python that cannot find some packages.
+HIDE = """
+import sys
+
+class Hiding:
+    def __init__(self, finder):
+        self.finder = finder
+
+    def __getattr__(self, name):
+        return getattr(self.finder, name)
+
+    def find_spec(self, name, path=None, target=None):
+        hidden = name.partition(".")[0] in {hidden!r}
+        return None if hidden else self.finder.find_spec(name, path, target)
+
+sys.meta_path[:] = [Hiding(finder) for finder in sys.meta_path]
+"""
+MODULES = {"pillow": "PIL"}
+
+
+def packages(requirements: list[str]) -> set[str]:
+    """Modules of requirements, those of extras included."""
+    found: set[str] = set()
+    for requirement in requirements:
+        name, extras = re.fullmatch(r"([\w-]+)(?:\[([\w,]+)\])?.*", requirement).groups()
+        if extras is None:
+            found.add(MODULES.get(name, name.replace("-", "_")))
+        for extra in extras.split(",") if extras else ():
+            found |= packages(PROJECT["optional-dependencies"][extra])
+    return found
+
+
+CORE, EXTRAS = packages(PROJECT["dependencies"]), packages(["sigdeg[all]"])
+
+
+def python(code: str, cwd: Path, hidden: set[str]) -> subprocess.CompletedProcess[str]:
+    """Run code in a Python that has no such packages."""
+    given = [sys.executable, "-c", HIDE.format(hidden=sorted(hidden)) + code]
+    return subprocess.run(given, cwd=cwd, capture_output=True, text=True, check=False)
+
+
+def test_all_has_every_extra() -> None:
+    extras = set(PROJECT["optional-dependencies"]) - {"all", "dev"}
+    assert PROJECT["optional-dependencies"]["all"] == [f"sigdeg[{','.join(sorted(extras))}]"]
+
+
+def test_the_core_needs_no_extra(tmp_path: Path) -> None:
+    """Distil a student of an exact law, sample it, save it, load it: by the core's packages."""
+    code = """
+import torch, sigdeg
+from sigdeg import EulerMaruyama, GaussianDenoiser, SignatureStudent, VPLinear
+
+denoiser = GaussianDenoiser(1.0, 0.5, VPLinear())
+student = SignatureStudent.from_denoiser(denoiser, channels=1, steps=(2,))
+work = dict(iterations=3, batch_size=16, paths=64, refinement=5, device="cpu")
+student = sigdeg.distill(student, EulerMaruyama(denoiser), "run", **work).student
+x = sigdeg.sample(student, student.grid(), (8, 1), seeds=range(8))
+loaded = SignatureStudent.from_pretrained("run/student")
+assert torch.equal(x, sigdeg.sample(loaded, loaded.grid(), (8, 1), seeds=range(8)))
+"""
+    hidden = {*EXTRAS, *packages(PROJECT["optional-dependencies"]["dev"])} - CORE
+    run = python(code, tmp_path, hidden)
+    assert run.returncode == 0, run.stderr[-2000:]
+    told = "training curves are not logged: pip install 'sigdeg[track]' for tensorboard"
+    assert run.stderr.count(told) == 1
+
+
+@pytest.mark.parametrize(
+    ("command", "hidden", "extra"),
+    [
+        ("sample mnist -n 1", "diffusers", "diffusers"),
+        ("sample mnist -n 1", "PIL", "report"),
+        ("distill mnist-teacher", "matplotlib", "report"),
+        ("run mnist --preset quick", "pooch", "benchmarks"),
+    ],
+)
+def test_a_missing_extra_says_its_name(
+    command: str, hidden: str, extra: str, tmp_path: Path
+) -> None:
+    code = f"import sys; from sigdeg.cli import main; sys.exit(main({command.split()!r}))"
+    run = python(code, tmp_path, {hidden})
+    assert run.stderr == f"sigdeg: {hidden} is not installed: pip install 'sigdeg[{extra}]'\n"
+    assert run.returncode == 2
+    assert not list(tmp_path.iterdir())
