@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 import json
 import math
+from collections.abc import Callable
+from dataclasses import dataclass
 
 import diffusers
 import numpy as np
@@ -14,6 +17,7 @@ from torch import Tensor
 
 from sigdeg.errors import SigdegError
 from sigdeg.grids import fine_grid
+from sigdeg.rng import randn, seed_generators
 from sigdeg.schedule import (
     EDM,
     Cosine,
@@ -100,6 +104,33 @@ def test_shift_is_a_change_of_clock() -> None:
     t = times(RectifiedFlow())
     shifted = RectifiedFlow(shift=3.0)
     torch.testing.assert_close(shifted.log_snr(t), RectifiedFlow().log_snr(t) - math.log(3))
+
+
+@every
+def test_time_at_is_the_inverse(schedule: Schedule) -> None:
+    t = times(schedule)
+    closed, searched = (f(schedule.log_snr(t)) for f in (schedule.time_at, searching(schedule)))
+    torch.testing.assert_close(closed, t, rtol=1e-9, atol=0)
+    torch.testing.assert_close(searched, t, rtol=1e-9, atol=0)
+    assert float(schedule.time_at(torch.tensor(math.inf, dtype=torch.float64))) == 0
+
+
+def searching(schedule: Schedule) -> Callable[[Tensor], Tensor]:
+    """What a schedule has that gives no inverse of its own."""
+    return functools.partial(Schedule.time_at, schedule)
+
+
+@every
+def test_corrupted_data_has_the_law_of_the_forward_process(schedule: Schedule) -> None:
+    clean = torch.full((3, 2), 2.0)
+    t = torch.tensor([schedule.t_min, 0.5, schedule.t_max], dtype=torch.float64)
+    noise = randn((3, 2), seed_generators([1, 2, 3]))
+    noised = schedule.corrupt(clean, t, seed_generators([1, 2, 3]))
+    assert torch.equal(noised, schedule.corrupt(clean, t, noise))
+    expected = schedule.alpha(t)[:, None] * 2 + schedule.sigma(t)[:, None] * noise
+    torch.testing.assert_close(noised.double(), expected, rtol=1e-6, atol=1e-6)
+    start = schedule.prior((3, 2), seed_generators([1, 2, 3]))
+    torch.testing.assert_close(start, schedule.prior_std * noise)
 
 
 @every
@@ -253,6 +284,40 @@ def test_config_survives_json(schedule: Schedule) -> None:
 def test_wrong_config_is_refused(config: dict[str, object], line: str) -> None:
     with pytest.raises(SigdegError, match=line):
         schedule_from_config(config)
+
+
+@dataclass(frozen=True)
+class Warped(Cosine):
+    """A schedule of one's own, told by a number."""
+
+    power: float = 2.0
+
+    def alpha(self, t: Tensor) -> Tensor:
+        return super().alpha(t**self.power)
+
+    def sigma(self, t: Tensor) -> Tensor:
+        return super().sigma(t**self.power)
+
+
+def test_a_dataclass_of_ones_own_is_rebuilt_from_its_config() -> None:
+    config = json.loads(json.dumps(Warped(power=3.0).config()))
+    assert schedule_from_config(config) == Warped(power=3.0)
+    assert schedule_from_config(config, Warped(power=3.0)) == Warped(power=3.0)
+    with pytest.raises(SigdegError, match="is not the Warped that was saved"):
+        schedule_from_config(config, Warped(power=2.0))
+    # Files of before hold values instead: they tell whether it is the one that is given.
+    values = json.loads(json.dumps(Warped(power=3.0).values()))
+    assert schedule_from_config(values, Warped(power=3.0)) == Warped(power=3.0)
+    with pytest.raises(SigdegError, match=r"unknown schedule 'Warped': .*\(schedule=\.\.\.\)"):
+        schedule_from_config(values)
+
+
+def test_another_class_of_a_known_name_is_not_taken_for_it() -> None:
+    class VPLinear(Cosine):
+        """Not the one of the package."""
+
+    assert schedule_from_config({"kind": "VPLinear"}) == SCHEDULES["vp"]
+    assert VPLinear().config().keys() == {"kind", "alpha", "sigma"}
 
 
 def test_expand_broadcasts_over_the_batch_in_the_type_of_the_state() -> None:

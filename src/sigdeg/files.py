@@ -7,6 +7,7 @@ import hashlib
 import json
 import math
 import os
+import re
 import secrets
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -114,7 +115,13 @@ def remove_leftovers(path: Path) -> None:
 def save_json(path: Path, value: Any) -> None:
     """Write JSON atomically; numbers that JSON does not know, NaN and infinities, become null."""
     text = json.dumps(finite(value), indent=2, allow_nan=False) + "\n"
+    text = re.sub(r'\[\n[^][{}"]*\]', in_one_line, text)
     atomic_write(path, lambda temporary: temporary.write_text(text))
+
+
+def in_one_line(numbers: re.Match[str]) -> str:
+    """A JSON list of numbers, which would take a line each."""
+    return "[" + " ".join(numbers[0][1:-1].split()) + "]"
 
 
 def finite(value: Any) -> Any:

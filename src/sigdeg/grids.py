@@ -104,17 +104,13 @@ def check_request(steps: int, spacing: str) -> None:
 
 
 def log_snr_grid(schedule: Schedule, intervals: int, knots: int) -> Tensor:
-    """The first `knots` times uniform in log-SNR from t_max to t_min, then 0, by bisection."""
+    """The first `knots` times uniform in log-SNR from t_max to t_min, then 0."""
     ends = torch.tensor([schedule.t_max, schedule.t_min], dtype=torch.float64)
     first, last = schedule.log_snr(ends).clamp(-20, 20)
     target = first + (last - first) * torch.arange(knots, dtype=torch.float64) / intervals
-    low, high = ends[1].expand(knots).clone(), ends[0].expand(knots).clone()
-    for _ in range(60):
-        middle = (low + high) / 2
-        noisier = schedule.log_snr(middle) < target
-        high, low = torch.where(noisier, middle, high), torch.where(noisier, low, middle)
-    high[0] = ends[0]
-    return torch.cat([high, torch.zeros(1, dtype=torch.float64)])
+    times = schedule.time_at(target)
+    times[0] = ends[0]
+    return torch.cat([times, times.new_zeros(1)])
 
 
 def refine(

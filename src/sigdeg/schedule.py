@@ -20,14 +20,16 @@ import functools
 import inspect
 import math
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
 from sigdeg.errors import SigdegError
-from sigdeg.schema import listed, mapped, number
+from sigdeg.rng import Generators, randn
+from sigdeg.schema import listed, number
 
 __all__ = [
     "EDM",
@@ -49,7 +51,20 @@ def expand(scalar: Tensor, x: Tensor) -> Tensor:
 
 
 class Schedule(ABC):
-    """Abstract schedule. The reverse SDE is integrated over [t_min, t_max], inside [0, 1]."""
+    """Abstract schedule. The reverse SDE is integrated over [t_min, t_max], inside [0, 1].
+
+    A schedule of one's own needs what is abstract here. As a dataclass of numbers it is saved and
+    loaded like those of the package, once its module is imported; of any other kind the object is
+    to be given to what loads.
+    """
+
+    kinds: ClassVar[dict[str, type[Schedule]]] = {}  # by the name of the class
+
+    def __init_subclass__(cls, **options: Any) -> None:
+        super().__init_subclass__(**options)
+        known = Schedule.kinds.setdefault(cls.__name__, cls)
+        if known.__module__ == cls.__module__:  # defined anew, in a notebook or by dataclass(slots)
+            Schedule.kinds[cls.__name__] = cls
 
     @property
     @abstractmethod
@@ -81,6 +96,18 @@ class Schedule(ABC):
         r"""Log signal-to-noise ratio $\lambda_t = \log(\alpha_t / \sigma_t)$, decreasing in t."""
         return torch.log(self.alpha(t)) - torch.log(self.sigma(t))
 
+    def time_at(self, log_snr: Tensor) -> Tensor:
+        r"""The time at which the log-SNR has a value: the inverse of `log_snr`, with its shape.
+
+        Found by bisection in [0, t_max]; the schedules of this package have it in closed form.
+        """
+        low, high = torch.zeros_like(log_snr), torch.full_like(log_snr, self.t_max)
+        for _ in range(60):
+            middle = (low + high) / 2
+            noisier = self.log_snr(middle) < log_snr
+            high, low = middle.where(noisier, high), low.where(noisier, middle)
+        return high
+
     def timestep(self, t: Tensor) -> Tensor:
         """The time in the units that the network was trained with (default: t itself)."""
         return t
@@ -90,17 +117,44 @@ class Schedule(ABC):
         r"""Standard deviation of the noise that sampling starts from, $\sigma_{t_{max}}$."""
         return float(self.sigma(torch.tensor(self.t_max, dtype=torch.float64)))
 
-    def config(self) -> dict[str, Any]:
-        """Parameters as JSON values; `schedule_from_config` rebuilds the schedule.
+    def prior(
+        self,
+        shape: Sequence[int],
+        generator: Generators | None = None,
+        *,
+        dtype: torch.dtype | None = None,
+        device: torch.device | str | None = None,
+    ) -> Tensor:
+        r"""What sampling starts from: $\sigma_{t_{max}} \varepsilon$, shape (batch, \*)."""
+        return self.prior_std * randn(shape, generator, dtype, device)
 
-        Of a schedule of one's own they are a few of its values, to know it again by.
+    def corrupt(self, clean: Tensor, t: Tensor, noise: Tensor | Generators | None = None) -> Tensor:
+        r"""Noised data $x_t = \alpha_t x_0 + \sigma_t \varepsilon$.
+
+        Arguments:
+            clean: Data $x_0$, shape (batch, \*).
+            t: The time, a scalar or with shape (batch,).
+            noise: $\varepsilon$ itself, or what draws it.
+        """
+        if not isinstance(noise, Tensor):
+            noise = randn(clean.shape, noise, clean.dtype, clean.device)
+        return expand(self.alpha(t), clean) * clean + expand(self.sigma(t), clean) * noise
+
+    def config(self) -> dict[str, Any]:
+        """The fields of a dataclass as JSON values; `schedule_from_config` rebuilds it.
+
+        Of a schedule that is none they are a few of its values, to know it again by.
         """
         kind = type(self).__name__
-        if kind in kinds():
-            assert dataclasses.is_dataclass(self)
+        if dataclasses.is_dataclass(self) and Schedule.kinds[kind] is type(self):
             return {"kind": kind, **dataclasses.asdict(self)}
+        return self.values()
+
+    def values(self) -> dict[str, Any]:
+        r"""The name, and a few values of $\alpha$ and $\sigma$."""
         t = torch.linspace(self.t_max, self.t_min, 5, dtype=torch.float64)
-        return {"kind": kind, "alpha": self.alpha(t).tolist(), "sigma": self.sigma(t).tolist()}
+        alpha, sigma = self.alpha(t).tolist(), self.sigma(t).tolist()
+        return {"kind": type(self).__name__, "alpha": alpha, "sigma": sigma}
 
     def __repr__(self) -> str:
         return str(self.config())
@@ -143,6 +197,12 @@ class VPLinear(Schedule):
     def diffusion(self, t: Tensor) -> Tensor:
         return torch.sqrt(self.beta_min + t * (self.beta_max - self.beta_min))
 
+    def time_at(self, log_snr: Tensor) -> Tensor:
+        # -2 log alpha = log(1 + exp(-2 lambda)) is beta_min t + (beta_max - beta_min) t^2 / 2.
+        value = torch.logaddexp(torch.zeros_like(log_snr), -2 * log_snr)
+        slope = torch.sqrt(self.beta_min**2 + 2 * (self.beta_max - self.beta_min) * value)
+        return 2 * value / (self.beta_min + slope)
+
 
 @dataclass(frozen=True)
 class Cosine(Schedule):
@@ -165,6 +225,9 @@ class Cosine(Schedule):
 
     def diffusion(self, t: Tensor) -> Tensor:
         return torch.sqrt(math.pi * torch.tan(math.pi / 2 * t))
+
+    def time_at(self, log_snr: Tensor) -> Tensor:
+        return 2 / math.pi * torch.atan(torch.exp(-log_snr))
 
 
 @dataclass(frozen=True)
@@ -202,6 +265,9 @@ class EDM(Schedule):
     def diffusion(self, t: Tensor) -> Tensor:
         return self.sigma_max * torch.sqrt(2 * self.rho * t ** (2 * self.rho - 1))
 
+    def time_at(self, log_snr: Tensor) -> Tensor:
+        return (torch.exp(-log_snr) / self.sigma_max) ** (1 / self.rho)
+
     def timestep(self, t: Tensor) -> Tensor:
         return torch.log(self.sigma(t)) / 4
 
@@ -234,6 +300,9 @@ class RectifiedFlow(Schedule):
 
     def diffusion(self, t: Tensor) -> Tensor:
         return torch.sqrt(2 * self.sigma(t) * self._rate(t) / self.alpha(t))
+
+    def time_at(self, log_snr: Tensor) -> Tensor:
+        return 1 / (1 + self.shift * torch.exp(log_snr))
 
     def timestep(self, t: Tensor) -> Tensor:
         return self.timesteps * self.sigma(t)
@@ -304,13 +373,14 @@ class DiscreteVP(Schedule):
     def diffusion(self, t: Tensor) -> Tensor:
         return self.sigma(t) * torch.sqrt(-2 * self._segment(t)[1]).to(t.dtype)
 
+    def time_at(self, log_snr: Tensor) -> Tensor:
+        table, value = self._table.to(log_snr.device), log_snr.double()
+        left = (torch.searchsorted(-table, -value) - 1).clamp(0, len(table) - 2)
+        position = left + (value - table[left]) / (table[left + 1] - table[left])
+        return ((position + 1) / len(table)).clamp(0, 1).to(log_snr.dtype)
+
     def timestep(self, t: Tensor) -> Tensor:
         return t * len(self.log_snrs) - 1
-
-
-def kinds() -> dict[str, type[Schedule]]:
-    """The schedules of this package, by name."""
-    return {c.__name__: c for c in (VPLinear, Cosine, EDM, RectifiedFlow, DiscreteVP)}
 
 
 def schedule_from_config(config: dict[str, Any], own: Schedule | None = None) -> Schedule:
@@ -318,7 +388,7 @@ def schedule_from_config(config: dict[str, Any], own: Schedule | None = None) ->
 
     Arguments:
         config: What `config` gave.
-        own: The schedule, where it is a class of your own.
+        own: The schedule, where it is a class of your own that is no dataclass.
 
     Raises:
         SigdegError: If the kind is unknown, a parameter does not belong to it, or the schedule that
@@ -327,22 +397,24 @@ def schedule_from_config(config: dict[str, Any], own: Schedule | None = None) ->
     parameters = dict(config)
     kind = parameters.pop("kind", None)
     if own is not None:
-        told = own.config()
+        told = own.values() if "alpha" in config else own.config()
         close = {key: same_numbers(told.get(key), value) for key, value in config.items()}
         if not all(close.values()) or told.keys() != config.keys():
             raise SigdegError(f"the schedule that is given is not the {kind} that was saved")
         return own
-    if kind not in kinds():
+    if kind not in Schedule.kinds or "alpha" in config:
         raise SigdegError(
-            f"unknown schedule {kind!r}: choose from {', '.join(kinds())}, or pass the object "
-            "where it is a class of your own (schedule=...)"
+            f"unknown schedule {kind!r}: choose from {', '.join(Schedule.kinds)}, or pass the "
+            "object where it is a class of your own (schedule=...)"
         )
     try:
-        mapped(number())({k: v for k, v in parameters.items() if k != "log_snrs"}, "")
-        if "log_snrs" in parameters:
-            listed(number())(parameters["log_snrs"], "log_snrs")
-            parameters["log_snrs"] = tuple(parameters["log_snrs"])
-        schedule = kinds()[kind](**parameters)
+        for name, value in parameters.items():
+            if isinstance(value, list):
+                listed(number())(value, name)
+                parameters[name] = tuple(value)
+            else:
+                number()(value, name)
+        schedule = Schedule.kinds[kind](**parameters)
     except (TypeError, ValueError) as error:
         raise SigdegError(f"schedule {kind}: {error}") from None
     return schedule

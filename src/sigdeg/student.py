@@ -413,7 +413,7 @@ class SignatureStudent(CalledNetwork):
         return mean, scale * torch.exp(head.clamp(-7, 5) - 3)
 
     def looks_at(self, t: Tensor, s: Tensor) -> Tensor:
-        """The time at which the network is called, float64: found by bisection."""
+        """The time at which the network is called, float64."""
         if not self.lookahead:
             return t
         key = None if t.ndim else (float(t), float(s))
@@ -423,16 +423,12 @@ class SignatureStudent(CalledNetwork):
                 return torch.sigmoid(2 * self.schedule.log_snr(time)).sqrt()
 
             target = torch.lerp(share(t), share(s), self.lookahead)
-            late, early = t, s
-            for _ in range(40):
-                middle = (late + early) / 2
-                noisier = share(middle) < target
-                late, early = middle.where(noisier, late), early.where(noisier, middle)
+            at = self.schedule.time_at(torch.logit(target**2) / 2)
             if key is None:
-                return middle
+                return at
             if len(self._times) >= CACHED:
                 self._times.clear()
-            self._times[key] = middle
+            self._times[key] = at
         return self._times[key]
 
     def combine(self, parts: Tensor, t: Tensor, s: Tensor, at: Tensor | None = None) -> Tensor:

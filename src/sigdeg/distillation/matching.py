@@ -88,7 +88,7 @@ class Matching(nn.Module):
         t = self.times[chosen].to(x.device)
         noise = torch.randn(x.shape, generator=generator).to(x)
         clean, (alpha, sigma) = x.detach(), critic.scales(x, t)
-        noised = alpha * clean + sigma * noise
+        noised = critic.schedule.corrupt(clean, t, noise)
         told = nn.functional.one_hot(level, self.levels).to(x)
         own = critic(noised, t, told=told, **condition)
         with torch.no_grad():

@@ -27,7 +27,6 @@ from torch import Generator, Tensor
 
 from sigdeg.denoiser import Denoiser
 from sigdeg.errors import SigdegError, check_choice, check_least, extra
-from sigdeg.rng import randn
 from sigdeg.schedule import Schedule, VPLinear
 
 __all__ = ["SOLVERS", "solver_grids", "solver_sample", "solver_times"]
@@ -96,7 +95,9 @@ def solver_times(schedule: Schedule, method: str, grid: str, steps: int) -> Tens
     scheduler = build(method, grid, schedule)
     if not prepare(scheduler, steps):
         raise SigdegError(f"{method} has no {grid} grid of {steps} steps: use another grid")
-    return times_at(schedule, scheduler.sigmas[:-1])
+    # The table of the scheduler is in single precision, its ends as well.
+    times = schedule.time_at(-scheduler.sigmas[:-1].double().log())
+    return times.clamp(schedule.t_min, schedule.t_max)
 
 
 @torch.no_grad()
@@ -135,7 +136,7 @@ def solver_sample(
     # UniPC's step takes no generator: it draws nothing.
     source = {} if method == "unipc" else {"generator": generator}
     device = next((p.device for p in denoiser.parameters()), None)
-    noise = schedule.prior_std * randn(shape, generator, torch.float32, device)
+    noise = schedule.prior(shape, generator, dtype=torch.float32, device=device)
     batches = []
     for x in noise.split(batch_size or len(noise)):
         prepare(scheduler, steps)
@@ -182,14 +183,3 @@ def prepare(scheduler: Any, steps: int) -> bool:
     scheduler.set_begin_index(0)  # or it skips a level where the first timestep stands twice
     levels: Tensor = scheduler.sigmas
     return len(levels) == steps + 1 and bool((levels.diff() < 0).all())
-
-
-def times_at(schedule: Schedule, levels: Tensor) -> Tensor:
-    r"""Times in [t_min, t_max] where $\sigma_t / \alpha_t$ has the given values, by bisection."""
-    target = -levels.double().log()
-    low, high = (torch.full_like(target, end) for end in (schedule.t_min, schedule.t_max))
-    for _ in range(60):
-        middle = (low + high) / 2
-        noisier = schedule.log_snr(middle) < target
-        high, low = torch.where(noisier, middle, high), torch.where(noisier, low, middle)
-    return high

@@ -21,7 +21,6 @@ from sigdeg.errors import SigdegError
 from sigdeg.paths.batch import Batch, draw_starts, integers
 from sigdeg.rng import Generators, randn
 from sigdeg.runs import fingerprint
-from sigdeg.schedule import expand
 from sigdeg.signature import PartialSignature, restriction
 from sigdeg.steps import Step, network_calls
 
@@ -177,8 +176,7 @@ class TeacherPaths:
     def segments(self, n: int, generator: Generators) -> dict[str, Tensor]:
         """What `draw` simulates, by name; of a condition the numbers of rows: they may be large."""
         if self.data is None:
-            std = self.teacher.schedule.prior_std
-            x = std * randn((n, *self.shape), generator, device=self.device)
+            x = self.teacher.schedule.prior((n, *self.shape), generator, device=self.device)
             told = next(iter(self.condition.values()), None)
             row = None if told is None else integers(len(told), n, generator)
             return self.march(0, self.rows, x, row, generator)
@@ -191,12 +189,9 @@ class TeacherPaths:
             row = integers(len(self.data), len(place), own)
             clean = self.data[row].to(self.device)
             noise = randn((len(place), *self.shape), own, device=self.device)
-            alpha, sigma = (
-                expand(f(self.rows[k][0]), clean)
-                for f in (self.teacher.schedule.alpha, self.teacher.schedule.sigma)
-            )
             rows = self.rows[k : k + self.q]
-            parts.append(self.march(k, rows, alpha * clean + sigma * noise, row, own))
+            noised = self.teacher.schedule.corrupt(clean, rows[0][0], noise)
+            parts.append(self.march(k, rows, noised, row, own))
             places.append(place)
         # Back in the order drawn: the held-out segments, the last ones, have to cover every step.
         order = torch.cat(places).argsort()

@@ -45,7 +45,7 @@ class DenoisingObjective(nn.Module):
         alpha, sigma = expand(schedule.alpha(t), clean), expand(schedule.sigma(t), clean)
         kind, std = self.denoiser.prediction_type, self.denoiser.data_std
         target = network_target(clean, noise, alpha, sigma, kind, std)
-        output = self.denoiser.output(alpha * clean + sigma * noise, t, **condition)
+        output = self.denoiser.output(schedule.corrupt(clean, t, noise), t, **condition)
         return nn.functional.mse_loss(output, target)
 
 
