@@ -81,6 +81,9 @@ class Known(NetworkDenoiser):
         skip = alpha * own**2 / scale**2
         return (mean - skip * x) * scale / (sigma * own)
 
+    def forward(self, x: Tensor, t: Tensor, **condition: Any) -> Tensor:
+        return self.to_mean(self.output(x, t, **condition), x, t)
+
 
 def test_the_gradient_is_the_difference_of_two_scores() -> None:
     """Gaussian samples, a Gaussian teacher and a critic that knows both: everything by hand."""
