@@ -13,15 +13,10 @@ from safetensors.torch import load_file
 
 from sigdeg import ResidualMLP, SignatureStudent, VPLinear, cli, planning
 from sigdeg.cli import main
+from sigdeg.codec import Decoder, find_codec, save_codec
 from sigdeg.distillation import DistillConfig
 from sigdeg.experiments import images, mixture1d
-from sigdeg.integrations import (
-    Decoder,
-    find_decoder,
-    load_teacher,
-    save_decoder,
-    save_latent_pipeline,
-)
+from sigdeg.integrations import load_teacher, save_latent_pipeline
 from sigdeg.networks import Autoencoder, set_null_class
 from sigdeg.report import write_report
 from sigdeg.sampling import sample
@@ -269,20 +264,19 @@ def conditional(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
     save_teacher(tmp_path / "t", request.param, 3)
     teacher = load_teacher(tmp_path / "t")
     torch.nn.init.normal_(teacher.denoiser.network.class_embedding.weight, std=20.0)
-    shape = teacher.sample_shape
+    shape = teacher.shape
     student = SignatureStudent.from_denoiser(
         teacher.denoiser, shape[0], 1, steps=(2,), sample_shape=shape, data_std=1.0
     )
     student.save_pretrained(tmp_path / "student")
-    if teacher.decoder is not None:
-        save_decoder(teacher.decoder, tmp_path / "student" / "decoder")
+    save_codec(teacher.codec, tmp_path / "student")
     return tmp_path / "student"
 
 
 def test_samples_of_a_class_and_their_images(conditional: Path, tmp_path: Path) -> None:
     """All classes in turn or one of them; latents come out as the images they stand for."""
     student = SignatureStudent.from_pretrained(conditional)
-    decoder = find_decoder(conditional)
+    codec = find_codec(conditional)
     drawn = {}
     for name, options, labels in [
         ("all", ["--batch-size", "3"], [0, 1, 2, 0, 1]),
@@ -296,8 +290,8 @@ def test_samples_of_a_class_and_their_images(conditional: Path, tmp_path: Path) 
         told = torch.tensor(labels)
         shape = (5, *student.sample_shape)
         expected = sample(student, student.grid(), shape, seeds=range(4, 9), class_labels=told)
-        if decoder is not None:
-            expected = decoder(expected)
+        expected = codec.decode(expected)
+        if isinstance(codec, Decoder):
             assert expected.shape == (5, 1, 32, 32)
         torch.testing.assert_close(drawn[name], expected, rtol=1e-4, atol=1e-4)
     different = (drawn["all"] - drawn["one"]).abs().amax((1, 2, 3)) > 1e-2

@@ -27,12 +27,13 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Generator, nn
 
+from sigdeg.codec import Decoder, load_decoder, save_decoder
 from sigdeg.datasets import rough_bergomi_split
 from sigdeg.denoiser import GaussianDenoiser
 from sigdeg.distillation import distill
 from sigdeg.errors import SigdegError
 from sigdeg.files import save_json, save_tensors
-from sigdeg.integrations import Decoder, load_decoder, load_teacher, save_decoder
+from sigdeg.integrations import load_teacher
 from sigdeg.networks import Autoencoder, ResidualMLP
 from sigdeg.planning.sources import find_source
 from sigdeg.planning.spectrum import Spectrum
@@ -140,7 +141,7 @@ def read_decoder(folder: Path) -> dict[str, Any]:
 def read_pipeline(folder: Path) -> None:
     """Loaded, a teacher can be called."""
     teacher = load_teacher(folder)
-    x = torch.zeros(1, *teacher.sample_shape)
+    x = torch.zeros(1, *teacher.shape)
     with torch.no_grad():
         teacher.denoiser(x, torch.tensor(0.5, dtype=torch.float64))
 

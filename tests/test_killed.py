@@ -21,10 +21,10 @@ import torch
 from torch import Generator, nn
 
 from sigdeg import files
+from sigdeg.codec import Decoder, save_decoder
 from sigdeg.denoiser import GaussianDenoiser
 from sigdeg.distillation import distill
 from sigdeg.files import save_tensors
-from sigdeg.integrations import Decoder, save_decoder
 from sigdeg.networks import Autoencoder, ResidualMLP
 from sigdeg.pictures import save_sheet
 from sigdeg.report import write_report

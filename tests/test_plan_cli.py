@@ -157,7 +157,7 @@ def test_a_teacher_gives_a_spectrum_and_a_plan(teacher: Path, capsys) -> None:
     assert found["samples"] == 20
     assert sum(found["multiplicity"]) == 16
     original = load_teacher(teacher)
-    drawn = sample_spectrum(original, original.step(), 20, 4, progress=False)
+    drawn = sample_spectrum(original, 20, 4, progress=False)
     np.testing.assert_array_equal(drawn.eigenvalues, found["eigenvalues"])
 
 

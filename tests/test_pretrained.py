@@ -9,10 +9,11 @@ from torch import nn
 
 from sigdeg import SignatureStudent, sample
 from sigdeg.cli import main
+from sigdeg.codec import find_codec
 from sigdeg.errors import SigdegError
 from sigdeg.experiments.mnist_networks import load_classifier
 from sigdeg.files import SHIPPED, find_folder
-from sigdeg.integrations import find_decoder, load_teacher
+from sigdeg.integrations import load_teacher
 from sigdeg.metrics import ClassifierExtractor, class_histogram
 from sigdeg.student import SignatureStudent as Student
 
@@ -26,13 +27,13 @@ def digits(steps: int, n: int) -> torch.Tensor:
     latents = sample(
         student, student.grid(steps), (n, *student.sample_shape), seeds=range(n), batch_size=100
     )
-    return find_decoder(folder)(latents).clamp(-1, 1)
+    return find_codec(folder).decode(latents).clamp(-1, 1)
 
 
 def test_they_are_small():
     sizes = [file.stat().st_size for file in SHIPPED.rglob("*.safetensors")]
-    assert len(sizes) == 6
-    assert sum(sizes) < 6e6
+    assert len(sizes) == 7
+    assert sum(sizes) < 7e6
 
 
 @pytest.mark.parametrize("steps", [10, 5])
@@ -70,10 +71,10 @@ def test_the_classifiers_have_nothing_in_common_but_that_they_know_digits():
 
 
 def test_teacher_and_student_fit():
-    teacher = load_teacher("mnist-teacher", "mnist-weak")
+    teacher = load_teacher("mnist-teacher").guided(1.5, 0.6, load_teacher("mnist-weak"))
     student = Student.from_pretrained("mnist")
-    assert teacher.sample_shape == student.sample_shape == (4, 8, 8)
-    assert teacher.decode(torch.zeros(1, 4, 8, 8)).shape == (1, 1, 28, 28)
+    assert teacher.shape == student.sample_shape == (4, 8, 8)
+    assert teacher.codec.decode(torch.zeros(1, 4, 8, 8)).shape == (1, 1, 28, 28)
     assert student.steps == (10, 5, 2, 1)
 
 

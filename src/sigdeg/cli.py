@@ -134,11 +134,11 @@ def distill(
     """
     from sigdeg.distillation import DistillConfig
     from sigdeg.experiments.images import distil_images
-    from sigdeg.integrations import load_teacher
+    from sigdeg.integrations import load_guided
 
-    original = load_teacher(teacher, weak, null_class=null_class)
+    original = load_guided(teacher, guidance, guidance_until, weak, null_class)
     config = DistillConfig.for_samples(
-        original.sample_shape,
+        original.shape,
         max(steps, default=1),
         **({} if refinement is None else {"refinement": refinement}),
         iterations=iterations,
@@ -163,8 +163,6 @@ def distill(
             device=device,
             progress=progress,
             residual_noise=None if residual_noise == "none" else residual_noise,
-            guidance=guidance,
-            guidance_until=guidance_until,
             times=times,
             lookahead=lookahead,
             start=start,
@@ -206,61 +204,41 @@ def sample(
     """
     import torch
 
+    from sigdeg.conditions import Unconditional
     from sigdeg.costs import check_room, tell_calls
     from sigdeg.experiments.output import check_unused, write_samples
-    from sigdeg.files import find_student
-    from sigdeg.integrations import find_decoder
+    from sigdeg.model import Model
     from sigdeg.runs import fingerprint
-    from sigdeg.sampling import sample as draw
-    from sigdeg.student import SignatureStudent
     from sigdeg.training import resolve_device
 
     device = resolve_device(device)
-    model = SignatureStudent.from_pretrained(student).to(device)
-    decoder = find_decoder(find_student(student))
-    condition: dict[str, Any] = {}
-    if model.classes is not None:
-        labels = model.labels(n) if label is None else torch.full((n,), label)
-        condition["class_labels"] = labels.to(device)
-    if label is not None and label not in (model.class_labels or ()):
-        raise SigdegError(
-            f"label must be one of the {model.classes} classes, got {label}"
-            if model.classes
-            else "this student knows no classes: leave --label out"
-        )
-    grid = model.grid(steps)
-    if save and decoder is None and (len(model.sample_shape) < 3 or model.channels not in (1, 3)):
-        raise SigdegError(f"samples of shape {model.sample_shape} are no images: leave --save out")
-    own = {"n": n, "steps": len(grid) - 1, "seed": seed, "label": label}
-    identity = {"student": fingerprint(model), **own}
+    model = Model.from_pretrained(student).to(device)
+    if label is not None and isinstance(model.conditions, Unconditional):
+        raise SigdegError("this student knows no classes: leave --label out")
+    request: dict[str, Any] = {} if label is None else {"label": label}
+    condition, grid = model.condition(n, **request), model.grid.at(steps)
+    shown = model.codec.decode(torch.zeros(1, *model.shape, device=device)).shape[1:]
+    if save and (len(shown) < 3 or shown[0] not in (1, 3)):
+        raise SigdegError(f"samples of shape {tuple(shown)} are no images: leave --save out")
+    identity: dict[str, Any] = {"student": fingerprint(model.step)}
+    identity |= {"n": n, "steps": len(grid) - 1, "seed": seed, "label": label}
     check_unused(out, identity)
-    drawn = 4 * n * math.prod(model.sample_shape)
+    drawn = 4 * n * math.prod(model.shape)
     check_room(out, drawn, 2 * drawn)
     if progress:
         tell_calls(
             f"{n:,} samples",
             n * (len(grid) - 1),
-            model,
+            model.step,
             (grid[0], grid[1]),
-            model.sample_shape,
+            model.shape,
             min(n, batch_size),
             device,
             condition,
             disk=drawn,
             memory=2 * drawn,
         )
-    samples = draw(
-        model,
-        grid,
-        (n, *model.sample_shape),
-        seeds=range(seed, seed + n),
-        batch_size=batch_size,
-        device=device,
-        progress=progress,
-        **condition,
-    )
-    if decoder is not None:
-        samples = decoder.to(device)(samples)
+    samples = model.sample(n, steps, seed=seed, batch_size=batch_size, progress=progress, **request)
     for path in write_samples(samples.cpu(), out, identity, save == "png"):
         print(path)
 
@@ -311,14 +289,14 @@ def evaluate(
     from sigdeg.experiments import images
     from sigdeg.experiments.real import Real
     from sigdeg.grids import refine
-    from sigdeg.integrations import load_teacher
+    from sigdeg.integrations import load_guided
     from sigdeg.runs import claim_folder, fingerprint
     from sigdeg.student import SignatureStudent
     from sigdeg.training import resolve_device
 
     model = SignatureStudent.from_pretrained(student)
-    original = load_teacher(teacher, weak, null_class=null_class)
-    original.check(model)
+    original = load_guided(teacher, guidance, guidance_until, weak, null_class)
+    images.check_pair(model, original)
     identity = {"experiment": "evaluate", "student": student, "teacher": teacher, "seed": seed}
     if guidance is not None:
         identity["guidance"] = guidance
@@ -334,13 +312,11 @@ def evaluate(
         **({} if refinement is None else {"refinement": refinement}),
         seed=seed,
     )
-    # Both refuse what cannot be, before any writing.
-    refine(model.schedule, model.grid(), config.refinement)
-    original.step(guidance, guidance_until)
-    check_room(out, memory=judging_bytes(samples, original.sample_shape, len(model.steps)))
+    refine(model.schedule, model.grid(), config.refinement)  # refuses what cannot be, at once
+    check_room(out, memory=judging_bytes(samples, original.shape, len(model.steps)))
     device, real = resolve_device(device), None
     if data is not None:
-        shape = original.decode(torch.zeros(1, *original.sample_shape)).shape[1:]
+        shape = original.codec.decode(torch.zeros(1, *original.shape)).shape[1:]
         found_images = load_images(data, tuple(shape), resize)
         real = Real(found_images, features, 2 * samples, device)
         identity |= {"data": fingerprint(found_images), "features": features}
@@ -351,8 +327,6 @@ def evaluate(
         original,
         config,
         samples,
-        guidance=guidance,
-        guidance_until=guidance_until,
         real=real,
         device=device,
         progress=progress,

@@ -8,6 +8,7 @@ starts at the schedule's `t_min`.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Literal, get_args
 
 import torch
@@ -16,7 +17,7 @@ from torch import Tensor
 from sigdeg.errors import SigdegError, check_choice, check_least
 from sigdeg.schedule import Schedule
 
-__all__ = ["Spacing", "check_grid", "check_span", "coarse_grid", "fine_grid", "refine"]
+__all__ = ["Grid", "Spacing", "check_grid", "check_span", "coarse_grid", "fine_grid", "refine"]
 
 Spacing = Literal["uniform", "power", "log_snr"]
 
@@ -171,3 +172,34 @@ def fine_grid(
     v = torch.linspace(first, last, steps + 1, dtype=torch.float64) ** p
     v[0], v[-1] = schedule.t_max, schedule.t_min
     return torch.cat([v, v.new_zeros(1)])
+
+
+@dataclass(frozen=True)
+class Grid:
+    """The grids of a sampler: its finest one, and those that take every so many of its times.
+
+    Arguments:
+        times: Decreasing times, from the schedule's `t_max` to 0.
+        steps: The step counts that it was trained for; a single one allows no other.
+    """
+
+    times: tuple[float, ...]
+    steps: tuple[int, ...] = ()
+
+    def at(self, steps: int | None = None) -> Tensor:
+        """The grid of so many steps (default: the finest), float64, shape (steps + 1,).
+
+        Raises:
+            SigdegError: If there is none.
+        """
+        finest = len(self.times) - 1
+        steps = finest if steps is None else steps
+        if not 1 <= steps <= finest or (len(self.steps) == 1 and steps not in self.steps):
+            known = ", ".join(map(str, self.steps))
+            raise SigdegError(
+                f"this student was distilled for {known} steps, got {steps}"
+                if known
+                else f"this model's grid has {finest} steps, got {steps}"
+            )
+        at = torch.linspace(0, finest, steps + 1, dtype=torch.float64).round().int()
+        return check_grid([self.times[i] for i in at.tolist()])

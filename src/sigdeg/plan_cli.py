@@ -214,7 +214,8 @@ def grid(
     from sigdeg.training import resolve_device
 
     student = LinearStudent(order, budget, start, residual_noise)
-    found = find_source(source, samples, seed, weak=weak, null_class=null_class)
+    told = {"guidance": guidance, "until": guidance_until, "weak": weak, "null_class": null_class}
+    found = find_source(source, samples, seed, **told)
     teacher = None if isinstance(found, Spectrum) else found
     own = (
         own_schedule(teacher, schedule) or {"cosine": Cosine(), "vp": VPLinear()}[schedule or "vp"]
@@ -234,9 +235,9 @@ def grid(
         device = resolve_device(device)
         candidates = candidates or default_candidates(steps)
         advice = plan_grid(
-            found.to(device).step(guidance, guidance_until),
+            found.to(device).step,
             steps,
-            found.sample_shape,
+            found.shape,
             student,
             candidates=candidates,
             paths=paths,
@@ -246,13 +247,12 @@ def grid(
             fine=fine_steps,
             seed=seed,
             source=own_samples(found, (candidates - 1) * refinement),
-            condition=found.condition,
+            condition=found.conditions(),
             device=device,
             progress=progress,
         )
     else:
-        step = found.step(guidance, guidance_until)
-        drawn = sample_spectrum(found, step, samples, 30, seed, device, progress)
+        drawn = sample_spectrum(found, samples, 30, seed, device, progress)
         advice = recommend_grid(drawn, own, steps, student, fine_steps)
     result = {
         "source": advice.spectrum.source,
@@ -362,7 +362,7 @@ def find_spectrum(
     if isinstance(found, Spectrum):
         return found, None
     own = own_schedule(found, schedule)
-    return sample_spectrum(found, found.step(), samples, steps, seed, device, progress), own
+    return sample_spectrum(found, samples, steps, seed, device, progress), own
 
 
 PLAN = Group(

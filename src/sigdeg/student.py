@@ -33,6 +33,7 @@ from typing import Any, Literal, get_args
 import torch
 from torch import Tensor, nn
 
+from sigdeg.codec import find_codec
 from sigdeg.denoiser import CalledNetwork, Denoiser, NetworkDenoiser, Timesteps, unwrap
 from sigdeg.errors import SigdegError
 from sigdeg.files import count_weights, find_student, load_weights, read_json, save_model
@@ -329,11 +330,13 @@ class SignatureStudent(CalledNetwork):
         return torch.tensor(self.class_labels)[torch.arange(n) % len(self.class_labels)]
 
     def decode(self, samples: Tensor) -> Tensor:
-        """Images of latents, by the decoder in the folder it came from; of images the images."""
-        from sigdeg.integrations import find_decoder  # which builds upon this module
-
-        decoder = None if self._folder is None else find_decoder(self._folder)
-        return samples if decoder is None else decoder.to(samples.device)(samples)
+        """Samples in the user's units, by the codec in the folder it came from."""
+        if self._folder is None:
+            return samples
+        codec = find_codec(self._folder)
+        if isinstance(codec, nn.Module):
+            codec.to(samples.device)
+        return codec.decode(samples)
 
     @property
     def elastic(self) -> bool:
@@ -486,13 +489,12 @@ class SignatureStudent(CalledNetwork):
         carried = alpha * after / (alpha_at * before)
         return torch.cat([carried[..., None], w], dim=-1)
 
-    def save_pretrained(self, folder: str | Path, decoder: str | None = None) -> None:
+    def save_pretrained(self, folder: str | Path, **more: Any) -> None:
         """Write `config.json` and `model.safetensors`, atomically; the folder is made if needed.
 
         Arguments:
             folder: The folder.
-            decoder: Name of a latent teacher's folder beside it whose autoencoder decodes the
-                samples, see `find_decoder`.
+            more: What else `config.json` is to hold, as JSON, see `Model.save_pretrained`.
         """
         folder = Path(folder)
         config = {
@@ -512,8 +514,8 @@ class SignatureStudent(CalledNetwork):
             "power": self.power,
             **({} if self.times is None else {"times": list(self.times)}),
             "sample_shape": list(self.sample_shape),
-            **({} if decoder is None else {"decoder": decoder}),
             **({"origin": self.origin} if self.origin else {}),
+            **more,
             "schedule": self.schedule.config(),
             "network": network_config(self.network),
         }
@@ -552,7 +554,8 @@ class SignatureStudent(CalledNetwork):
             SAVED(config, "")
             description, known = config.pop("network"), config.pop("covariance")
             origin = config.pop("origin", {})
-            config.pop("decoder", None)  # of whoever samples, see `find_decoder`
+            for key in ("conditions", "decoder"):  # of whoever samples, see `Model`
+                config.pop(key, None)
             parameters = description.get("config", {})
             if (parameters.get("num_class_embeds") or 0) > 1:
                 # Before it was noted, the last one meant none.

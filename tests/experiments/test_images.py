@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import html
 import json
 import re
@@ -14,11 +15,13 @@ import pytest
 import torch
 
 from sigdeg.cli import main
+from sigdeg.codec import Decoder
 from sigdeg.denoiser import NetworkDenoiser
 from sigdeg.distillation import DistillConfig, Verdict
 from sigdeg.errors import SigdegError
 from sigdeg.experiments import images
-from sigdeg.integrations import Decoder, Teacher, load_teacher
+from sigdeg.integrations import load_teacher
+from sigdeg.model import Model, as_model
 from sigdeg.networks import Autoencoder
 from sigdeg.report import write_report
 from sigdeg.schedule import VPLinear
@@ -38,7 +41,7 @@ def timed_once(monkeypatch: pytest.MonkeyPatch) -> None:
     )
 
 
-def teacher(channels: int, classes: int | None = None, latent: bool = False) -> Teacher:
+def teacher(channels: int, classes: int | None = None, latent: bool = False) -> Model:
     torch.manual_seed(0)
     network = diffusers.UNet2DModel(
         sample_size=8,
@@ -51,12 +54,15 @@ def teacher(channels: int, classes: int | None = None, latent: bool = False) -> 
         norm_num_groups=4,
         num_class_embeds=None if classes is None else classes + 1,
     )
-    decoder = Decoder(Autoencoder(latent_channels=channels, width=8, size=32)) if latent else None
     denoiser = NetworkDenoiser(network.eval(), VPLinear(), "v_prediction")
-    return Teacher(denoiser, (channels, 8, 8), "tiny", decoder, classes)
+    made = as_model(denoiser, (channels, 8, 8), "tiny")
+    if not latent:
+        return made
+    codec = Decoder(Autoencoder(latent_channels=channels, width=8, size=32))
+    return dataclasses.replace(made, codec=codec)
 
 
-def run(out: Path, own: Teacher, n: int = 6, steps: tuple[int, ...] = (2,)) -> dict[str, Any]:
+def run(out: Path, own: Model, n: int = 6, steps: tuple[int, ...] = (2,)) -> dict[str, Any]:
     images.distil_images(own, out, steps, 1, CONFIG, n, "cpu", progress=False)
     found: dict[str, Any] = json.loads((out / "results.json").read_text())
     return found

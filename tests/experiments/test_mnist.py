@@ -11,11 +11,12 @@ import torch
 
 from sigdeg import SignatureStudent
 from sigdeg.cli import main
+from sigdeg.codec import Identity, find_codec
 from sigdeg.distillation import DistillConfig
 from sigdeg.experiments import mnist, mnist_networks
 from sigdeg.experiments.mnist_presets import PRESETS, Guided, Settings, Spec, Weak
 from sigdeg.files import SHIPPED
-from sigdeg.integrations import find_decoder, load_teacher
+from sigdeg.integrations import load_teacher
 from sigdeg.metrics import (
     Activations,
     ClassifierExtractor,
@@ -134,12 +135,13 @@ def test_runs_from_end_to_end(tmp_path, capsys):
     whole = SignatureStudent.from_pretrained(out / "student")
     for own, other in zip(student.parameters(), whole.parameters(), strict=True):
         torch.testing.assert_close(own, other, rtol=1e-3, atol=1e-6)
-    teacher = load_teacher(shipped / "mnist-teacher", shipped / "mnist-weak")
-    assert teacher.sample_shape == student.sample_shape
+    teacher, weak = (load_teacher(shipped / f"mnist-{name}") for name in ("teacher", "weak"))
+    teacher.check_version(weak)
+    assert teacher.shape == student.sample_shape
     classifiers = [shipped / f"mnist-classifier{end}" for end in ("", "-2")]
     kinds = [type(mnist_networks.load_classifier(folder)) for folder in classifiers]
     assert kinds == [Classifier, Mixer]
-    assert find_decoder(shipped / "mnist") is not None
+    assert not isinstance(find_codec(shipped / "mnist"), Identity)
     assert main(["sample", str(shipped / "mnist"), "-n", "2", "--out", str(tmp_path / "s")]) == 0
     assert (tmp_path / "s" / "samples.png").exists()
     capsys.readouterr()

@@ -40,7 +40,7 @@ def ancestral(teacher, n, seed):
     generator = torch.Generator().manual_seed(seed)
     N = len(teacher.denoiser.schedule.log_snrs)
     grid = torch.arange(N, -1, -1, dtype=torch.float64) / N
-    x = torch.randn(n, *teacher.sample_shape, generator=generator)
+    x = torch.randn(n, *teacher.shape, generator=generator)
     noise = (
         PartialSignature(torch.tensor(1 / N), torch.randn(x.shape, generator=generator)[:, None])
         for _ in range(N)
@@ -59,7 +59,7 @@ def test_the_ancestral_sampler_equals_the_pipeline(pipeline, tmp_path, kind, pre
     teacher = load_teacher(tmp_path / "teacher")
     assert teacher.denoiser.clip == (0.7 if clip else None)
     assert teacher.denoiser.prediction_type == prediction
-    assert teacher.sample_shape == (1, 8, 8)
+    assert teacher.shape == (1, 8, 8)
     assert teacher.name == "teacher"
     options = {"eta": 1.0, "use_clipped_model_output": clip} if kind == "DDIM" else {}
     generator = torch.Generator().manual_seed(3)
@@ -165,7 +165,7 @@ def test_rectangular_samples_and_a_learned_variance(pipeline, unet, tmp_path):
     network = unet(2, sample_size=(8, 16), out_channels=4)
     pipeline(unet=network, variance_type="learned_range").save_pretrained(tmp_path)
     teacher = load_teacher(tmp_path)
-    assert teacher.sample_shape == (2, 8, 16)
+    assert teacher.shape == (2, 8, 16)
     assert teacher.denoiser(torch.randn(3, 2, 8, 16), torch.tensor(0.5)).shape == (3, 2, 8, 16)
 
 
@@ -239,8 +239,8 @@ def test_another_network_of_the_folder_is_named(pipeline, unet, tmp_path):
     for teacher in (load_teacher(path), load_teacher(tmp_path / "t:unet_ema")):
         assert teacher.name == "t:unet_ema"
         assert torch.equal(teacher.denoiser.network(x, 6).sample, other(x, 6).sample)
-    both = load_teacher(tmp_path / "t", path)
-    assert torch.equal(both.weak(x, t), load_teacher(path).denoiser(x, t))
+    both = load_teacher(tmp_path / "t").guided(0.0, weak=load_teacher(path))
+    assert torch.equal(both.step.denoiser(x, t), load_teacher(path).denoiser(x, t))
     with pytest.raises(SigdegError, match=r"holds no unet_e: .* \(there are unet, unet_ema\)"):
         load_teacher(f"{tmp_path / 't'}:unet_e")
 

@@ -12,9 +12,12 @@ import torch
 from diffusers import AutoencoderKL, DDIMScheduler, DDPMPipeline, LDMPipeline, UNet2DModel, VQModel
 from torch import Tensor, nn
 
+from sigdeg.codec import Decoder, Identity
+from sigdeg.conditions import Classes, Unconditional
 from sigdeg.errors import SigdegError
 from sigdeg.grids import refine
-from sigdeg.integrations import Decoder, Teacher, load_teacher, save_latent_pipeline
+from sigdeg.integrations import load_guided, load_teacher, save_latent_pipeline
+from sigdeg.model import Model
 from sigdeg.networks import Autoencoder
 from sigdeg.paths import TeacherPaths
 from sigdeg.sampling import march
@@ -52,14 +55,14 @@ def scheduler() -> DDIMScheduler:
     return DDIMScheduler(num_train_timesteps=12, beta_end=0.4, clip_sample=False)
 
 
-def ancestral(teacher: Teacher, n: int) -> Tensor:
+def ancestral(teacher: Model, n: int) -> Tensor:
     """March the teacher's step over its own timesteps, on the noise torch hands out."""
     N = len(teacher.denoiser.schedule.log_snrs)
     grid = torch.arange(N, -1, -1, dtype=torch.float64) / N
-    x = torch.randn(n, *teacher.sample_shape)
+    x = torch.randn(n, *teacher.shape)
     noise = (PartialSignature(torch.tensor(1 / N), torch.randn(x.shape)[:, None]) for _ in range(N))
     with torch.no_grad():
-        return march(teacher.step(), x, grid, noise)
+        return march(teacher.step, x, grid, noise)
 
 
 class TestLatents:
@@ -74,13 +77,13 @@ class TestLatents:
         pipeline.set_progress_bar_config(disable=True)
         pipeline.save_pretrained(tmp_path / "latent")
         teacher = load_teacher(tmp_path / "latent")
-        assert teacher.sample_shape == (2, 8, 8)
-        assert teacher.classes is None
-        assert isinstance(teacher.step(), Exponential)
+        assert teacher.shape == (2, 8, 8)
+        assert teacher.conditions == Unconditional()
+        assert isinstance(teacher.step, Exponential)
         torch.manual_seed(3)
         images = pipeline(3, eta=1.0, num_inference_steps=12, output_type="np").images
         torch.manual_seed(3)
-        ours = teacher.decode(ancestral(teacher, 3))
+        ours = teacher.codec.decode(ancestral(teacher, 3))
         assert ours.shape == (3, 3, 16, 16)
         shown = (ours / 2 + 0.5).clamp(0, 1).permute(0, 2, 3, 1)
         torch.testing.assert_close(shown, torch.from_numpy(images), rtol=0, atol=1e-4)
@@ -94,7 +97,7 @@ class TestLatents:
         x, scale = torch.randn(2, 2, 8, 8), decoder.autoencoder.config.scaling_factor
         close(pipeline.unet(x, 3).sample, network(x, 3).sample)
         theirs = pipeline.vqvae.decode(x / scale).sample
-        close(load_teacher(tmp_path).decode(x), theirs)
+        close(load_teacher(tmp_path).codec.decode(x), theirs)
         assert pipeline.scheduler.config.num_train_timesteps == 12
 
     def test_with_our_own_autoencoder(self, unet: MakeUnet, tmp_path: Path) -> None:
@@ -105,26 +108,26 @@ class TestLatents:
         save_latent_pipeline(network, scheduler(), Decoder(own), tmp_path / "own")
         teacher = load_teacher(tmp_path / "own")
         assert teacher.name == "own"
-        assert teacher.sample_shape == own.latent_shape == (2, 8, 8)
-        assert teacher.decoder is not None
+        assert teacher.shape == own.latent_shape == (2, 8, 8)
+        assert isinstance(teacher.codec, Decoder)
         z = torch.randn(3, 2, 8, 8)
-        close(teacher.decode(z), own.decode(z))
-        loaded: Any = teacher.decoder.autoencoder
+        close(teacher.codec.decode(z), own.decode(z))
+        loaded: Any = teacher.codec.autoencoder
         image = torch.rand(1, 1, 28, 28)
         close(loaded.encode(image), own.encode(image))
         close(teacher.denoiser.network(z, 4).sample, network(z, 4).sample)
 
     def test_a_model_of_pixels_decodes_to_itself(self, teacher_folder: Path) -> None:
         teacher, x = load_teacher(teacher_folder), torch.randn(2, 1, 8, 8)
-        assert teacher.decoder is None
-        assert teacher.decode(x) is x
+        assert teacher.codec == Identity()
+        assert teacher.codec.decode(x) is x
 
     def test_it_moves_as_a_whole(self, unet: MakeUnet, tmp_path: Path) -> None:
         save_latent_pipeline(unet(2), scheduler(), Decoder(autoencoder("KL")), tmp_path)
         teacher = load_teacher(tmp_path)
         assert teacher.to("meta") is teacher
-        assert teacher.decoder is not None
-        for module in (teacher.denoiser, teacher.decoder):
+        assert isinstance(teacher.codec, Decoder)
+        for module in (teacher.denoiser, teacher.codec):
             assert {p.device.type for p in module.parameters()} == {"meta"}
 
     def test_another_decoder_is_refused(self, unet: MakeUnet, tmp_path: Path) -> None:
@@ -143,7 +146,7 @@ class TestClasses:
     """A U-Net with `num_class_embeds`, whose last embedding is said to stand for no class."""
 
     @pytest.fixture
-    def teacher(self, unet: MakeUnet, pipeline: MakePipeline, tmp_path: Path) -> Teacher:
+    def teacher(self, unet: MakeUnet, pipeline: MakePipeline, tmp_path: Path) -> Model:
         pipeline(unet=unet(num_class_embeds=4)).save_pretrained(tmp_path / "classes")
         teacher = load_teacher(tmp_path / "classes", null_class=3)
         # As it starts the network hardly listens to its embeddings.
@@ -163,14 +166,14 @@ class TestClasses:
         return step
 
     def test_guidance_lies_between_and_beyond(
-        self, teacher: Teacher, moved: Callable[..., Tensor]
+        self, teacher: Model, moved: Callable[..., Tensor]
     ) -> None:
-        assert teacher.classes == 3
-        conditional = moved(teacher.step(), [0, 1, 2])
-        unconditional = moved(teacher.step(), [3, 3, 3])
+        assert teacher.conditions == Classes((0, 1, 2), 3)
+        conditional = moved(teacher.step, [0, 1, 2])
+        unconditional = moved(teacher.step, [3, 3, 3])
         assert (conditional - unconditional).abs().amax((1, 2, 3)).min() > 1e-2
-        close(moved(teacher.step(1.0), [0, 1, 2]), conditional)
-        close(moved(teacher.step(0.0), [0, 1, 2]), unconditional)
+        close(moved(teacher.guided(1.0).step, [0, 1, 2]), conditional)
+        close(moved(teacher.guided(0.0).step, [0, 1, 2]), unconditional)
 
     @pytest.mark.parametrize("prediction", ["epsilon", "v_prediction", "sample"])
     @pytest.mark.parametrize("by", ["classes", "weaker version"])
@@ -192,10 +195,12 @@ class TestClasses:
         for folder, saved in (("one", made), ("weak", weak)):
             saved.save_pretrained(tmp_path / folder)
         if classes:
-            teacher = load_teacher(tmp_path / "one", null_class=3)
+            teacher = load_teacher(tmp_path / "one", null_class=3).guided(3.0)
         else:
-            teacher = load_teacher(tmp_path / "one", tmp_path / "weak")
-        guided, clipped = teacher.step(3.0).denoiser, 0.0
+            weaker = load_teacher(tmp_path / "weak")
+            teacher = load_teacher(tmp_path / "one").guided(3.0, weak=weaker)
+        guided: Any = getattr(teacher.step, "denoiser", None)
+        clipped = 0.0
         labels, none = torch.tensor([2, 0, 1]), torch.tensor([3, 3, 3])
         asked = {"class_labels": labels} if classes else {}
         generator = torch.Generator().manual_seed(0)
@@ -229,7 +234,8 @@ class TestClasses:
         )
         rows = list(refine(student.schedule, student.grid(), 3))
         generator = torch.Generator().manual_seed(0)
-        paths = TeacherPaths(teacher.step(4.0), rows, (1, 8, 8), 2, condition=teacher.condition)
+        guided, condition = teacher.guided(4.0).step, teacher.conditions()
+        paths = TeacherPaths(guided, rows, (1, 8, 8), 2, condition=condition)
         batch = paths.draw(4, generator)
         for ends in (batch.states[:, -1], batch.replay(student, student.grid())):
             assert float(ends.detach().abs().max()) == pytest.approx(0.7)
@@ -240,19 +246,22 @@ class TestClasses:
     ) -> None:
         r"""$D_{weak} + w (D - D_{weak})$ inside the clip, which comes last."""
         pipeline(unet=unet(layers_per_block=2)).save_pretrained(tmp_path / "weak")
-        teacher, weak = load_teacher(teacher_folder, tmp_path / "weak"), tmp_path / "weak"
+        teacher, weak = load_teacher(teacher_folder), tmp_path / "weak"
         x, t = torch.randn(3, 1, 8, 8), torch.tensor(0.4)
         with torch.no_grad():
-            one, other = (load_teacher(f).denoiser for f in (teacher_folder, weak))
+            found: Any = [load_teacher(f).denoiser for f in (teacher_folder, weak)]
+            one, other = found
             one.clip = other.clip = None
             one, other = one(x, t), other(x, t)
-            guided = teacher.step(1.5).denoiser(x, t)
+            guided = teacher.guided(1.5, weak=load_teacher(weak)).step.denoiser(x, t)
         expected = (other + 1.5 * (one - other)).clamp(-0.7, 0.7)
         torch.testing.assert_close(guided, expected, rtol=1e-4, atol=1e-4)
-        assert teacher.weak is not None
-        assert {p.device.type for p in teacher.to("meta").weak.parameters()} == {"meta"}
+        again = load_guided(teacher_folder, 1.5, 0.8, weak)
+        told = (again.card.guidance, again.card.guidance_until, again.card.weak)
+        assert told == (1.5, 0.8, "weak")
+        assert {p.device.type for p in again.to("meta").step.parameters()} == {"meta"}
         with pytest.raises(SigdegError, match="guides by a scale: give guidance"):
-            teacher.step()
+            load_guided(teacher_folder, weak=weak)
 
     def test_what_is_no_weaker_version_is_refused(
         self, teacher_folder: Path, unet: MakeUnet, pipeline: MakePipeline, tmp_path: Path
@@ -266,9 +275,9 @@ class TestClasses:
             other.save_pretrained(tmp_path / name)
         for name in ("shape", "classes"):
             with pytest.raises(SigdegError, match=r"with None: it is no version of it"):
-                load_teacher(teacher_folder, tmp_path / name)
+                load_guided(teacher_folder, 2.0, weak=tmp_path / name)
         with pytest.raises(SigdegError, match="has other noise levels than"):
-            load_teacher(teacher_folder, tmp_path / "levels")
+            load_guided(teacher_folder, 2.0, weak=tmp_path / "levels")
 
     @pytest.mark.parametrize("n", [1, 10])
     def test_all_classes_are_classes_unless_one_is_said_to_mean_none(
@@ -276,10 +285,10 @@ class TestClasses:
     ) -> None:
         pipeline(unet=unet(num_class_embeds=n)).save_pretrained(tmp_path / "ten")
         teacher = load_teacher(tmp_path / "ten")
-        assert (teacher.classes, teacher.labels) == (n, list(range(n)))
+        assert teacher.conditions == Classes(tuple(range(n)))
         words = "one class" if n == 1 else f"ten is not known .*--null-class {n - 1}"
         with pytest.raises(SigdegError, match=words) as caught:
-            teacher.step(2.0)
+            teacher.guided(2.0)
         assert "\n" not in str(caught.value)
         wrong: Any
         for wrong in (n, -1, True, 0.0, "0"):
@@ -297,8 +306,8 @@ class TestClasses:
         """Through the student's file and the teacher's; diffusers still reads the latter."""
         pipeline(unet=unet(num_class_embeds=4)).save_pretrained(tmp_path / "t")
         teacher = load_teacher(tmp_path / "t", null_class=0)
-        assert (teacher.classes, teacher.labels) == (3, [1, 2, 3])
-        guided: Any = teacher.step(2.0).denoiser
+        assert teacher.conditions == Classes((1, 2, 3), 0)
+        guided: Any = getattr(teacher.guided(2.0).step, "denoiser", None)
         assert guided.unconditional["class_labels"].tolist() == [0]
         student = SignatureStudent.from_denoiser(
             teacher.denoiser, 1, 1, steps=(2,), sample_shape=(1, 8, 8)
@@ -309,11 +318,11 @@ class TestClasses:
         assert again.labels(5).tolist() == [1, 2, 3, 1, 2]
         network: Any = teacher.denoiser.network
         network.save_pretrained(tmp_path / "t" / "unet")
-        assert load_teacher(tmp_path / "t").labels == [1, 2, 3]
+        assert load_teacher(tmp_path / "t").conditions == Classes((1, 2, 3), 0)
         assert DDPMPipeline.from_pretrained(tmp_path / "t").unet.config["null_class"] == 0
 
     def test_in_students_of_before_the_last_one_means_none(
-        self, teacher: Teacher, tmp_path: Path
+        self, teacher: Model, tmp_path: Path
     ) -> None:
         student = SignatureStudent.from_denoiser(
             teacher.denoiser, 1, 1, steps=(2,), sample_shape=(1, 8, 8)
@@ -326,7 +335,7 @@ class TestClasses:
 
     def test_guidance_of_a_model_without_classes_is_refused(self, teacher_folder: Path) -> None:
         teacher = load_teacher(teacher_folder)
-        assert teacher.classes is None
+        assert teacher.conditions == Unconditional()
         with pytest.raises(SigdegError, match="tiny knows no classes: guidance needs") as caught:
-            teacher.step(1.0)
+            teacher.guided(1.0)
         assert "\n" not in str(caught.value)

@@ -269,7 +269,7 @@ def test_a_saved_pipeline_becomes_a_saved_student(teacher_folder, tmp_path):
         1,
         2,
         steps=(4,),
-        sample_shape=teacher.sample_shape,
+        sample_shape=teacher.shape,
         lookahead=0.0,
         residual_noise=None,
     )
@@ -315,7 +315,7 @@ def test_another_teacher_is_not_its_teacher(
     """On the command line too, where it is judged and where it goes on; nothing is written."""
     teacher = load_teacher(teacher_folder)
     student = SignatureStudent.from_denoiser(
-        teacher.denoiser, 1, 1, steps=(2,), sample_shape=teacher.sample_shape
+        teacher.denoiser, 1, 1, steps=(2,), sample_shape=teacher.shape
     )
     teacher.check(student)
     student.save_pretrained(tmp_path / "student")

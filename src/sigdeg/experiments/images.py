@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
@@ -12,6 +13,8 @@ import torch
 from accelerate import PartialState
 from torch import Tensor
 
+from sigdeg.codec import Identity, save_codec
+from sigdeg.conditions import Classes
 from sigdeg.costs import check_memory, judging_bytes, tell_calls
 from sigdeg.distillation import (
     Batch,
@@ -26,7 +29,7 @@ from sigdeg.distillation.judgement import SPLITS, Level
 from sigdeg.errors import SigdegError, check_least
 from sigdeg.experiments.real import Real
 from sigdeg.grids import refine
-from sigdeg.integrations import Teacher, save_decoder
+from sigdeg.model import Model
 from sigdeg.report import image_grid, write_report
 from sigdeg.results import Row, Summary, count_calls, make_row, save_results
 from sigdeg.sampling import sample
@@ -35,7 +38,7 @@ from sigdeg.student import ResidualNoise, SignatureStudent
 from sigdeg.timing import paired_seconds
 from sigdeg.training import resolve_device
 
-__all__ = ["Comparison", "distil_images", "evaluate", "save_comparison"]
+__all__ = ["Comparison", "check_pair", "distil_images", "evaluate", "save_comparison"]
 
 PICTURES = 32  # samples of each method in the figure
 TIMED = 16  # samples behind the seconds
@@ -46,7 +49,7 @@ CAPTION = (
 
 
 def distil_images(
-    teacher: Teacher,
+    teacher: Model,
     out: Path,
     steps: tuple[int, ...] = (10,),
     order: int = 4,
@@ -55,8 +58,6 @@ def distil_images(
     device: str | None = None,
     progress: bool = True,
     residual_noise: ResidualNoise | None = "energy",
-    guidance: float | None = None,
-    guidance_until: float = 1.0,
     times: Sequence[float] | None = None,
     lookahead: float = 0.5,
     start: str | Path | None = None,
@@ -75,8 +76,6 @@ def distil_images(
         device: Where to compute.
         progress: Show progress bars.
         residual_noise: What the student does about what the coefficients leave open.
-        guidance: Scale of guidance, for a conditional teacher or one with a weaker version.
-        guidance_until: The time above which there is none.
         times: The student's finest grid (default: power spacing).
         lookahead: Fraction of a step after which the student's network looks.
         start: Folder or hub id of a student to go on from: its order, noise, look-ahead and times
@@ -87,7 +86,7 @@ def distil_images(
     Returns:
         The report.
     """
-    config = config or DistillConfig.for_samples(teacher.sample_shape, max(steps))
+    config = config or DistillConfig.for_samples(teacher.shape, max(steps))
     if times is not None and (grid is not None or start is not None):
         raise SigdegError(
             "times are given, planned, or those of the student that is gone on from: leave the "
@@ -96,39 +95,36 @@ def distil_images(
     if start is None:
         student = SignatureStudent.from_denoiser(
             teacher.denoiser,
-            teacher.sample_shape[0],
+            teacher.shape[0],
             order,
             steps=steps,
-            sample_shape=teacher.sample_shape,
+            sample_shape=teacher.shape,
             residual_noise=residual_noise,
             times=times,
             lookahead=lookahead,
         )
     else:
         known = SignatureStudent.from_pretrained(start)
-        teacher.check(known)
+        check_pair(known, teacher)
         student = known.at_times(known.grid(max(steps)), steps)
     check_least(evaluation_n, 2, "samples")
-    check_memory(judging_bytes(evaluation_n, teacher.sample_shape, len(steps)))
-    step = teacher.step(guidance, guidance_until)
-    origin = {
-        "teacher": teacher.name,
-        "weak": teacher.weak_name,
-        "guidance": guidance,
-        "guidance_until": None if guidance is None else guidance_until,
-        "null_class": teacher.null_class,
-        "start": None if start is None else str(start),
-        "plan": plan,
-        "grid": grid,
-        "seed": config.seed,
-    }
-    student.origin = {key: value for key, value in origin.items() if value is not None}
+    check_memory(judging_bytes(evaluation_n, teacher.shape, len(steps)))
+    card = dataclasses.replace(
+        teacher.card,
+        name=None,
+        teacher=teacher.name,
+        start=None if start is None else str(start),
+        plan=plan,
+        grid=grid,
+        seed=config.seed,
+    )
+    student.origin = card.written
     result = distill(
         student,
-        step,
+        teacher.step,
         out,
         config,
-        condition=teacher.condition,
+        condition=teacher.conditions(),
         plan=plan,
         grid=grid,
         judge=0,
@@ -137,8 +133,7 @@ def distil_images(
     )
     if not PartialState().is_main_process:
         return out / "report.html"
-    if teacher.decoder is not None:
-        save_decoder(teacher.decoder, out / "student" / "decoder")
+    save_codec(teacher.codec, out / "student")
     kept = out / "verdict.json"
     if (out / "results.json").exists() and kept.exists() and Verdict.load(kept).n == evaluation_n:
         return write_report(out)  # this run has been judged
@@ -147,8 +142,6 @@ def distil_images(
         teacher,
         config,
         evaluation_n,
-        guidance=guidance,
-        guidance_until=guidance_until,
         held_out=result.held_out,
         device=resolve_device(device),
         progress=progress,
@@ -164,11 +157,34 @@ def distil_images(
         "student": "student",
         "example": {
             "steps": max(steps),
-            "classes": teacher.classes is not None,
-            "decoder": teacher.decoder is not None,
+            "classes": isinstance(teacher.conditions, Classes),
+            "decoder": not isinstance(teacher.codec, Identity),
         },
     }
     return save_comparison(out, results, compared, config.seed, device)
+
+
+def check_pair(student: SignatureStudent, teacher: Model) -> None:
+    """Refuse a student of another teacher.
+
+    Raises:
+        SigdegError: If samples, classes, noise levels or predictions are not the same.
+    """
+    own: Any = teacher.denoiser
+    labels = teacher.conditions().get("class_labels")
+    for what, mine, other in (
+        ("samples of shape", teacher.shape, student.sample_shape),
+        ("classes", None if labels is None else labels.tolist(), student.class_labels),
+        ("the prediction type", own.prediction_type, student.prediction_type),
+    ):
+        if mine != other and (student.kind == "warm" or what != "the prediction type"):
+            raise SigdegError(
+                f"the student has {what} {other}, {teacher.name} {mine}: it is not its teacher"
+            )
+    if not teacher.schedule.equals(student.schedule):
+        raise SigdegError(
+            f"the student has other noise levels than {teacher.name}: it is not its teacher"
+        )
 
 
 class Comparison(NamedTuple):
@@ -234,11 +250,9 @@ def planes(images: Tensor) -> Tensor:
 @torch.no_grad()
 def evaluate(
     student: SignatureStudent,
-    teacher: Teacher,
+    teacher: Model,
     config: DistillConfig,
     n: int = 256,
-    guidance: float | None = None,
-    guidance_until: float = 1.0,
     held_out: Batch | None = None,
     real: Real | None = None,
     batch_size: int = 64,
@@ -252,8 +266,6 @@ def evaluate(
         teacher: Its teacher.
         config: How it was distilled: the teacher's refinement and the seed.
         n: Samples in each of the two sets that are compared.
-        guidance: Scale of the guidance that the student was distilled with.
-        guidance_until: The time above which there was none.
         held_out: Whole paths of this teacher that the student has not seen.
         real: Real images to compare all of them with, too.
         batch_size: Samples at a time.
@@ -261,16 +273,11 @@ def evaluate(
         progress: Show a progress bar.
     """
     teacher = teacher.to(device)
-    fine, student = teacher.step(guidance, guidance_until), copy.deepcopy(student).to(device)
-    finest = student.grid(max(student.steps))
+    fine, student = teacher.step, copy.deepcopy(student).to(device)
+    finest, condition = student.grid(max(student.steps)), teacher.conditions()
     rows = list(refine(student.schedule, finest, config.refinement, config.fine_power))
     paths = TeacherPaths(
-        fine,
-        rows,
-        teacher.sample_shape,
-        student.order,
-        device=device,
-        condition=teacher.condition,
+        fine, rows, teacher.shape, student.order, device=device, condition=condition
     )
     if progress:
         fresh = 2 * n - (0 if held_out is None else min(len(held_out.start), 2 * n))
@@ -279,14 +286,21 @@ def evaluate(
             fresh * paths.teacher_nfe + 4 * n * sum(student.steps),
             fine,
             (rows[0][0], rows[0][1]),
-            teacher.sample_shape,
+            teacher.shape,
             batch_size,
             device,
-            teacher.condition,
-            memory=judging_bytes(n, teacher.sample_shape, len(student.steps)),
+            condition,
+            memory=judging_bytes(n, teacher.shape, len(student.steps)),
         )
     drawn = replay(
-        student, paths, n, config.seed, held_out, teacher.decode, batch_size, progress=progress
+        student,
+        paths,
+        n,
+        config.seed,
+        held_out,
+        teacher.codec.decode,
+        batch_size,
+        progress=progress,
     )
     verdict = judge(student, paths, drawn)
     calls = verdict.teacher_calls
@@ -330,15 +344,12 @@ def evaluate(
         pictures[f"student, {count_calls(level.calls)}"] = drawn.student[level.calls][:PICTURES]
         timed[level.calls] = (student, student.grid(level.calls))
 
-    condition: dict[str, Any] = {
-        name: rows[torch.arange(TIMED) % len(rows)].to(device)
-        for name, rows in teacher.condition.items()
-    }
+    condition = teacher.condition(TIMED)
 
     def draw(step: Step, grid: Tensor) -> Tensor:
-        shape = (TIMED, *teacher.sample_shape)
+        shape = (TIMED, *teacher.shape)
         drawn = sample(step, grid, shape, seeds=range(TIMED), device=device, **condition)
-        return teacher.decode(drawn)
+        return teacher.codec.decode(drawn)
 
     seconds = paired_seconds({key: partial(draw, *value) for key, value in timed.items()})
     for entry in table:

@@ -21,6 +21,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Generator, Tensor
 
+from sigdeg.codec import Decoder, load_decoder, save_decoder
 from sigdeg.datasets import load_mnist
 from sigdeg.denoiser import NetworkDenoiser
 from sigdeg.distillation import (
@@ -48,11 +49,7 @@ from sigdeg.files import SHIPPED, save_model, save_tensors
 from sigdeg.grids import coarse_grid, fine_grid, refine
 from sigdeg.integrations import (
     SOLVERS,
-    Decoder,
-    Teacher,
-    load_decoder,
     load_teacher,
-    save_decoder,
     save_latent_pipeline,
     solver_grids,
     solver_sample,
@@ -71,6 +68,7 @@ from sigdeg.metrics import (
     path_error,
     total_variation,
 )
+from sigdeg.model import Model
 from sigdeg.networks import Classifier, Mixer, network_config
 from sigdeg.report import image_grid, write_report
 from sigdeg.results import (
@@ -148,7 +146,7 @@ def run(
     def add(draw: Draw, row: Row) -> None:
         if not row.get("study"):
             n, own = settings.timing_n, derive_generator(seed, Stream.MNIST_TIMING)
-            timed[len(rows)] = lambda: bench.teacher.decode(draw(n, own))
+            timed[len(rows)] = lambda: bench.teacher.codec.decode(draw(n, own))
         rows.append(row)
 
     rows += size_rows(bench)
@@ -277,15 +275,15 @@ class Bench:
         self.shape = tuple(self.latents.shape[1:])
         folders = self.teachers()
         self.teacher = load_teacher(folders[0]).to(device)
-        self.step = self.teacher.step()
+        self.step = self.teacher.step
         # One more coefficient than the students see: the energy score needs noise.
         order = 1 + max(spec.order for spec in settings.specs)
         seen = torch.tensor(settings.times, dtype=torch.float64), order
         self.sources = {False: self.source(self.step, *seen, settings.config, out / "paths")}
         weak = settings.weak
         if weak is not None:
-            self.both = load_teacher(*folders).to(device)
-            guided = self.both.step(weak.scale, weak.until)
+            self.weak = load_teacher(folders[1]).to(device)
+            guided = self.teacher.guided(weak.scale, weak.until, self.weak).step
             folder = out / "guided-paths"
             self.sources[True] = self.source(guided, *seen, weak.matching, folder)
 
@@ -374,7 +372,7 @@ class Bench:
 
     def source(
         self,
-        step: Exponential,
+        step: Any,
         grid: Tensor,
         order: int,
         config: DistillConfig,
@@ -396,7 +394,7 @@ class Bench:
         )
         return Source(step, cache, round(cache.paths.teacher_nfe))
 
-    def student(self, spec: Spec, teacher: Teacher) -> SignatureStudent:
+    def student(self, spec: Spec, teacher: Model) -> SignatureStudent:
         """An untrained student."""
         return SignatureStudent.from_denoiser(
             teacher.denoiser,
@@ -452,7 +450,7 @@ class Bench:
 
     def decode(self, latents: Tensor) -> Tensor:
         """Images in [-1, 1], on the CPU."""
-        return self.teacher.decode(latents.to(self.device)).clamp(-1, 1).cpu()
+        return self.teacher.codec.decode(latents.to(self.device)).clamp(-1, 1).cpu()
 
     def measure(self, pictures: Tensor) -> dict[str, Any]:
         """What both extractors make of a set of images: metrics, and by the first class shares."""
@@ -542,7 +540,8 @@ class Bench:
 
     def pipeline_row(self) -> tuple[Draw, Row]:
         """The saved pipeline as its user runs it: its own scheduler's sampler."""
-        scheduler, network = self.scheduler, self.teacher.denoiser.network
+        scheduler = self.scheduler
+        network: Any = self.teacher.denoiser.get_submodule("network")
         steps = min(PIPELINE, self.settings.train_steps)
 
         @torch.no_grad()
@@ -651,7 +650,7 @@ class Bench:
     def ship(self, student: SignatureStudent) -> None:
         """The models in half precision, in a folder, as the package ships them."""
         folder = self.out / "pretrained"
-        copy.deepcopy(student).half().save_pretrained(folder / "mnist", "mnist-teacher")
+        copy.deepcopy(student).half().save_pretrained(folder / "mnist")
         for (_, name), extractor in zip(EXTRACTORS.values(), self.extractors, strict=True):
             network = copy.deepcopy(extractor.network).half()
             save_model(folder / name, network_config(network), network.state_dict())
@@ -659,8 +658,9 @@ class Bench:
             shutil.copytree(self.out / name, folder / f"mnist-{name}", dirs_exist_ok=True)
         for file in folder.glob("*/unet/*.safetensors"):
             save_tensors(file, {name: value.half() for name, value in load_file(file).items()})
-        for place in folder.glob("*/vqvae"):
-            save_decoder(load_decoder(place).half(), place)
+        decoder = load_decoder(folder / "mnist-teacher" / "vqvae").half()
+        for place in (folder / "mnist-teacher" / "vqvae", folder / "mnist" / "decoder"):
+            save_decoder(decoder, place)
 
     def nearest(self, student: SignatureStudent, source: Source) -> dict[str, float]:
         """Mean distance, in pixels, from images to their nearest training image.

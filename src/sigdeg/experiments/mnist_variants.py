@@ -39,7 +39,8 @@ def guided_rows(bench: Bench) -> list[Row]:
     network = seeded(
         bench.seed, lambda: unet(bench.settings.widths, bench.settings.blocks, CLASSES)
     )
-    network.load_state_dict(bench.teacher.denoiser.network.state_dict(), strict=False)
+    known = bench.teacher.denoiser.get_submodule("network")
+    network.load_state_dict(known.state_dict(), strict=False)
     # None starts as the unconditional teacher; the classes apart, or they would be slow to part.
     with torch.no_grad():
         network.get_parameter("class_embedding.weight")[-1] = 0
@@ -48,7 +49,8 @@ def guided_rows(bench: Bench) -> list[Row]:
     )
     save_latent_pipeline(trained, bench.scheduler, bench.decoder, out / "teacher")
     teacher = load_teacher(out / "teacher").to(bench.device)
-    step, classes = teacher.step(guided.scale), torch.arange(CLASSES)
+    step: Any = teacher.guided(guided.scale).step
+    classes = torch.arange(CLASSES)
     student = bench.student(guided.spec, teacher)
     grid = student.grid()
     _, cache, calls = bench.source(
@@ -122,7 +124,7 @@ def scale_rows(bench: Bench) -> list[Row]:
     rows = []
     finest = torch.tensor(bench.settings.times, dtype=torch.float64)
     for scale, until in bench.settings.scales:
-        step = bench.both.step(scale, until)
+        step: Any = bench.teacher.guided(scale, until, bench.weak).step
         grid = refine(step.schedule, finest, SCALE_REFINEMENT, weak.matching.fine_power)
         times = torch.cat([grid[0], *(row[1:] for row in grid[1:])])
         value = bench.validate(f"scale {scale:g} until {until:g}", bench.march(step, times))

@@ -1,37 +1,29 @@
-"""Teachers from saved diffusers pipelines."""
+"""Teachers: diffusers pipelines, saved or in memory, and networks of one's own."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
-from sigdeg.denoiser import NetworkDenoiser
+from sigdeg.codec import Decoder, Identity, check_decoder, load_decoder, modern, save_decoder
+from sigdeg.denoiser import Call, NetworkDenoiser, Timesteps
 from sigdeg.errors import SigdegError, extra, reason
 from sigdeg.files import find_folder, load_weights, read_json, save_json
-from sigdeg.guidance import AutoGuidance, ClassifierFreeGuidance
-from sigdeg.integrations.decoders import Decoder, check_decoder, load_decoder, modern, save_decoder
-from sigdeg.networks import (
-    build_network,
-    check_call,
-    check_kinds,
-    count_classes,
-    network_config,
-    set_null_class,
-)
+from sigdeg.model import Model, as_model, conditions_of
+from sigdeg.networks import build_network, check_call, check_kinds, network_config, set_null_class
 from sigdeg.prediction import Prediction
 from sigdeg.schedule import EDM, RectifiedFlow, Schedule, from_scheduler, scheduler_config
 from sigdeg.schema import listed, maybe, number, record, whole
-from sigdeg.steps import Exponential
-from sigdeg.student import SignatureStudent
 
-__all__ = ["Teacher", "load_teacher", "save_latent_pipeline"]
+__all__ = ["as_teacher", "load_guided", "load_teacher", "save_latent_pipeline"]
 
 UNET = "unet"
-PIPELINES = ("DDPMPipeline", "DDIMPipeline", "LDMPipeline")
+PIPELINES = ("DDPMPipeline", "DDIMPipeline", "LDMPipeline")  # the last one's is of latents
 SCHEDULER = record(  # where diffusers itself takes anything
     {},
     {
@@ -49,176 +41,166 @@ EDM_PREDICTIONS: dict[str, Prediction] = {"epsilon": "edm"}  # its preconditioni
 FLOW_PREDICTIONS: dict[str, Prediction] = {"flow_prediction": "flow", "sample": "sample"}
 
 
-@dataclass(frozen=True)
-class Teacher:
-    """A pretrained diffusion model, ready to be distilled.
+def load_teacher(path: Any, *, null_class: int | None = None) -> Model:
+    """A teacher: a diffusers pipeline or a model of this package, saved or in memory.
+
+    Of a `DDPMPipeline`, `DDIMPipeline` or `LDMPipeline` any prediction type will do, and any
+    scheduler that `from_scheduler` knows, flow matching and EDM too; its `clip_sample` becomes the
+    denoiser's `clip`. A learned variance is dropped. Weights are read from safetensors, whole, in
+    shards or of the only variant, into single precision. An `LDMPipeline` diffuses latents; its
+    autoencoder decodes them. A U-Net with `num_class_embeds` is conditional. Whether one of them
+    means no class is not guessed: it is what `null_class` says here or in the U-Net's
+    `config.json`.
 
     Arguments:
-        denoiser: Its posterior mean, with its schedule, in evaluation mode.
-        sample_shape: Shape of one sample, (channels, height, width).
-        name: Name of the folder, or the hub id.
-        decoder: What turns latents into images; None for a model of pixels.
-        classes: The number of classes of a conditional model; None for another.
-        weak: A weaker version of it to be guided by, see `AutoGuidance`.
-        null_class: The label that means no class, where there is one and it is known.
-        weak_name: Name of the weaker version.
-    """
-
-    denoiser: NetworkDenoiser
-    sample_shape: tuple[int, ...]
-    name: str
-    decoder: Decoder | None = None
-    classes: int | None = None
-    weak: NetworkDenoiser | None = None
-    null_class: int | None = None
-    weak_name: str | None = None
-
-    @property
-    def labels(self) -> list[int] | None:
-        """The labels of its classes; what means no class is not among them."""
-        if self.classes is None:
-            return None
-        every = range(self.classes + (self.null_class is not None))
-        return [label for label in every if label != self.null_class]
-
-    @property
-    def condition(self) -> dict[str, Tensor]:
-        """What it is told of a sample: rows to draw from, one a class; nothing without classes."""
-        return {} if self.labels is None else {"class_labels": torch.tensor(self.labels)}
-
-    def to(self, device: torch.device | str) -> Teacher:
-        """The same teacher, its networks moved to a device."""
-        for part in (self.denoiser, self.decoder, self.weak):
-            if part is not None:
-                part.to(device)
-        return self
-
-    def step(self, guidance: float | None = None, until: float = 1.0) -> Exponential:
-        """Its fine step; with guidance, of this scale by the weaker version or else by classes.
-
-        Above the time `until` there is none.
-
-        The exponential step: on images 60 of them are as good as 120 of Euler and Maruyama. See
-        `AutoGuidance` and `ClassifierFreeGuidance`.
-
-        Raises:
-            SigdegError: If guidance is asked of a model without classes or a weaker version, or of
-                one of which it is not known which class means none; or if a weaker version or an
-                end comes without guidance.
-        """
-        if guidance is None:
-            if self.weak is not None:
-                raise SigdegError("a weaker version guides by a scale: give guidance, such as 2")
-            if until != 1:
-                raise SigdegError(
-                    f"there is no guidance to end at {until:g}: give guidance, such as 2"
-                )
-            return Exponential(self.denoiser)
-        if self.weak is not None:
-            return Exponential(AutoGuidance(self.denoiser, self.weak, guidance, until))
-        if self.classes is None:
-            raise SigdegError(
-                f"{self.name} knows no classes: guidance needs a conditional teacher, or a weaker "
-                "version of this one"
-            )
-        if self.classes == 1 and self.null_class is None:
-            raise SigdegError(
-                f"{self.name} has one class, and none beside it to guide away from: leave guidance "
-                "out, or give a weaker version of the teacher"
-            )
-        if self.null_class is None:
-            raise SigdegError(
-                f"{self.name} is not known to have a class that means none: guidance needs to be "
-                f"told, such as null_class={self.classes - 1} (--null-class {self.classes - 1}) if "
-                "it was trained with the last for that, or a weaker version of the teacher"
-            )
-        none = {"class_labels": torch.tensor([self.null_class])}
-        return Exponential(ClassifierFreeGuidance(self.denoiser, guidance, none, until))
-
-    def check(self, student: SignatureStudent) -> None:
-        """Refuse a student of another teacher.
-
-        Raises:
-            SigdegError: If samples, classes, noise levels or predictions are not the same.
-        """
-        own, its = self.denoiser, student
-        for what, mine, other in (
-            ("samples of shape", self.sample_shape, its.sample_shape),
-            ("classes", self.labels, its.class_labels),
-            ("the prediction type", own.prediction_type, its.prediction_type),
-        ):
-            if mine != other and (its.kind == "warm" or what != "the prediction type"):
-                raise SigdegError(
-                    f"the student has {what} {other}, {self.name} {mine}: it is not its teacher"
-                )
-        if not own.schedule.equals(its.schedule):
-            raise SigdegError(
-                f"the student has other noise levels than {self.name}: it is not its teacher"
-            )
-
-    def decode(self, samples: Tensor) -> Tensor:
-        """Images of samples: of latents what their decoder makes, of pixels the pixels."""
-        return samples if self.decoder is None else self.decoder(samples)
-
-
-def load_teacher(
-    path: str | Path, weak: str | Path | None = None, *, null_class: int | None = None
-) -> Teacher:
-    """Load a teacher from a saved `DDPMPipeline`, `DDIMPipeline` or `LDMPipeline`.
-
-    Any prediction type will do, and any scheduler that `from_scheduler` knows, flow matching and
-    EDM too; its `clip_sample` becomes the denoiser's `clip`. A learned variance is dropped. Weights
-    are read from safetensors, whole, in shards or of the only variant, into single precision. An
-    `LDMPipeline` diffuses latents; its autoencoder decodes them. A U-Net with `num_class_embeds` is
-    conditional. Whether one of them means no class is not guessed: it is what
-    `null_class` says here or in the U-Net's `config.json`.
-
-    Arguments:
-        path: Folder written by the pipeline's `save_pretrained`, or a hub id. `FOLDER:NAME` takes
-            its network NAME, such as `unet_ema`, in the place of `unet`.
-        weak: The same of a weaker version, to guide this one. Of latents its U-Net and scheduler
-            are enough: a `DDPMPipeline`.
+        path: Folder written by the pipeline's or the model's `save_pretrained`, or a hub id.
+            `FOLDER:NAME` takes its network NAME, such as `unet_ema`, in the place of `unet`. Or a
+            pipeline or a `Model` itself, whose networks are shared with it.
         null_class: The label that means no class, if the model was trained with one: it is not
             drawn, and guidance needs it.
 
     Raises:
         SigdegError: If the folder is missing, incomplete or damaged, or holds no such pipeline. A
-            pickle is refused, never opened. If the weaker version is of other samples, noise levels
-            or classes.
+            pickle is refused, never opened.
     """
+    if isinstance(path, Model):
+        return with_null_class(path, null_class)
+    if not isinstance(path, str | Path):
+        return from_pipeline(path, null_class)
     place, unet = split_name(path)
     folder = find_folder(place)
-    pipeline = read_json(folder / "model_index.json").get("_class_name")
-    if pipeline not in PIPELINES:
-        raise SigdegError(
-            f"{folder} holds a {pipeline}: only image pipelines without text "
-            f"({', '.join(PIPELINES)}) can be teachers so far"
-        )
-    schedule, prediction_type, clip, data_std = load_schedule(folder)
+    if is_model(folder):
+        return with_null_class(Model.from_pretrained(place), null_class)
+    kind = read_json(folder / "model_index.json").get("_class_name")
+    check_pipeline(str(kind), f"{folder} holds")
+    scheduler = load_scheduler(folder)
     network, shape = load_unet(folder, unet)
-    if null_class is not None:
-        set_null_class(network, null_class)
-    parameters = network_config(network)["config"]
-    decoder = load_decoder(folder / "vqvae") if pipeline == "LDMPipeline" else None
-    if decoder is not None:
-        check_decoder(decoder, shape, folder / "vqvae")
-    denoiser = NetworkDenoiser(network, schedule, prediction_type, clip, data_std)
+    decoder = load_decoder(folder / "vqvae") if kind == PIPELINES[-1] else None
     name = folder.resolve().name if folder == Path(place) else str(place)
     name = name if unet == UNET else f"{name}:{unet}"
-    none, classes = parameters.get("null_class"), count_classes(network)
-    teacher = Teacher(denoiser.eval(), shape, name, decoder, classes, null_class=none)
-    if weak is None:
-        return teacher
-    other = load_teacher(weak, null_class=null_class)
-    if (other.sample_shape, other.labels) != (shape, teacher.labels):
+    return assemble(network, shape, scheduler, decoder, name, null_class, str(folder))
+
+
+def is_model(folder: Path) -> bool:
+    """Whether a folder is that of a `Model`, or of a run that made one."""
+    files = [place / "config.json" for place in (folder, folder / "student")]
+    found = [read_json(file).get("format") for file in files if file.is_file()]
+    return any(str(kind).startswith("sigdeg-") for kind in found)
+
+
+def check_pipeline(kind: str, where: str) -> None:
+    """Refuse pipelines of other kinds."""
+    if kind not in PIPELINES:
         raise SigdegError(
-            f"{weak} draws samples of shape {other.sample_shape} with classes {other.classes}, "
-            f"{path} of {shape} with {teacher.classes}: it is no version of it"
+            f"{where} a {kind}: only image pipelines without text "
+            f"({', '.join(PIPELINES)}) can be teachers so far"
         )
-    if not other.denoiser.schedule.equals(schedule):
-        raise SigdegError(f"{weak} has other noise levels than {path}: it cannot guide it")
-    AutoGuidance(denoiser, other.denoiser, 1.0)  # refuses what cannot guide
-    return replace(teacher, weak=other.denoiser, weak_name=other.name)
+
+
+def from_pipeline(pipeline: Any, null_class: int | None) -> Model:
+    """A pipeline in memory as a teacher."""
+    kind = type(pipeline).__name__
+    check_pipeline(kind, "this is")
+    shape = check_unet(pipeline.unet, kind)
+    decoder = Decoder(pipeline.vqvae).eval() if kind == PIPELINES[-1] else None
+    name = Path(str(pipeline.config.get("_name_or_path") or kind)).name
+    return assemble(pipeline.unet, shape, pipeline.scheduler, decoder, name, null_class, kind)
+
+
+def assemble(
+    network: nn.Module,
+    shape: tuple[int, ...],
+    scheduler: Any,
+    decoder: Decoder | None,
+    name: str,
+    null_class: int | None,
+    where: str,
+) -> Model:
+    """The parts of a pipeline as a teacher."""
+    schedule, kind, clip, data_std = read_scheduler(scheduler, where)
+    if decoder is not None:
+        check_decoder(decoder, shape, Path(where) / "vqvae")
+    denoiser = NetworkDenoiser(network, schedule, kind, clip, data_std)
+    teacher = with_null_class(as_model(denoiser.eval(), shape, name), null_class)
+    return replace(teacher, codec=decoder or Identity())
+
+
+def with_null_class(teacher: Model, null_class: int | None) -> Model:
+    """A teacher that is told which class means none; its network's configuration notes it."""
+    if null_class is None:
+        return teacher
+    network: Any = getattr(teacher.denoiser, "network", nn.Identity())
+    set_null_class(network, null_class)
+    card = replace(teacher.card, null_class=null_class)
+    return replace(teacher, conditions=conditions_of(network), card=card)
+
+
+def load_guided(
+    path: Any,
+    guidance: float | None = None,
+    until: float = 1.0,
+    weak: Any = None,
+    null_class: int | None = None,
+) -> Model:
+    """A teacher as the commands know it: with guidance, by a weaker version or by its classes.
+
+    Arguments:
+        path: See `load_teacher`.
+        guidance: The scale; None for no guidance.
+        until: The time above which there is none.
+        weak: The weaker version, as `path`.
+        null_class: The label that means no class.
+
+    Raises:
+        SigdegError: If what belongs to guidance comes without a scale, see `Model.guided` too.
+    """
+    teacher = load_teacher(path, null_class=null_class)
+    other = None if weak is None else load_teacher(weak, null_class=null_class)
+    if guidance is not None:
+        return teacher.guided(guidance, until, other)
+    if other is not None:
+        teacher.check_version(other)
+        raise SigdegError("a weaker version guides by a scale: give guidance, such as 2")
+    if until != 1:
+        raise SigdegError(f"there is no guidance to end at {until:g}: give guidance, such as 2")
+    return teacher
+
+
+def as_teacher(
+    network: nn.Module,
+    schedule: Any,
+    shape: Sequence[int],
+    prediction_type: Prediction | None = None,
+    *,
+    clip: float | None = None,
+    data_std: float = 0.5,
+    timesteps: Timesteps = "continuous",
+    call: Call | None = None,
+    name: str | None = None,
+) -> Model:
+    """A network of one's own as a teacher.
+
+    Arguments:
+        network: Called as `network(x, timestep, **condition)`, see `NetworkDenoiser`.
+        schedule: The schedule it was trained with, or a diffusers scheduler, which also says what
+            the network predicts and how it is clipped.
+        shape: Shape of one sample, such as (3, 32, 32).
+        prediction_type: What it predicts (default: what the scheduler says, else `epsilon`).
+        clip: Clamp the mean to [-clip, clip].
+        data_std: The data's standard deviation, for `edm` only.
+        timesteps: `integer` for a network that looks whole timesteps up in a table.
+        call: How the network is called, where that is different, see `NetworkDenoiser`.
+        name: Its name.
+
+    Raises:
+        SigdegError: If they do not fit together.
+    """
+    if not isinstance(schedule, Schedule):
+        schedule, said, limit, data_std = read_scheduler(schedule, type(schedule).__name__)
+        prediction_type, clip = prediction_type or said, limit if clip is None else clip
+    kind: Prediction = prediction_type or "epsilon"
+    denoiser = NetworkDenoiser(network, schedule, kind, clip, data_std, timesteps, call)
+    return as_model(denoiser.eval(), shape, name or type(network).__name__)
 
 
 def split_name(path: str | Path) -> tuple[str | Path, str]:
@@ -239,8 +221,8 @@ def part(folder: Path, name: str, file: str) -> Path:
     raise SigdegError(f"{folder} holds no {name}: {name}/{file} is missing{hint}")
 
 
-def load_schedule(folder: Path) -> tuple[Schedule, Prediction, float | None, float]:
-    """Schedule, prediction type, clip and the data's deviation of a saved pipeline's scheduler."""
+def load_scheduler(folder: Path) -> Any:
+    """The scheduler of a saved pipeline."""
     with extra("diffusers"):
         import diffusers
 
@@ -253,18 +235,22 @@ def load_schedule(folder: Path) -> tuple[Schedule, Prediction, float | None, flo
     try:
         SCHEDULER(saved, "")
         check_kinds(cls, saved)
-        scheduler = cls.from_config(saved)
+        return cls.from_config(saved)
     except Exception as error:  # parameters of a wrong kind may break anything inside
-        told = f"{folder}: the scheduler {name} cannot be built: {reason(error)}"
-        raise SigdegError(told) from None
-    config = scheduler_config(scheduler)
+        said = f"{folder}: the scheduler {name} cannot be built: {reason(error)}"
+        raise SigdegError(said) from None
+
+
+def read_scheduler(scheduler: Any, where: str) -> tuple[Schedule, Prediction, float | None, float]:
+    """Schedule, prediction type, clip and the data's deviation that a scheduler tells."""
+    name, config = type(scheduler).__name__, scheduler_config(scheduler)
     if config.get("thresholding"):
-        raise SigdegError(f"{folder}: dynamic thresholding is not supported, clip_sample is")
+        raise SigdegError(f"{where}: dynamic thresholding is not supported, clip_sample is")
     try:
         schedule = from_scheduler(scheduler)
         number(1e-6)(config.get("sigma_data", 0.5), "sigma_data")
     except (SigdegError, TypeError, ValueError) as error:
-        raise SigdegError(f"{folder}: {error}") from None
+        raise SigdegError(f"{where}: {error}") from None
     kinds, default = PREDICTIONS, "epsilon"
     if isinstance(schedule, EDM):
         kinds = EDM_PREDICTIONS
@@ -273,13 +259,13 @@ def load_schedule(folder: Path) -> tuple[Schedule, Prediction, float | None, flo
     prediction = config.get("prediction_type", default)
     if prediction not in kinds:
         raise SigdegError(
-            f"{folder}: a {name} of prediction_type {prediction!r} is not supported: it must "
+            f"{where}: a {name} of prediction_type {prediction!r} is not supported: it must "
             f"predict {' or '.join(kinds)}"
         )
     last = getattr(scheduler, "alphas_cumprod", torch.ones(1))[-1]
     if prediction == "epsilon" and (config.get("rescale_betas_zero_snr") or float(last) == 0):
         raise SigdegError(
-            f"{folder}: noise tells nothing of the data where there is nothing else: a schedule of "
+            f"{where}: noise tells nothing of the data where there is nothing else: a schedule of "
             "zero terminal SNR (rescale_betas_zero_snr) needs v_prediction or sample, got epsilon"
         )
     clip = float(config.get("clip_sample_range", 1.0)) if config.get("clip_sample") else None
@@ -297,7 +283,12 @@ def load_unet(folder: Path, name: str = UNET) -> tuple[nn.Module, tuple[int, int
     weights = place / "diffusion_pytorch_model.safetensors"
     network = build_network({"class": "UNet2DModel", "config": saved}, weights)
     load_weights(network, weights, modern)
-    config = network_config(network)["config"]
+    return network, check_unet(network, str(place))
+
+
+def check_unet(network: nn.Module, place: str) -> tuple[int, int, int]:
+    """Refuse a U-Net that is no teacher; returns the shape of its samples."""
+    config: Any = network_config(network)["config"]
     if config["class_embed_type"] is not None:
         kind = config["class_embed_type"]
         raise SigdegError(
@@ -316,12 +307,12 @@ def load_unet(folder: Path, name: str = UNET) -> tuple[nn.Module, tuple[int, int
         height, width = sides = [size, size] if isinstance(size, int) else size
         listed(whole(1, 2**14))(list(sides), "sample_size")
         shape = channels, height, width
-        labels = None if network.class_embedding is None else torch.zeros(1, dtype=torch.long)
-        condition = {} if labels is None else {"class_labels": labels}
+        told = config["num_class_embeds"] is not None
+        condition = {"class_labels": torch.zeros(1, dtype=torch.long)} if told else {}
         check_call(network, torch.zeros(1, *shape), torch.zeros(1), **condition)
     except (SigdegError, TypeError, ValueError) as error:
         raise SigdegError(f"{place}: the U-Net does not fit its configuration: {error}") from None
-    return network, shape
+    return shape
 
 
 def save_latent_pipeline(network: Any, scheduler: Any, decoder: Decoder, folder: Path) -> None:

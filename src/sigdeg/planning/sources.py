@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
 from torch import Generator
 
 from sigdeg.costs import check_memory, tell_calls
@@ -18,18 +17,15 @@ from sigdeg.files import read_tensors
 from sigdeg.grids import fine_grid
 from sigdeg.planning.spectrum import Spectrum
 from sigdeg.sampling import sample
-from sigdeg.steps import Step
 from sigdeg.training import resolve_device
 
 if TYPE_CHECKING:
-    from sigdeg.integrations import Teacher
+    from sigdeg.model import Model
 
 __all__ = ["find_source", "own_samples", "sample_spectrum"]
 
 
-def find_source(
-    name: str, samples: int = 1024, seed: int = 0, **options: Any
-) -> Spectrum | Teacher:
+def find_source(name: str, samples: int = 1024, seed: int = 0, **options: Any) -> Spectrum | Model:
     r"""What a name stands for: a spectrum, or a teacher whose samples have one.
 
     | name | spectrum of |
@@ -43,7 +39,7 @@ def find_source(
         name: One of these.
         samples: Samples to draw of a benchmark.
         seed: Seed of what is drawn.
-        options: Passed on to `load_teacher`: its weaker version, the label that means no class.
+        options: Passed on to `load_guided`: guidance, and what belongs to it.
 
     Raises:
         SigdegError: If it is none of them, or cannot be read.
@@ -58,9 +54,9 @@ def find_source(
             raise SigdegError(f"cannot read {path}: {reason(error)}") from None
     if name in BENCHMARKS and not path.exists():
         return BENCHMARKS[name](samples, seed)
-    from sigdeg.integrations import load_teacher
+    from sigdeg.integrations import load_guided
 
-    return load_teacher(name, **options)
+    return load_guided(name, **options)
 
 
 def read_array(path: Path) -> Spectrum:
@@ -121,8 +117,7 @@ BENCHMARKS: dict[str, Callable[[int, int], Spectrum]] = {
 
 
 def sample_spectrum(
-    teacher: Teacher,
-    step: Step,
+    teacher: Model,
     count: int = 1024,
     steps: int = 30,
     seed: int = 0,
@@ -133,7 +128,6 @@ def sample_spectrum(
 
     Arguments:
         teacher: The teacher.
-        step: Its step.
         count: Samples to draw.
         steps: Steps to draw them with.
         seed: Seed of the samples.
@@ -145,21 +139,17 @@ def sample_spectrum(
     """
     check_least(count, 2, "samples")
     device = resolve_device(device)
-    teacher.to(device)
-    memory = 12 * count * math.prod(teacher.sample_shape)  # as they are, and in double precision
+    condition, step = teacher.to(device).condition(count), teacher.step
+    memory = 12 * count * math.prod(teacher.shape)  # as they are, and in double precision
     check_memory(memory)
-    condition: dict[str, Any] = {
-        name: rows[torch.arange(count) % len(rows)].to(device)
-        for name, rows in teacher.condition.items()
-    }
-    grid = fine_grid(teacher.denoiser.schedule, steps, "power")
+    grid = fine_grid(teacher.schedule, steps, "power")
     if progress:
         tell_calls(
             f"{count:,} samples of the teacher",
             count * steps,
             step,
             (grid[0], grid[1]),
-            teacher.sample_shape,
+            teacher.shape,
             min(count, 128),
             device,
             condition,
@@ -168,7 +158,7 @@ def sample_spectrum(
     drawn = sample(
         step,
         grid,
-        (count, *teacher.sample_shape),
+        (count, *teacher.shape),
         generator=Generator().manual_seed(seed),
         batch_size=128,
         progress=progress,
@@ -177,6 +167,6 @@ def sample_spectrum(
     return Spectrum.of_samples(drawn.numpy(), own_samples(teacher, steps))
 
 
-def own_samples(teacher: Teacher, steps: int) -> str:
+def own_samples(teacher: Model, steps: int) -> str:
     """What a spectrum of a teacher is of, in words."""
     return f"{teacher.name}, its own samples, {steps} steps each"

@@ -13,9 +13,15 @@ from diffusers import AutoencoderKL, AutoencoderTiny, VQModel
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from sigdeg.codec import (
+    WEIGHTS,
+    Decoder,
+    Identity,
+    find_codec,
+    load_decoder,
+    save_decoder,
+)
 from sigdeg.errors import SigdegError
-from sigdeg.integrations import Decoder, find_decoder, load_decoder, save_decoder
-from sigdeg.integrations.decoders import WEIGHTS
 from sigdeg.networks import Autoencoder, ResidualMLP
 from sigdeg.schedule import VPLinear
 from sigdeg.student import SignatureStudent
@@ -173,23 +179,23 @@ def test_a_decoder_lies_in_the_students_folder_or_where_its_config_says(
     network = ResidualMLP(SignatureStudent.in_channels(2, 2), 2, 8, 1)
     made = SignatureStudent(network, VPLinear(), 2)
     made.save_pretrained(student)
-    assert find_decoder(student) is None  # a name proves nothing
+    assert isinstance(find_codec(student), Identity)  # a name proves nothing
     made.save_pretrained(student, decoder="other")
     assert SignatureStudent.from_pretrained(student).channels == 2
     monkeypatch.chdir(student)  # where the folder is named by a dot
     for folder in (student, Path()):
-        found = find_decoder(folder)
-        assert found is not None
+        found = find_codec(folder)
+        assert isinstance(found, Decoder)
         assert isinstance(found.autoencoder, AutoencoderKL)
     made.save_pretrained(student, decoder="gone")
     with pytest.raises(SigdegError, match=r"vqvae holds no readable config\.json"):
-        find_decoder(student)
+        find_codec(student)
     made.save_pretrained(student, decoder="../other")
     with pytest.raises(SigdegError, match="names a decoder that is no folder beside it"):
-        find_decoder(student)
+        find_codec(student)
     save_decoder(own, student / "decoder")
-    found = find_decoder(Path())
-    assert found is not None
+    found = find_codec(Path())
+    assert isinstance(found, Decoder)
     assert isinstance(found.autoencoder, Autoencoder)
 
 

@@ -1,24 +1,96 @@
-"""Decoders: from the latents a model diffuses to images."""
+"""Codecs: from the states that a model diffuses to samples in the user's own units."""
 
 from __future__ import annotations
 
 import re
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
 
 from sigdeg.errors import SigdegError
-from sigdeg.files import load_weights, read_json, save_model
+from sigdeg.files import load_weights, read_json, read_tensors, save_model
 from sigdeg.networks import Autoencoder, build_network, check_call, network_config
 
-__all__ = ["Decoder", "check_decoder", "find_decoder", "load_decoder", "save_decoder"]
+__all__ = [
+    "Codec",
+    "Decoder",
+    "Identity",
+    "Standardise",
+    "check_decoder",
+    "find_codec",
+    "load_decoder",
+    "save_codec",
+    "save_decoder",
+]
 
 KNOWN = ("Autoencoder", "AutoencoderKL", "AutoencoderTiny", "VQModel")
 # Attention layers as the first versions of diffusers named them: many models on the hub still do.
 OLD_NAMES = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
 WEIGHTS = "diffusion_pytorch_model.safetensors"  # as diffusers names them
+
+
+class Codec(Protocol):
+    """What a model's states stand for."""
+
+    def decode(self, states: Tensor) -> Tensor:
+        r"""Samples, shape (n, \*), of states (n, \*shape)."""
+
+
+@dataclass(frozen=True)
+class Identity:
+    """States that are the samples themselves."""
+
+    def decode(self, states: Tensor) -> Tensor:
+        """The states."""
+        return states
+
+
+class Standardise(nn.Module):
+    r"""Samples in units of their own, states of mean 0 and standard deviation 1, as vectors.
+
+    $x = (y - \mu) / s$, element by element. What is the same in all samples has $s = 0$; its state
+    is 0.
+
+    Arguments:
+        mean: $\mu$, with the shape of a sample.
+        std: $s$, the same.
+
+    Raises:
+        SigdegError: If they have different shapes, or a deviation is negative or not finite.
+    """
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, mean: Tensor, std: Tensor) -> None:
+        super().__init__()
+        finite = bool(mean.isfinite().all() and std.isfinite().all())
+        if mean.shape != std.shape or not finite or bool((std < 0).any()):
+            raise SigdegError(
+                "mean and deviation have the shape of a sample, and no deviation is below 0, got "
+                f"{tuple(mean.shape)} and {tuple(std.shape)}"
+            )
+        self.register_buffer("mean", mean.double())
+        self.register_buffer("std", std.double())
+
+    @classmethod
+    def of(cls, samples: Tensor) -> Standardise:
+        r"""The one that samples (n, \*) call for."""
+        samples = samples.double()
+        return cls(samples.mean(0), samples.std(0))
+
+    def encode(self, samples: Tensor) -> Tensor:
+        r"""States (n, d) of samples (n, \*), in single precision."""
+        std = self.std.where(self.std > 0, 1.0)
+        return ((samples.double() - self.mean) / std).flatten(1).float()
+
+    def decode(self, states: Tensor) -> Tensor:
+        r"""Samples (n, \*) of states (n, d)."""
+        whole = states.double().reshape(len(states), *self.mean.shape)
+        return (whole * self.std + self.mean).to(states.dtype)
 
 
 class Decoder(nn.Module):
@@ -81,6 +153,11 @@ class Decoder(nn.Module):
         factor, shift = self.factor.to(latents), self.shift.to(latents)
         return torch.cat([model.decode(part * factor + shift).sample for part in parts])
 
+    def decode(self, states: Tensor) -> Tensor:
+        """The same."""
+        images: Tensor = self(states)
+        return images
+
 
 def load_decoder(folder: Path) -> Decoder:
     """Load an autoencoder saved by `save_decoder` or, as a part of a pipeline, by diffusers.
@@ -113,24 +190,55 @@ def modern(name: str) -> str:
     return re.sub(rf"(?<=\.)({'|'.join(OLD_NAMES)})(?=\.)", lambda m: OLD_NAMES[m[0]], name)
 
 
-def find_decoder(folder: Path) -> Decoder | None:
-    """The decoder of a student's folder, or None where its samples are images themselves.
+def find_codec(folder: Path) -> Codec:
+    """The codec of a model's folder: what lies in its `decoder`; without one the identity.
 
-    It lies in the student's folder, or in that of a teacher beside it which the student's
-    `config.json` names, as shipped models have it.
+    Students that shipped before had the decoder of a teacher beside them, named by `config.json`.
 
     Raises:
         SigdegError: If it is damaged, or not where it should be.
     """
-    if (folder / "decoder").is_dir():
-        return load_decoder(folder / "decoder")
-    file = folder / "config.json"
+    own, file = folder / "decoder", folder / "config.json"
+    if own.is_dir():
+        return load_units(own) if is_units(own) else load_decoder(own)
     teacher = read_json(file).get("decoder") if file.is_file() else None
     if teacher is None:
-        return None
+        return Identity()
     if not isinstance(teacher, str) or Path(teacher).name != teacher:
         raise SigdegError(f"{file} names a decoder that is no folder beside it: {teacher!r}")
     return load_decoder(folder.resolve().with_name(teacher) / "vqvae")
+
+
+def is_units(folder: Path) -> bool:
+    """Whether a folder holds a `Standardise`."""
+    return read_json(folder / "config.json").get("_class_name") == Standardise.__name__
+
+
+def load_units(folder: Path) -> Standardise:
+    """Load a `Standardise`."""
+    tensors = read_tensors(folder / WEIGHTS)[0]
+    if set(tensors) != {"mean", "std"}:
+        raise SigdegError(f"{folder / WEIGHTS} holds no mean and std")
+    codec = Standardise(tensors["mean"], tensors["std"])
+    load_weights(codec, folder / WEIGHTS, config=read_json(folder / "config.json"))
+    return codec
+
+
+def save_codec(codec: Codec, folder: Path) -> None:
+    """Write a codec into a model's folder, as `find_codec` reads it.
+
+    Raises:
+        SigdegError: If it is none of this module, or the folder has one where there is to be none.
+    """
+    own = folder / "decoder"
+    if isinstance(codec, Decoder):
+        save_decoder(codec, own)
+    elif isinstance(codec, Standardise):
+        save_model(own, {"_class_name": Standardise.__name__}, codec.state_dict(), WEIGHTS)
+    elif not isinstance(codec, Identity):
+        raise SigdegError(f"a {type(codec).__name__} cannot be saved: a codec of this package can")
+    elif own.exists():
+        raise SigdegError(f"{own} is of another model: choose another folder")
 
 
 def save_decoder(decoder: Decoder, folder: Path) -> None:
