@@ -1,5 +1,6 @@
 """The command line: what it prints, what it writes, and how it says no."""
 
+import dataclasses
 import functools
 import json
 import subprocess
@@ -452,7 +453,7 @@ def test_mixture1d_runs_from_end_to_end(tmp_path: Path, monkeypatch, capsys) -> 
     """The whole benchmark at toy size: every row, finite metrics, figures, and the student."""
     quick = mixture1d.PRESETS["quick"]
     config = DistillConfig(iterations=5, batch_size=32, paths=64, tracker="none")
-    tiny = mixture1d.dataclasses.replace(
+    tiny = dataclasses.replace(
         quick, config=config, teacher_iterations=5, fine_steps=20, exact_n=20_000, timing_n=50
     )
     monkeypatch.setattr(mixture1d, "TEACHER_STEPS", 12)

@@ -15,9 +15,12 @@ import torch
 from sigdeg import SignatureStudent
 from sigdeg.cli import main
 from sigdeg.datasets import rough_bergomi_split
+from sigdeg.denoiser import GaussianDenoiser
 from sigdeg.distillation import DistillConfig
-from sigdeg.experiments import rbergomi
-from sigdeg.experiments.rbergomi_presets import PLAIN, PRESETS, Spec, ladder
+from sigdeg.experiments import bench, rbergomi
+from sigdeg.experiments.bench import Spec
+from sigdeg.experiments.rbergomi_presets import PLAIN, PRESETS, ladder
+from sigdeg.steps import EulerMaruyama
 from sigdeg.training import TrainConfig
 
 KEYS = {*rbergomi.METRICS}
@@ -46,7 +49,7 @@ def test_runs_from_end_to_end(tmp_path: Path, monkeypatch: Any, capsys: Any) -> 
     """Every row with every metric, figures, student; the same command finds all of it done."""
     monkeypatch.setitem(rbergomi.PRESETS, "quick", tiny())
     monkeypatch.setattr(rbergomi, "PATHS", 20)
-    monkeypatch.setattr(rbergomi, "paired_seconds", lambda jobs: {k: 1.0 + k for k in jobs})
+    monkeypatch.setattr(bench, "paired_seconds", lambda jobs: {k: 1.0 + k for k in jobs})
     out = tmp_path / "run"
     arguments = ["run", "rbergomi", "--preset", "quick", "--no-progress", "--out", str(out)]
     assert main(arguments) == 0
@@ -82,7 +85,7 @@ def test_runs_from_end_to_end(tmp_path: Path, monkeypatch: Any, capsys: Any) -> 
     def unwanted(*_: Any) -> dict[str, float]:
         raise AssertionError("judged twice")
 
-    monkeypatch.setattr(rbergomi.Bench, "measure", unwanted)
+    monkeypatch.setattr(rbergomi.Series, "measure", unwanted)
     assert main(arguments) == 0
     again = json.loads((out / "results.json").read_text())["rows"]
     assert [row["metrics"] for row in again] == [row["metrics"] for row in rows]
@@ -95,7 +98,7 @@ def test_damaged_data_are_refused(tmp_path: Path, monkeypatch: Any, capsys: Any)
     monkeypatch.setitem(rbergomi.PRESETS, "quick", tiny())
     out = tmp_path / "run"
     arguments = ["run", "rbergomi", "--preset", "quick", "--no-progress", "--out", str(out)]
-    monkeypatch.setattr(rbergomi, "Bench", lambda *_: 1 / 0)
+    monkeypatch.setattr(rbergomi, "train_teacher", lambda *_, **__: 1 / 0)
     assert main(arguments) == 1  # the data are there, the rest is not
     file = out / "data.safetensors"
     content = bytearray(file.read_bytes())
@@ -107,19 +110,20 @@ def test_damaged_data_are_refused(tmp_path: Path, monkeypatch: Any, capsys: Any)
 
 def test_what_is_chosen_is_chosen_by_validation_paths(tmp_path: Path) -> None:
     """A grid that is perfect on test paths is not taken before one perfect on validation paths."""
-    bench = object.__new__(rbergomi.Bench)
-    bench.out, bench.seed, bench.settings = tmp_path, 0, tiny()
-    bench.split = split = rough_bergomi_split(0, 500)
-    samples = {"karras": split.validation, "linspace": split.test}
+    series = rbergomi.Series(tiny(), tmp_path, progress=False)
+    series.split = split = rough_bergomi_split(0, 500)
+    series.teachers = {"": EulerMaruyama(GaussianDenoiser(0.0, 1.0, rbergomi.SCHEDULE))}
+    samples = {"karras": split.validation, "linspace": split.test, "beta": split.train[:100] + 1}
 
-    def draw(n: int, generator: Any, grid: str = "") -> torch.Tensor:
-        return split.standardise(samples.get(grid, split.train[:n] + 1))
+    def draw(n: int, generator: Any, grid: str) -> torch.Tensor:
+        return split.standardise(samples[grid])
 
-    bench.solve = lambda method, grid, steps, n, generator: draw(n, generator, grid)  # type: ignore[method-assign]
-    assert bench.choose_grid("ddim", 5) == "karras"
+    draws = {grid: partial(draw, grid=grid) for grid in samples}
+    row = series.best_row("ddim", 5, draws)
+    assert (row["grid"], row["tried"]) == ("karras", 3)
     for study, perfect in ((True, "karras"), (False, "linspace")):
-        for grid in samples:
-            found = bench.judge(grid, partial(draw, grid=grid), 0, study=study)
+        for grid in ("karras", "linspace"):
+            found = series.judge(grid, draws[grid], 0, study=study)
             assert (found["w1"]["mean"] < 1e-4) == (grid == perfect)
 
 
@@ -135,14 +139,14 @@ def test_a_folder_belongs_to_one_student(preset: str) -> None:
 
 
 def test_the_ladder_changes_one_thing_at_a_time() -> None:
-    """And ends at the default, beside which stand its two kinds of noise."""
+    """And ends at the default, beside which stands its noise."""
 
     def fields(spec: Spec) -> dict[str, Any]:
         shown = {"study", "variant", "paths"}
         return {k: v for k, v in dataclasses.asdict(spec).items() if k not in shown}
 
-    *rungs, gaussian, energy = map(fields, ladder())
+    *rungs, energy = map(fields, ladder())
     for before, after in itertools.pairwise(rungs):
         assert sum(before[key] != after[key] for key in before) <= 1
     assert rungs[-1] == fields(Spec((5,)))
-    assert [s["residual_noise"] for s in (gaussian, energy)] == ["gaussian", "energy"]
+    assert energy["residual_noise"] == "energy"

@@ -10,6 +10,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import statistics
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,21 +21,19 @@ from torch import Tensor
 
 from sigdeg.datasets import GaussianMixture
 from sigdeg.denoiser import GaussianMixtureDenoiser
-from sigdeg.distillation import DistillConfig, Distilled, distill
+from sigdeg.distillation import DistillConfig, Distilled
+from sigdeg.experiments.bench import Bench, Benchmark, Draw, Spec, slugify
 from sigdeg.grids import coarse_grid, refine
-from sigdeg.integrations.solvers import solver_grids, solver_sample
+from sigdeg.integrations.solvers import solver_grids
 from sigdeg.metrics import w1_exact
-from sigdeg.report import scatter_plot, write_report
-from sigdeg.results import Row, Summary, count_calls, make_row, merge, save_results, summarise
+from sigdeg.report import scatter_plot
+from sigdeg.results import Summary, count_calls, make_row, merge, summarise
 from sigdeg.rng import Stream, derive_generator, seeded
-from sigdeg.runs import claim_folder
-from sigdeg.sampling import sample
 from sigdeg.schedule import VPLinear
-from sigdeg.steps import EulerMaruyama, Exponential, Step
+from sigdeg.steps import EulerMaruyama, Exponential
 from sigdeg.student import SignatureStudent
-from sigdeg.training import resolve_device
 
-__all__ = ["DEFAULT", "LAWS", "PRESETS", "Settings", "run"]
+__all__ = ["DEFAULT", "LAWS", "PRESETS", "Laws", "Settings", "run"]
 
 SCHEDULE = VPLinear()
 COUNTS = (10, 5, 2, 1)
@@ -142,192 +141,135 @@ def measure(law: GaussianMixture, samples: Tensor) -> dict[str, Summary]:
     return summarise([values])
 
 
-def slug(title: str) -> str:
-    """A law's name in names of files."""
-    return title.lower().replace(" ", "-")
-
-
-def run(
-    out: Path,
-    preset: str = DEFAULT,
-    seed: int = 0,
-    device: str | None = None,
-    data_dir: Path | None = None,
-    progress: bool = True,
-) -> Path:
-    """Run the experiment and write `results.json`, figures and the report into a folder.
-
-    The same call resumes an interrupted run. `data_dir` is not used: the laws are exact.
-
-    Raises:
-        SigdegError: If the folder holds another run.
-    """
-    settings = PRESETS[preset]
-    identity = {"experiment": "laws", "preset": preset, "seed": seed}
-    claim_folder(out, "config.json", {**identity, **dataclasses.asdict(settings)})
-    device = resolve_device(device)
-    rows: list[Row] = []
-    floor: dict[str, Summary] = {}
-    figures = []
-    student: SignatureStudent | None = None
-    for title, counts in settings.students.items():
-        one = Bench(LAWS[title](), settings, out, seed, device, progress)
-        found = {steps: one.distil(title, steps) for steps in counts}
-        if not floor:  # the first law stands in the main table, others in tables of their own
-            floor, rows = one.floor(), one.rows(found)
-        else:
-            own = [
-                {"study": title, "variant": count_calls(row["nfe"])} | row
-                for row in one.rows(found)
-            ]
-            rows += own
-        student = student or found[counts[0]][0].student
-        if one.size == 2:
-            name = f"{slug(title)}.png"
-            scatter_plot(one.pictures(found[counts[-1]][0].student), out / "figures" / name)
-            caption = f"{title}: samples of the law, of its teacher, and of the student."
-            figures.append({"file": f"figures/{name}", "caption": caption})
-    assert student is not None
-    student.save_pretrained(out / "student")
-    save_results(
-        out,
-        {
-            **identity,
-            "title": "Laws that the defaults had not met",
-            "summary": "Students of the default recipe, judged against exact laws. What W1 hardly "
-            "sees, samples between the modes, has a column of its own.",
-            "quality": {
-                "metric": "w1",
-                "label": "Ring and needle: W1 to the exact law",
-                "lower_is_better": True,
-            },
-            "rows": rows,
-            "paper": [],
-            "floor": floor,
-            "figures": figures,
-            "student": "student",
-            "example": {"steps": max(student.steps)},
-        },
-        device,
-    )
-    return write_report(out)
-
-
-class Bench:
+class Law(Bench):
     """One law: its teacher, its students, and the rows of all."""
 
-    def __init__(
-        self,
-        law: GaussianMixture,
-        settings: Settings,
-        out: Path,
-        seed: int,
-        device: str,
-        progress: bool,
-    ) -> None:
-        self.law, self.settings, self.out, self.device = law, settings, out, device
-        self.progress, self.seeds = progress, range(seed, seed + settings.seeds)
-        self.size = law.means.shape[1]
-        self.denoiser = GaussianMixtureDenoiser(law.means, law.covariances, law.weights, SCHEDULE)
+    batch = 10_000
+
+    def __init__(self, title: str, settings: Settings, out: Path, **options: Any) -> None:
+        super().__init__(out, **options)
+        self.title, self.settings, self.law = title, settings, LAWS[title]()
+        self.shape = (self.law.means.shape[1],)
+        means, covariances, weights = self.law.means, self.law.covariances, self.law.weights
+        self.denoiser = GaussianMixtureDenoiser(means, covariances, weights, SCHEDULE)
         self.teacher = EulerMaruyama(self.denoiser)
+        self.teachers = {title: self.teacher}
         finest = coarse_grid(SCHEDULE, max(COUNTS))
-        refinement = DistillConfig.for_samples((self.size,), max(COUNTS)).refinement
+        refinement = DistillConfig.for_samples(self.shape, max(COUNTS)).refinement
         fine = refine(SCHEDULE, finest, refinement)
         self.fine = torch.cat([*(row[:-1] for row in fine), finest[-1:]])
+        self.students: list[SignatureStudent] = []
 
-    def distil(self, title: str, steps: tuple[int, ...]) -> list[Distilled]:
-        """The default student for some step counts, a training seed each."""
-        name = f"{slug(title)}-{'-'.join(map(str, steps))}"
-        return [
-            distill(
-                seeded(
-                    seed,
-                    lambda: SignatureStudent.from_denoiser(self.denoiser, self.size, steps=steps),
-                ),
-                self.teacher,
-                self.out / "students" / f"{name}-seed-{seed}",
-                seed=seed,
-                device=self.device,
-                progress=self.progress,
-                judge=0,  # the law itself judges
-                **self.settings.config,
-            )
-            for seed in self.seeds
-        ]
+    def make_student(self, spec: Spec, seed: int, **options: Any) -> SignatureStudent:
+        """The student of the default recipe."""
+        return seeded(
+            seed,
+            lambda: SignatureStudent.from_denoiser(self.denoiser, self.shape[0], steps=spec.steps),
+        )
 
-    def draw(self, step: Step, grid: Tensor, stream: int, n: int | None = None) -> Tensor:
-        """Samples of a step marched over a grid."""
-        shape = (n or self.settings.n, self.size)
+    def distil(self, spec: Spec, seed: int) -> Distilled:
+        return self.train(spec, seed, self.make_student(spec, seed), **self.settings.config)
+
+    def measure(self, draw: Draw, stream: int) -> dict[str, Summary]:
+        """Metrics of what a step draws."""
         generator = derive_generator(stream, Stream.LAWS_DRAWS)
-        return sample(step, grid, shape, generator=generator, batch_size=10_000).cpu()
+        return measure(self.law, draw(self.settings.n, generator).cpu())
+
+    def judge(self, name: str, draw: Draw) -> dict[str, Summary]:
+        generator = derive_generator(1, Stream.LAWS_PEER)
+        return measure(self.law, draw(self.settings.n, generator))
+
+    def score(self, draw: Draw) -> float:
+        generator = derive_generator(0, Stream.LAWS_PEER)
+        return measure(self.law, draw(self.settings.n // 5, generator))["w1"]["mean"]
 
     def floor(self) -> dict[str, Summary]:
         """Metrics of true samples, four times over."""
-        draws = [
-            self.law.sample(self.settings.n, derive_generator(i, Stream.LAWS_FLOOR))
-            for i in range(4)
-        ]
-        return merge([measure(self.law, samples) for samples in draws])
+        generators = [derive_generator(i, Stream.LAWS_FLOOR) for i in range(4)]
+        return merge([measure(self.law, self.law.sample(self.settings.n, g)) for g in generators])
 
-    def peer(self, steps: int) -> tuple[str, Tensor]:
-        """The training-free solver on the grid that validation draws like best."""
+    def fill(self, counts: Sequence[tuple[int, ...]]) -> None:
+        """Rows of the teacher, the students, the solver and the untrained step."""
+        metrics = merge([self.measure(self.march(self.teacher, self.fine), i) for i in (0, 1)])
+        told: dict[str, Any] = {"order": 1, "seeds": 1, "teacher": self.title}
+        self.add(make_row("teacher", self.teacher, len(self.fine) - 1, metrics, **told))
+        for spec in (Spec(k, residual_noise="energy", teacher=self.title) for k in counts):
+            results = [
+                self.distil(spec, seed)
+                for seed in range(self.seed, self.seed + self.settings.seeds)
+            ]
+            self.students.append(results[0].student)
+            for steps in spec.steps:
+                draws = [self.march(r.student, r.student.grid(steps)) for r in results]
+                metrics = merge([self.measure(draw, i) for draw in draws for i in (0, 1)])
+                self.add(self.student_row(spec, steps, results, metrics))
+        for steps in sorted({k for own in counts for k in own}, reverse=True):
+            grids = solver_grids(SOLVER, steps)
+            tried = {grid: self.solver(self.denoiser, SOLVER, grid, steps) for grid in grids}
+            self.best_row(SOLVER, steps, tried, self.title)
+            step = Exponential(self.denoiser)
+            metrics = self.measure(self.march(step, coarse_grid(SCHEDULE, steps)), 0)
+            self.add(make_row("untrained", step, steps, metrics, **told))
 
-        def drawn(grid: str, n: int, stream: int) -> Tensor:
-            generator = derive_generator(stream, Stream.LAWS_PEER)
-            return solver_sample(self.denoiser, SOLVER, grid, steps, (n, self.size), generator)
-
-        few = self.settings.n // 5
-        best = min(
-            solver_grids(SOLVER, steps),
-            key=lambda grid: measure(self.law, drawn(grid, few, 0))["w1"]["mean"],
-        )
-        return best, drawn(best, self.settings.n, 1)
-
-    def rows(self, found: dict[tuple[int, ...], list[Distilled]]) -> list[Row]:
-        """The teacher, the students, the solver and the untrained step."""
-        calls = len(self.fine) - 1
-        metrics = merge([measure(self.law, self.draw(self.teacher, self.fine, i)) for i in (0, 1)])
-        rows = [make_row("teacher", self.teacher, calls, metrics, order=1, seeds=1)]
-        for counts, results in found.items():
-            for steps in counts:
-                metrics = merge(
-                    [
-                        measure(self.law, self.draw(r.student, r.student.grid(steps), i))
-                        for r in results
-                        for i in (0, 1)
-                    ]
-                )
-                rows.append(
-                    make_row(
-                        "sig-deg",
-                        results[0].student,
-                        steps,
-                        metrics,
-                        order=results[0].student.seen,
-                        head=results[0].student.residual_noise,
-                        elastic=len(counts) > 1,
-                        seeds=len(results),
-                        train_seconds=statistics.fmean(r.seconds for r in results),
-                        teacher_nfe=results[0].teacher_nfe,
-                    )
-                )
-        for steps in sorted({k for counts in found for k in counts}, reverse=True):
-            grid, samples = self.peer(steps)
-            metrics = measure(self.law, samples)
-            rows.append(make_row(SOLVER, self.denoiser, steps, metrics, grid=grid, seeds=1))
-            step, times = Exponential(self.denoiser), coarse_grid(SCHEDULE, steps)
-            metrics = measure(self.law, self.draw(step, times, 0))
-            rows.append(make_row("untrained", step, steps, metrics, order=1, seeds=1))
-        return rows
-
-    def pictures(self, student: SignatureStudent) -> dict[str, Tensor]:
-        """A few thousand samples of the law, of the teacher and of the student."""
-        n = min(4000, self.settings.n)
-        panels = {
+    def pictures(self) -> dict[str, Tensor]:
+        """A few thousand samples of the law, of the teacher and of the last student."""
+        n, student = min(4000, self.settings.n), self.students[-1]
+        steps = {
+            f"teacher, {count_calls(len(self.fine) - 1)}": self.march(self.teacher, self.fine),
+            **{
+                f"student, {count_calls(k)}": self.march(student, student.grid(k))
+                for k in sorted(student.steps, reverse=True)
+            },
+        }
+        return {
             "data": self.law.sample(n, derive_generator(0, Stream.LAWS_FLOOR)),
-            f"teacher, {len(self.fine) - 1} calls": self.draw(self.teacher, self.fine, 0, n),
+            **{
+                label: draw(n, derive_generator(0, Stream.LAWS_DRAWS)).cpu()
+                for label, draw in steps.items()
+            },
         }
-        return panels | {
-            f"student, {count_calls(k)}": self.draw(student, student.grid(k), 0, n)
-            for k in sorted(student.steps, reverse=True)
-        }
+
+
+class Laws(Benchmark[Settings]):
+    """The benchmark: the first law stands in the main table, others in tables of their own."""
+
+    name = "laws"
+    title = "Laws that the defaults had not met"
+    summary = (
+        "Students of the default recipe, judged against exact laws. What W1 hardly sees, samples "
+        "between the modes, has a column of its own."
+    )
+    presets = PRESETS
+    quality = ("w1", "Ring and needle: W1 to the exact law")
+
+    def prepare(self) -> None:
+        self.laws = [
+            Law(title, self.settings, self.out, seed=self.seed, **self.options)
+            for title in self.settings.students
+        ]
+
+    def fill(self) -> None:
+        for law in self.laws:
+            law.fill(self.settings.students[law.title])
+            for row in law.rows if law is not self.laws[0] else ():
+                row.update({"study": law.title, "variant": count_calls(row["nfe"])})
+            self.rows += law.rows
+        self.student = self.laws[0].students[0]
+        self.shown_steps = max(self.student.steps)
+
+    def floor(self) -> dict[str, Summary]:
+        return self.laws[0].floor()
+
+    def draw_figures(self) -> dict[str, str]:
+        captions = {}
+        for law in self.laws:
+            if law.shape == (2,):
+                file = slugify(law.title)
+                scatter_plot(law.pictures(), self.out / "figures" / f"{file}.png")
+                captions[file] = (
+                    f"{law.title}: samples of the law, of its teacher, and of the student."
+                )
+        return captions
+
+
+run = Laws.run

@@ -6,74 +6,38 @@ The law is known, so a student is judged against the truth itself, and the teach
 
 from __future__ import annotations
 
-import dataclasses
-import re
-import statistics
+from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import partial
-from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
-from torch import Generator, Tensor
+from torch import Tensor
 
 from sigdeg.datasets import GaussianMixture1D, mixture_split
-from sigdeg.denoiser import Denoiser, GaussianMixtureDenoiser, NetworkDenoiser
-from sigdeg.distillation import DistillConfig, Distilled, distill
+from sigdeg.denoiser import GaussianMixtureDenoiser, NetworkDenoiser
+from sigdeg.distillation import DistillConfig, Distilled
 from sigdeg.experiments import paper
+from sigdeg.experiments.bench import Benchmark, Draw, Spec
 from sigdeg.grids import coarse_grid, fine_grid
 from sigdeg.metrics import variance_score, w1_exact, w1_samples
 from sigdeg.networks import ResidualMLP
-from sigdeg.report import histogram_plot, trajectories_plot, write_report
-from sigdeg.results import Row, Summary, grid_name, make_row, merge, over_draws, save_results
+from sigdeg.report import histogram_plot, trajectories_plot
+from sigdeg.results import Summary, count_calls, grid_name, make_row, merge, summarise
 from sigdeg.rng import Stream, derive_generator, seeded
-from sigdeg.runs import claim_folder
-from sigdeg.sampling import sample
 from sigdeg.schedule import VPLinear
 from sigdeg.steps import EulerMaruyama, Exponential, Step
-from sigdeg.student import ResidualNoise, SignatureStudent
-from sigdeg.timing import paired_seconds
-from sigdeg.training import resolve_device, train_teacher
+from sigdeg.training import train_teacher
 
-__all__ = ["DEFAULT", "PRESETS", "Settings", "Spec", "run"]
+__all__ = ["DEFAULT", "PRESETS", "Mixture1D", "Settings", "run"]
 
 SCHEDULE = VPLinear()
 LAW = GaussianMixture1D()
 STD = LAW.variance**0.5
 TEACHER_STEPS = 300
-
-
-@dataclass(frozen=True)
-class Spec:
-    """A student to distil: which teacher, how many steps, what it listens to."""
-
-    steps: tuple[int, ...]
-    order: int = 2
-    teacher: Literal["analytic", "learned"] = "learned"
-    residual_noise: ResidualNoise | None = None
-    kind: Literal["warm", "plain"] = "warm"
-    q: int = 1
-    power: float = 1.5
-
-    @property
-    def shown(self) -> bool:
-        """Whether it stands in the figures: the students of the learned teacher."""
-        return self.teacher == "learned" and self.q == 1
-
-    @property
-    def label(self) -> str:
-        """A name for curves, panels and, with dashes, folders."""
-        steps = "/".join(map(str, self.steps)) + (" step" if self.steps == (1,) else " steps")
-        parts = [
-            f"student, {steps}",
-            *([f"order {self.order}"] if self.order != 2 else []),
-            *([f"{self.residual_noise} noise"] if self.residual_noise else []),
-            *([f"q {self.q}"] if self.q != 1 else []),
-            *(["exact teacher"] if self.teacher == "analytic" else []),
-        ]
-        return ", ".join(parts)
+# Paths of a network cost what its calls cost; an exact score costs next to nothing.
+MOST_PATHS = {"learned": 20_000, "analytic": 200_000}
+DRAWS = 10  # Table 1's draws of 2,000, each compared with a real set of its own
 
 
 @dataclass(frozen=True)
@@ -99,14 +63,20 @@ class Settings:
     timing_n: int = 2_000
 
 
+LEARNED: dict[str, Any] = {"order": 2, "teacher": "learned"}
+EXACT: dict[str, Any] = {"order": 2, "teacher": "analytic", "pretrained": False}
+ENERGY: dict[str, Any] = {"residual_noise": "energy"}
+PLAIN: dict[str, Any] = {"kind": "plain", "pretrained": False, "power": 1.0}
+
+
 def few(**options: Any) -> tuple[Spec, ...]:
     """Ten, five steps and one."""
-    return tuple(Spec((k,), power=1.0 if k == 5 else 1.5, **options) for k in (10, 5, 1))
+    return tuple(Spec((k,), **{"power": 1.0 if k == 5 else 1.5} | options) for k in (10, 5, 1))
 
 
 PRESETS = {
     "quick": Settings(
-        specs=(Spec((10,)), Spec((5,), power=1.0), Spec((1,), order=10)),
+        specs=(*few(**LEARNED)[:2], Spec((1,), 10, teacher="learned")),
         seeds=1,
         config=DistillConfig(
             iterations=1000, batch_size=512, learning_rate=4e-3, ema=0.99, paths=10_000
@@ -117,13 +87,12 @@ PRESETS = {
     ),
     "default": Settings(
         specs=(
-            *few(teacher="analytic"),
-            *few(teacher="analytic", residual_noise="energy"),
-            Spec((1,), teacher="analytic", residual_noise="gaussian"),
-            Spec((1,), order=10, teacher="analytic"),
-            Spec((8, 4, 2, 1), order=4, teacher="analytic"),
-            Spec((8, 4, 2, 1), order=4, teacher="analytic", residual_noise="energy"),
-            *few(residual_noise="energy"),
+            *few(**EXACT),
+            *few(**EXACT, **ENERGY),
+            Spec((1,), **EXACT | {"order": 10}),
+            Spec((8, 4, 2, 1), **EXACT | {"order": 4}),
+            Spec((8, 4, 2, 1), **EXACT | ENERGY | {"order": 4}),
+            *few(**LEARNED, **ENERGY),
         ),
         seeds=3,
         config=DistillConfig(iterations=1500, paths=100_000),
@@ -133,10 +102,7 @@ PRESETS = {
     # loss on segments that start from noised data.
     "paper": Settings(
         specs=tuple(
-            Spec((k,), kind="plain", q=q, power=1.0)
-            for q in (1, 2, 4)
-            for k in (10, 5, 1)
-            if k >= q
+            spec for q in (1, 2, 4) for spec in few(q=q, **LEARNED, **PLAIN) if spec.steps[0] >= q
         ),
         seeds=3,
         config=DistillConfig(iterations=2000, states="data", normalise=False, fine_power=1.0),
@@ -147,217 +113,125 @@ PRESETS = {
 DEFAULT = "default"
 
 
-def run(
-    out: Path,
-    preset: str = DEFAULT,
-    seed: int = 0,
-    device: str | None = None,
-    data_dir: Path | None = None,
-    progress: bool = True,
-) -> Path:
-    """Run the benchmark and write `results.json`, figures and the report into a folder.
+class Mixture1D(Benchmark[Settings]):
+    """Both teachers, and students of either."""
 
-    The same call resumes an interrupted run. `data_dir` is not used: the data are drawn.
+    name = "mixture1d"
+    title = "1DN: a Gaussian mixture on the line"
+    summary = "Students of a 300-step teacher, judged against the exact law."
+    presets = PRESETS
+    quality = ("w1_exact", "Wasserstein-1 distance to the exact law")
+    paper = paper.MIXTURE1D
+    batch = 20_000
+    shape = (1,)
 
-    Raises:
-        SigdegError: If the folder holds another run.
-    """
-    settings = PRESETS[preset]
-    identity = {"experiment": "mixture1d", "preset": preset, "seed": seed}
-    device = resolve_device(device)
-    claim_folder(out, "config.json", {**identity, **dataclasses.asdict(settings)})
-    split = mixture_split(seed)
-
-    analytic = GaussianMixtureDenoiser(LAW.means, LAW.stds, LAW.weights, SCHEDULE)
-    network = seeded(seed, lambda: ResidualMLP(1, 1))
-    untrained = NetworkDenoiser(network, SCHEDULE, "edm", data_std=STD)
-    learned, curve = train_teacher(
-        untrained,
-        split.train,
-        out / "teacher",
-        iterations=settings.teacher_iterations,
-        seed=seed,
-        device=device,
-        progress=progress,
-    )
-    denoisers: dict[str, Denoiser] = {"analytic": analytic, "learned": learned}
-    teachers = {name: EulerMaruyama(denoiser) for name, denoiser in denoisers.items()}
-    seeds = range(seed, seed + settings.seeds)
-    distilled = {
-        spec: [
-            make(spec, settings, denoisers, split.train, out, s, device, progress) for s in seeds
-        ]
-        for spec in settings.specs
-    }
-
-    judge = Judge(settings.exact_n)
-    rows: list[Row] = []
-    timed: dict[int, tuple[Step, Tensor]] = {}  # by the index of the row
-    grid = fine_grid(SCHEDULE, TEACHER_STEPS)
-    for name, teacher in teachers.items():
-        judged = seeds if name == "analytic" else seeds[:1]  # a network's 301 calls are dear
-        metrics = merge([judge(teacher, grid, s) for s in judged])
-        more = {"teacher": name, "grid": "uniform", "seeds": len(judged), "order": 1}
-        rows.append(
-            make_row("teacher", teacher, len(grid) - 1, metrics, steps=TEACHER_STEPS, **more)
+    def prepare(self) -> None:
+        self.timing_n = self.settings.timing_n
+        self.data = mixture_split(self.seed).train
+        network = seeded(self.seed, lambda: ResidualMLP(1, 1))
+        learned, curve = train_teacher(
+            NetworkDenoiser(network, SCHEDULE, "edm", data_std=STD),
+            self.data,
+            self.out / "teacher",
+            iterations=self.settings.teacher_iterations,
+            seed=self.seed,
+            **self.options,
         )
-    reference = len(rows) - 1  # the network's own row
-    timed[reference] = (teachers["learned"], grid)
-    for spec, results in distilled.items():
-        for steps in spec.steps:
-            grid = results[0].student.grid(steps)
-            metrics = merge(
-                [judge(r.student, grid, s) for r, s in zip(results, seeds, strict=True)]
-            )
-            timed[len(rows)] = (results[0].student, grid)
-            rows.append(
-                make_row(
-                    "sig-deg",
-                    results[0].student,
-                    steps,
-                    metrics,
-                    order=spec.order,
-                    teacher=spec.teacher,
-                    head=spec.residual_noise,
-                    elastic=len(spec.steps) > 1,
-                    kind=spec.kind,
-                    q=spec.q,
-                    grid=grid_name(spec.power),
-                    seeds=len(seeds),
-                    train_seconds=statistics.fmean(r.seconds for r in results),
-                    teacher_nfe=results[0].teacher_nfe,
-                )
-            )
-    for steps, power in sorted(
-        {(k, s.power) for s in settings.specs for k in s.steps}, reverse=True
-    ):
-        step, grid = Exponential(analytic), coarse_grid(SCHEDULE, steps, power=power)
-        metrics = merge([judge(step, grid, s) for s in seeds])
-        more = {"teacher": "analytic", "grid": grid_name(power), "seeds": len(seeds), "order": 1}
-        rows.append(make_row("untrained", step, steps, metrics, **more))
-    add_times(rows, timed, reference, settings.timing_n)
+        self.curves["teacher"] = curve.tolist()
+        analytic = GaussianMixtureDenoiser(LAW.means, LAW.stds, LAW.weights, SCHEDULE)
+        self.teachers = {"analytic": EulerMaruyama(analytic), "learned": EulerMaruyama(learned)}
 
-    shown = {spec.label: results[0].student for spec, results in distilled.items() if spec.shown}
-    figures = draw(out, teachers["learned"], shown, seed)
-    next(s for s in shown.values() if s.steps == (5,)).save_pretrained(out / "student")
-    curves = {spec.label: results[0].history.tolist() for spec, results in distilled.items()}
-    save_results(
-        out,
-        {
-            **identity,
-            "title": "1DN: a Gaussian mixture on the line",
-            "summary": "Students of a 300-step teacher, judged against the exact law.",
-            "quality": {
-                "metric": "w1_exact",
-                "label": "Wasserstein-1 distance to the exact law",
-                "lower_is_better": True,
-            },
-            "rows": rows,
-            "paper": paper.MIXTURE1D,
-            "floor": judge.floor(seed),
-            "training": {"teacher": curve.tolist(), **curves},
-            "figures": figures,
-            "student": "student",
-            "example": {"steps": 5},
-        },
-        device,
-    )
-    return write_report(out)
+    def distil(self, spec: Spec, seed: int) -> Distilled:
+        config = self.settings.config
+        return self.train(
+            spec,
+            seed,
+            self.make_student(spec, seed, data_std=STD),
+            config=config,
+            paths=min(config.paths, MOST_PATHS[spec.teacher]),
+            data=self.data if config.states == "data" else None,
+            refinement=max(2, self.settings.fine_steps // max(spec.steps)),
+            q=spec.q,
+        )
 
-
-def make(
-    spec: Spec,
-    settings: Settings,
-    denoisers: dict[str, Denoiser],
-    data: Tensor,
-    out: Path,
-    seed: int,
-    device: str,
-    progress: bool,
-) -> Distilled:
-    """Distil one student with one seed."""
-    options: dict[str, Any] = {
-        "steps": spec.steps,
-        "power": spec.power,
-        "residual_noise": spec.residual_noise,
-        "lookahead": 0.0,
-        "data_std": STD,
-    }
-    teacher = denoisers[spec.teacher]
-    if isinstance(teacher, NetworkDenoiser) and spec.kind == "warm":
-        student = SignatureStudent.from_denoiser(teacher, 1, spec.order, **options)
-    else:
-        width = SignatureStudent.in_channels(1, spec.order, spec.kind, spec.residual_noise)
-        outputs = 2 if spec.residual_noise == "gaussian" else 1
-        network = seeded(seed, lambda: ResidualMLP(width, outputs))
-        student = SignatureStudent(network, SCHEDULE, 1, spec.order, spec.kind, **options)
-    return distill(
-        student,
-        EulerMaruyama(teacher),
-        out / "students" / re.sub("[^a-z0-9]+", "-", f"{spec.label} seed {seed}"),
-        settings.config,
-        # A network's paths cost what its calls cost; an exact score costs next to nothing.
-        paths=min(settings.config.paths, 20_000 if spec.teacher == "learned" else 200_000),
-        data=data if settings.config.states == "data" else None,
-        refinement=max(2, settings.fine_steps // max(spec.steps)),
-        q=spec.q,
-        seed=seed,
-        judge=0,
-        device=device,
-        progress=progress,
-    )
-
-
-class Judge:
-    """The metrics of a step on a grid, from the same number of samples for all.
-
-    Table 1's draws of 2,000 are each compared with a real set of their own.
-    """
-
-    def __init__(self, exact_n: int, draws: int = 10) -> None:
-        self.exact_n, self.draws = exact_n, draws
-
-    def _measure(self, samples: Tensor, seed: int) -> dict[str, Summary]:
-        sets = samples.split(2000)
-        real = [
-            LAW.sample(2000, derive_generator(seed, Stream.MIXTURE_REAL, i))
-            for i in range(self.draws)
-        ]
+    def measure(self, samples: Tensor, seed: int) -> dict[str, Any]:
+        """The metrics of a set of samples, its parts of 2,000 beside real ones."""
+        generators = [derive_generator(seed, Stream.MIXTURE_REAL, i) for i in range(DRAWS)]
+        sets = zip(samples.split(2000), generators, strict=False)
+        pairs = [(x, LAW.sample(2000, generator)) for x, generator in sets]
         return {
-            "w1_2000": over_draws(lambda i: w1_samples(sets[i], real[i]), int, self.draws),
-            "variance_2000": over_draws(
-                lambda i: variance_score(sets[i], real[i]), int, self.draws
-            ),
-            "w1_exact": over_draws(lambda x: w1_exact(x, LAW), lambda _: samples, 1),
+            "w1_2000": [w1_samples(x, real) for x, real in pairs],
+            "variance_2000": [variance_score(x, real) for x, real in pairs],
+            "w1_exact": w1_exact(samples, LAW),
         }
 
-    def __call__(self, step: Step, grid: Tensor, seed: int) -> dict[str, Summary]:
-        """Metrics of a step marched over a grid."""
-        generator, shape = derive_generator(seed, Stream.MIXTURE_DRAWS), (self.exact_n, 1)
-        return self._measure(
-            sample(step, grid, shape, generator=generator, batch_size=20_000), seed
-        )
+    def judge_seeds(self, name: str, draws: Mapping[int, Draw]) -> dict[str, Summary]:
+        """Metrics of what is drawn with some seeds."""
 
-    def floor(self, seed: int) -> dict[str, Summary]:
+        def judged(seed: int) -> dict[str, Summary]:
+            def work(_: int) -> dict[str, Any]:
+                generator = derive_generator(seed, Stream.MIXTURE_DRAWS)
+                return self.measure(draws[seed](self.settings.exact_n, generator), seed)
+
+            return summarise(self.recall(f"{name} seed {seed}", work))
+
+        return merge([judged(seed) for seed in draws])
+
+    def floor(self) -> dict[str, Summary]:
         """The same metrics of real samples, ten times over."""
-        draws = [
-            LAW.sample(self.exact_n, derive_generator(seed, Stream.MIXTURE_FLOOR, i))
-            for i in range(10)
-        ]
-        return merge([self._measure(samples, seed + i) for i, samples in enumerate(draws)])
+        generators = [derive_generator(self.seed, Stream.MIXTURE_FLOOR, i) for i in range(10)]
+        drawn = [LAW.sample(self.settings.exact_n, g) for g in generators]
+        return merge([summarise([self.measure(x, self.seed + i)]) for i, x in enumerate(drawn)])
 
+    def fill(self) -> None:
+        distilled = self.distil_all(self.settings.specs, self.settings.seeds)
+        seeds = range(self.seed, self.seed + self.settings.seeds)
+        self.fine = fine_grid(SCHEDULE, TEACHER_STEPS)
+        told: dict[str, Any] = {"order": 1, "seeds": len(seeds), "teacher": "analytic"}
+        for name, teacher in self.teachers.items():
+            draw, own = self.march(teacher, self.fine), seeds if name == "analytic" else seeds[:1]
+            metrics = self.judge_seeds(f"{name} teacher", dict.fromkeys(own, draw))
+            more = told | {"teacher": name, "seeds": len(own), "steps": TEACHER_STEPS}
+            row = make_row("teacher", teacher, len(self.fine) - 1, metrics, grid="uniform", **more)
+            self.reference = self.add(row, draw if name == "learned" else None)
+        for spec, results in distilled.items():
+            for steps in spec.steps:
+                draws = {
+                    seed: self.march(r.student, r.student.grid(steps))
+                    for seed, r in zip(seeds, results, strict=True)
+                }
+                metrics = self.judge_seeds(f"{spec.slug} at {steps}", draws)
+                self.add(self.student_row(spec, steps, results, metrics), draws[self.seed])
+        grids = {(k, spec.power) for spec in self.settings.specs for k in spec.steps}
+        for steps, power in sorted(grids, reverse=True):
+            step = Exponential(self.teachers["analytic"].denoiser)
+            draw = self.march(step, coarse_grid(SCHEDULE, steps, power=power))
+            metrics = self.judge_seeds(f"untrained {steps} {power}", dict.fromkeys(seeds, draw))
+            row = make_row("untrained", step, steps, metrics, grid=grid_name(power), **told)
+            self.add(row)
+        self.shown = self.show(distilled, "learned")
+        self.student = self.shown["student, 5 calls"]
 
-def add_times(
-    rows: list[Row], timed: dict[int, tuple[Step, Tensor]], reference: int, n: int
-) -> None:
-    """Seconds for n samples and the speed-up over the reference row, measured in one run."""
-
-    def draw(step: Step, grid: Tensor) -> Tensor:
-        return sample(step, grid, (n, 1), generator=Generator().manual_seed(0))
-
-    seconds = paired_seconds({index: partial(draw, *value) for index, value in timed.items()})
-    for index, own in seconds.items():
-        rows[index] |= {"seconds": own, "speedup": seconds[reference] / own}
+    def draw_figures(self) -> dict[str, str]:
+        """Figure 2 of the paper: trajectories in diffusion time, and histograms of their ends."""
+        steps: dict[str, tuple[Step, Tensor]] = {
+            f"teacher, {count_calls(len(self.fine) - 1)}": (self.teachers["learned"], self.fine),
+            **{label: (student, student.grid()) for label, student in self.shown.items()},
+        }
+        generator = derive_generator(self.seed, Stream.MIXTURE_DATA_FIGURE)
+        panels, histograms = {}, {"data": LAW.sample(20_000, generator)}
+        for label, (step, grid) in steps.items():
+            panels[label] = grid, self.states(step, grid, 60)[..., 0]
+            generator = derive_generator(self.seed, Stream.MIXTURE_FIGURE)
+            histograms[label] = self.march(step, grid)(20_000, generator)
+        folder = self.out / "figures"
+        trajectories_plot(panels, folder / "trajectories.png")
+        histogram_plot(histograms, density, folder / "histograms.png")
+        return {
+            "trajectories": "Sixty trajectories from noise (left) to data (right), teacher and "
+            "students with the same seeds (the paper's Figure 2, a and b).",
+            "histograms": "Histograms of 20,000 samples beside the data (the paper's Figure 2c).",
+        }
 
 
 def density(x: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -367,39 +241,4 @@ def density(x: NDArray[np.float64]) -> NDArray[np.float64]:
     return np.asarray(sum(terms))
 
 
-def draw(
-    out: Path, teacher: Step, students: dict[str, SignatureStudent], seed: int
-) -> list[dict[str, str]]:
-    """Figure 2 of the paper: trajectories in diffusion time, and histograms of their ends."""
-    panels: dict[str, tuple[Tensor, Tensor]] = {}
-    histograms: dict[str, Tensor] = {
-        "data": LAW.sample(20_000, derive_generator(seed, Stream.MIXTURE_DATA_FIGURE))
-    }
-    steps: dict[str, tuple[Step, Tensor]] = {
-        "teacher": (teacher, fine_grid(SCHEDULE, TEACHER_STEPS))
-    }
-    steps |= {label: (student, student.grid()) for label, student in students.items()}
-    for label, (step, grid) in steps.items():
-        states: list[Tensor] = []
-
-        def keep(k: int, time: Tensor, x: Tensor, states: list[Tensor] = states) -> None:
-            states.append(x[:, 0])
-
-        sample(step, grid, (60, 1), seeds=range(seed, seed + 60), callback=keep)
-        panels[label] = (grid, torch.stack(states, dim=1))
-        histograms[label] = sample(
-            step, grid, (20_000, 1), generator=derive_generator(seed, Stream.MIXTURE_FIGURE)
-        )
-    trajectories_plot(panels, out / "figures" / "trajectories.png")
-    histogram_plot(histograms, density, out / "figures" / "histograms.png")
-    return [
-        {
-            "file": "figures/trajectories.png",
-            "caption": "Sixty trajectories from noise (left) to data (right), teacher and students "
-            "with the same seeds (the paper's Figure 2, a and b).",
-        },
-        {
-            "file": "figures/histograms.png",
-            "caption": "Histograms of 20,000 samples beside the data (the paper's Figure 2c).",
-        },
-    ]
+run = Mixture1D.run

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import re
 import shutil
 import statistics
@@ -11,11 +12,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sigdeg.datasets import rough_bergomi_split
 from sigdeg.distillation import CachedPaths, Distilled, TeacherPaths, distill
 from sigdeg.experiments import rbergomi
+from sigdeg.experiments.bench import Draw
 from sigdeg.experiments.planning_presets import SeriesSettings
-from sigdeg.experiments.rbergomi import DATA_SEED, MODEL, SCHEDULE, Bench
+from sigdeg.experiments.rbergomi import MODEL, SCHEDULE, Series
 from sigdeg.grids import coarse_grid, fine_grid, refine
 from sigdeg.metrics import median_path_error, path_error
 from sigdeg.planning import LinearStudent, Spectrum, measured_cost, recommend_grid
@@ -50,11 +51,9 @@ class SeriesGrids:
             part = folder / ".teacher"  # whole or not at all
             shutil.rmtree(part, ignore_errors=True)
             shutil.copytree(trained, part).rename(folder / "teacher")
-        split = rough_bergomi_split(
-            DATA_SEED, settings.n, model=MODEL, cache=folder / "data.safetensors"
-        )
-        preset = rbergomi.PRESETS[settings.teacher]
-        self.bench = Bench(preset, split, folder, TEACHER_SEED, device, progress)
+        preset = dataclasses.replace(rbergomi.PRESETS[settings.teacher], n=settings.n)
+        self.bench = Series(preset, folder, seed=TEACHER_SEED, **self.options)
+        self.bench.prepare()
         self.covariance = torch.cov(self.bench.data.double().T)
 
     @property
@@ -70,7 +69,7 @@ class SeriesGrids:
             cost = measured_cost(
                 self.bench.teacher,
                 coarse_grid(SCHEDULE, CANDIDATES),
-                (self.bench.dim,),
+                self.bench.shape,
                 self.settings.order,
                 self.settings.measured_paths,
                 REFINEMENT,
@@ -139,7 +138,7 @@ class SeriesGrids:
         """Distil students on a grid, one a seed, from the same paths, and judge them."""
         config, refinement = self.settings.config, self.refinement(len(grid) - 1)
         rows = list(refine(SCHEDULE, grid, refinement, config.fine_power))
-        shape, order = (self.bench.dim,), self.settings.order
+        shape, order = self.bench.shape, self.settings.order
         cache = CachedPaths(
             TeacherPaths(self.bench.teacher, rows, shape, order, device=self.options["device"]),
             self.out / "paths" / slug,
@@ -180,7 +179,7 @@ class SeriesGrids:
         steps = len(grid) - 1
         student = SignatureStudent.from_denoiser(
             self.bench.denoiser,
-            self.bench.dim,
+            self.bench.shape[0],
             self.settings.order,
             steps=(steps,),
             times=grid.tolist(),
@@ -204,7 +203,7 @@ class SeriesGrids:
         test = self.bench.split.test
         return {key: rbergomi.METRICS[key](series, test) for key in METRICS}
 
-    def judge(self, slug: str, draw: rbergomi.Draw, seed: int) -> dict[str, Summary]:
+    def judge(self, slug: str, draw: Draw, seed: int) -> dict[str, Summary]:
         """Metrics over several draws of as many samples as there are test paths."""
         split = self.bench.split
 
@@ -223,7 +222,7 @@ class SeriesGrids:
         def compute() -> dict[str, Any]:
             grid = student.grid()
             rows = list(refine(SCHEDULE, grid, self.refinement(len(grid) - 1)))
-            teacher, shape = self.bench.teacher, (self.bench.dim,)
+            teacher, shape = self.bench.teacher, self.bench.shape
             batch = TeacherPaths(teacher, rows, shape, student.order).draw(
                 PATHS, derive_generator(seed, Stream.SERIES_PATHS)
             )

@@ -4,72 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import Any
 
 from sigdeg.distillation import DistillConfig
-from sigdeg.student import ResidualNoise
+from sigdeg.experiments.bench import Spec
 from sigdeg.training import TrainConfig
 
-__all__ = ["DEFAULT", "PRESETS", "Settings", "Spec"]
-
-
-@dataclass(frozen=True)
-class Spec:
-    """A student to distil.
-
-    Arguments:
-        steps: Its step counts; several make it elastic.
-        order: Signature coefficients a dimension that it listens to.
-        residual_noise: What it does about what they leave open.
-        kind: The warm student, or the paper's plain one.
-        pretrained: Whether its network starts as the teacher's; else from scratch.
-        network: Width and blocks of a network from scratch (default: the teacher's).
-        power: Exponent of its grid.
-        q: Consecutive coarse steps in a loss term.
-        data: Segments start from noised data, not on the teacher's own paths.
-        covariance: Whether its linear response knows the data's covariance.
-        normalise: Whether the loss is divided by each step's untrained error.
-        paths: Cached teacher paths, or segments that start from data.
-        iterations: Optimiser steps (default: the preset's).
-        study: The side table it stands in; the main one if empty.
-        variant: What sets it apart there.
-    """
-
-    steps: tuple[int, ...]
-    order: int = 4
-    residual_noise: ResidualNoise | None = None
-    kind: Literal["warm", "plain"] = "warm"
-    pretrained: bool = True
-    network: tuple[int, int] | None = None
-    power: float = 1.5
-    q: int = 1
-    data: bool = False
-    covariance: bool = True
-    normalise: bool = True
-    paths: int = 20_000
-    iterations: int | None = None
-    study: str = ""
-    variant: str = ""
-
-    @property
-    def slug(self) -> str:
-        """A name for its folder that tells what is trained, not where it is shown."""
-        steps = "-".join(map(str, self.steps))
-        parts = [
-            f"{steps}-order-{self.order}",
-            *([self.residual_noise] if self.residual_noise else []),
-            *([self.kind] if self.kind != "warm" else []),
-            *([] if self.pretrained else ["scratch"]),
-            *(["x".join(map(str, self.network))] if self.network else []),
-            f"power-{self.power:g}",
-            *([f"q-{self.q}"] if self.q != 1 else []),
-            *(["data"] if self.data else []),
-            *([] if self.covariance else ["scalar"]),
-            *([] if self.normalise else ["raw"]),
-            f"paths-{self.paths}",
-            *([f"iterations-{self.iterations}"] if self.iterations else []),
-        ]
-        return "-".join(parts)
+__all__ = ["DEFAULT", "PRESETS", "Settings"]
 
 
 @dataclass(frozen=True)
@@ -129,10 +70,10 @@ PLAIN = Spec(
 
 
 def ladder() -> Iterator[Spec]:
-    """One factor at a time, each on top of those before it; then the two kinds of noise."""
+    """One factor at a time, each on top of those before it; then the noise of what is left open."""
     changes: dict[str, dict[str, Any]] = {
         "+ cached pairs": {"paths": 100_000},
-        "+ teacher's own paths": {"data": False, "paths": 20_000},
+        "+ teacher's own paths": {"data": False, "paths": None},
         "+ exponential step": {"kind": "warm"},
         "+ teacher's weights": {"pretrained": True},
         "+ loss divided by each step's error": {"normalise": True},
@@ -145,7 +86,6 @@ def ladder() -> Iterator[Spec]:
     for variant, change in changes.items():
         spec = replace(spec, variant=variant, **change)
         yield spec
-    yield replace(spec, variant="default + Gaussian head", residual_noise="gaussian")
     yield replace(spec, variant="default + energy noise", residual_noise="energy")
 
 
@@ -154,7 +94,7 @@ def studies() -> Iterator[Spec]:
     yield from ladder()
     for order in (1, 2, 4, 8):
         title = "Orders: 1 step, 20,000 paths"
-        yield replace(ONE, paths=20_000, order=order, study=title, variant=f"order {order}")
+        yield replace(ONE, paths=None, order=order, study=title, variant=f"order {order}")
     for q in (1, 2, 4):
         yield replace(FIVE, q=q, study="Steps in a loss term: 5 steps", variant=f"q = {q}")
     for width, blocks in ((128, 16), (128, 4), (64, 8)):
@@ -171,8 +111,8 @@ PRESETS = {
     "quick": Settings(
         network=(128, 4),
         teacher=TrainConfig(iterations=3000, batch_size=512),
-        specs=(Spec((10,), paths=4000), Spec((5,), paths=4000), Spec((1,), order=8, paths=4000)),
-        config=DistillConfig(iterations=600, batch_size=512, ema=0.99),
+        specs=(Spec((10,)), Spec((5,)), Spec((1,), order=8)),
+        config=DistillConfig(iterations=600, batch_size=512, ema=0.99, paths=4000),
         fine_steps=60,
         teachers=((60, 2.0, 2),),
         draws=2,
