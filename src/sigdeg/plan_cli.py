@@ -59,9 +59,8 @@ def spectrum(
         progress: Show a progress bar.
     """
     asked = check_place("spectrum", locals())
-    from sigdeg.planning import discretise, windows
-    from sigdeg.planning.recommend import regime
     from sigdeg.planning.summary import describe, verdict
+    from sigdeg.planning.theory import discretise, regime, windows
     from sigdeg.report.plans import spectrum_plot
 
     found, _ = find_spectrum(source, samples, sampling_steps, seed, device, progress)
@@ -115,9 +114,8 @@ def merge(
         progress: Show a progress bar.
     """
     asked = check_place("plan", locals())
-    from sigdeg.planning import discretise
-    from sigdeg.planning.recommend import recommend_plan
     from sigdeg.planning.summary import plan_json, plan_lines
+    from sigdeg.planning.theory import discretise, recommend_plan
     from sigdeg.report.plans import plans_plot
 
     found, own = find_spectrum(
@@ -294,8 +292,7 @@ def phase(
     asked = check_place("phase", locals())
     import numpy as np
 
-    from sigdeg.planning import discretise
-    from sigdeg.planning.phase import phase_diagram
+    from sigdeg.planning.theory import discretise, phase_diagram
     from sigdeg.report.plans import phase_plot
 
     for name, (low, high) in (("variances", variances), ("training_times", training_times)):

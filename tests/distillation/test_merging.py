@@ -18,16 +18,8 @@ from sigdeg.errors import SigdegError
 from sigdeg.grids import coarse_grid, refine
 from sigdeg.metrics import w1_exact
 from sigdeg.networks import ResidualMLP
-from sigdeg.planning import (
-    Plan,
-    all_plans,
-    hybrid,
-    merges,
-    progressive,
-    seq_boot,
-    seq_consistency,
-    vanilla,
-)
+from sigdeg.planning import Plan, hybrid, merges, progressive, seq_boot, seq_consistency, vanilla
+from sigdeg.planning.theory import all_plans
 from sigdeg.rng import seeded as build
 from sigdeg.sampling import march, sample
 from sigdeg.schedule import VPLinear

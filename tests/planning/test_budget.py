@@ -6,20 +6,15 @@ import numpy as np
 import pytest
 
 from sigdeg.errors import SigdegError
-from sigdeg.planning import (
+from sigdeg.planning import canonical_plans, hybrid, progressive, seq_boot, vanilla
+from sigdeg.planning.theory import (
     best_hybrid,
-    canonical_plans,
     discretise,
     gamma,
-    hybrid,
     plan_cost,
     predict,
-    progressive,
-    scan_hybrid,
-    seq_boot,
     teacher_ops,
     training_time,
-    vanilla,
 )
 
 STEPS = 32
@@ -78,12 +73,6 @@ def test_recorded_distances_at_equal_steps() -> None:
     )
     assert one == pytest.approx(0.0017, abs=5e-5)
     assert boot == pytest.approx(2.64, abs=5e-3)
-
-
-def test_equal_s_is_the_scan() -> None:
-    scan = scan_hybrid(A, gamma(N2, 0.5), TARGET, N2[-1])
-    m, best = best_hybrid(A, N2, TARGET, 0.5)
-    assert (m, best.distance) == (scan.m, pytest.approx(scan.distance, rel=1e-12))
 
 
 def test_a_prediction_says_how_far_each_merge_is_trained() -> None:

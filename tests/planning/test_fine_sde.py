@@ -11,7 +11,8 @@ import torch
 
 from sigdeg.denoiser import GaussianDenoiser
 from sigdeg.errors import SigdegError
-from sigdeg.planning import FineSDE, LinearStudent, warped_points
+from sigdeg.planning import FineSDE, LinearStudent
+from sigdeg.planning.gaussian import warped_points
 from sigdeg.schedule import EDM, Cosine, RectifiedFlow, Schedule, VPLinear
 from sigdeg.signature import PartialSignature
 from sigdeg.steps import Exponential, response

@@ -8,21 +8,20 @@ import numpy as np
 import pytest
 
 from sigdeg.errors import SigdegError
-from sigdeg.planning import (
+from sigdeg.planning import seq_boot, vanilla
+from sigdeg.planning.theory import (
     StepSchedule,
     composites,
     data_target,
     discretise,
-    evaluate,
+    dp_scalar,
+    final_operator,
     gamma,
     hybrid_operators,
-    seq_boot,
     teacher_ops,
-    vanilla,
     w2,
     windows,
 )
-from sigdeg.planning.programmes import dp_scalar
 from sigdeg.schedule import RectifiedFlow
 
 every_kind = pytest.mark.parametrize("kind", ["cosine", "vp"])
@@ -173,8 +172,8 @@ def test_windows_are_where_the_best_plan_changes(kind: str, steps: int, s: float
         a, n2 = teacher_ops(schedule, lam)
         g = gamma(n2, s)
         if largest:
-            return evaluate(vanilla(steps), a, g) >= dp_scalar(a, g, "max")[0] * (1 - 1e-13)
-        return evaluate(seq_boot(steps), a, g) <= dp_scalar(a, g, "min")[0] * (1 + 1e-13)
+            return final_operator(vanilla(steps), a, g) >= dp_scalar(a, g, "max")[0] * (1 - 1e-13)
+        return final_operator(seq_boot(steps), a, g) <= dp_scalar(a, g, "min")[0] * (1 + 1e-13)
 
     low, high = windows(schedule)
     assert bisect(lambda lam: best(lam, largest=False), 1.0, 1.6) == pytest.approx(low, abs=1e-3)

@@ -18,17 +18,15 @@ from sigdeg.metrics.wasserstein import w1_exact
 from sigdeg.paths import TeacherPaths
 from sigdeg.planning import (
     FineSDE,
-    FineStep,
     LinearStudent,
     MeasuredCost,
     PlannedGrid,
-    StepRegression,
-    Weighing,
     dp_grid,
     measured_cost,
-    shortest_path,
-    warped_points,
 )
+from sigdeg.planning.gaussian import shortest_path, warped_points
+from sigdeg.planning.linear import FineStep
+from sigdeg.planning.measured import StepRegression, Weighing
 from sigdeg.schedule import VPLinear
 from sigdeg.steps import Exponential
 

@@ -8,12 +8,8 @@ import pytest
 from sigdeg.errors import SigdegError
 from sigdeg.planning import (
     Plan,
-    all_plans,
     canonical_plans,
-    discretise,
-    evaluate,
     format_plan,
-    gamma,
     hybrid,
     merges,
     parse_plan,
@@ -22,12 +18,18 @@ from sigdeg.planning import (
     progressive,
     seq_boot,
     seq_consistency,
-    teacher_ops,
-    train_plan,
     vanilla,
-    w2,
 )
 from sigdeg.planning.plans import fold
+from sigdeg.planning.theory import (
+    all_plans,
+    discretise,
+    final_operator,
+    gamma,
+    teacher_ops,
+    train_plan,
+    w2,
+)
 
 Array = np.ndarray
 
@@ -81,7 +83,7 @@ def test_plans_on_one_line() -> None:
 def test_a_plan_may_be_as_deep_as_a_long_teacher() -> None:
     steps = 3000
     a, g = np.full(steps, 0.999), np.full(steps, 0.25)
-    deep = evaluate(seq_boot(steps), a, g)
+    deep = final_operator(seq_boot(steps), a, g)
     assert deep == pytest.approx(0.999 * (0.75 * 0.999 + 0.25) ** (steps - 1), rel=1e-10)
     assert format_plan(seq_boot(steps)).count("(") == steps - 1
 
@@ -98,7 +100,7 @@ def test_a_plan_may_be_as_deep_as_a_long_teacher() -> None:
 )
 def test_recorded_operators_of_the_canonical_plans(lam: float, expected: list[float]) -> None:
     a, n2 = teacher_ops(discretise("cosine", 4), lam)
-    found = [evaluate(plan, a, gamma(n2, 0.3)) for plan in canonical_plans(4).values()]
+    found = [final_operator(plan, a, gamma(n2, 0.3)) for plan in canonical_plans(4).values()]
     np.testing.assert_allclose(found, expected, atol=6e-7)
 
 
@@ -121,7 +123,7 @@ def test_recorded_errors_of_32_steps(lam: float, s: float, expected: list[float]
     g, target = gamma(n2, s), a.prod()
     for plan, error in zip(canonical_plans(32).values(), expected, strict=True):
         digits = 5 if error < 0.1 and lam == 1 else 4 if error < 1 else 3
-        assert round(float(abs(evaluate(plan, a, g) - target)), digits) == error
+        assert round(float(abs(final_operator(plan, a, g) - target)), digits) == error
 
 
 def test_the_four_closed_forms() -> None:
@@ -132,7 +134,7 @@ def test_the_four_closed_forms() -> None:
         return (1 - keep) * p + keep
 
     def same(plan: Plan, expected: Array) -> None:
-        np.testing.assert_allclose(evaluate(plan, a, g), expected, rtol=1e-13)
+        np.testing.assert_allclose(final_operator(plan, a, g), expected, rtol=1e-13)
 
     same(vanilla(8), a[7] * f(g[7], a[:7].prod(0)))
     same(seq_boot(8), a[7] * f(g[7], a[:7]).prod(0))
@@ -148,10 +150,10 @@ def test_the_four_closed_forms() -> None:
 def test_training_for_ever_gives_the_teacher_and_not_at_all_its_first_step() -> None:
     a, n2 = teacher_ops(discretise("vp", 6), np.array([0.1, 3.0]))
     for plan in all_plans(6):
-        np.testing.assert_allclose(evaluate(plan, a, gamma(n2, 1e6)), a.prod(0), rtol=1e-13)
-        np.testing.assert_allclose(evaluate(plan, a, gamma(n2, 0.0)), a[-1], rtol=1e-13)
+        np.testing.assert_allclose(final_operator(plan, a, gamma(n2, 1e6)), a.prod(0), rtol=1e-13)
+        np.testing.assert_allclose(final_operator(plan, a, gamma(n2, 0.0)), a[-1], rtol=1e-13)
         np.testing.assert_allclose(
-            evaluate(plan, a, gamma(n2, 0.0), init="teacher"), a[-1], rtol=1e-13
+            final_operator(plan, a, gamma(n2, 0.0), init="teacher"), a[-1], rtol=1e-13
         )
 
 
@@ -165,7 +167,9 @@ def test_the_identity_behind_both_theorems() -> None:
     ones = np.ones(1000)
     for a, b in zip(first, second, strict=True):
         operators, gammas = np.stack([a, b, ones]), np.stack([g, g, g])
-        gap = evaluate((1, 2, 3), operators, gammas) - evaluate((1, (2, 3)), operators, gammas)
+        gap = final_operator((1, 2, 3), operators, gammas) - final_operator(
+            (1, (2, 3)), operators, gammas
+        )
         np.testing.assert_allclose(gap, g * (1 - g) * (1 - a) * (1 - b), atol=1e-14)
 
 
@@ -174,8 +178,8 @@ def every_outcome(low: float, high: float, seed: int) -> tuple[Array, Array, Arr
     rng = np.random.default_rng(seed)
     a, g = rng.uniform(low, high, (6, 200)), rng.uniform(0, 1, (6, 200))
     a[-1] = rng.uniform(0.2, 3, 200)
-    outcomes = np.stack([evaluate(plan, a, g) for plan in all_plans(6)])
-    return a.prod(0), evaluate(seq_boot(6), a, g), evaluate(vanilla(6), a, g), outcomes
+    outcomes = np.stack([final_operator(plan, a, g) for plan in all_plans(6)])
+    return a.prod(0), final_operator(seq_boot(6), a, g), final_operator(vanilla(6), a, g), outcomes
 
 
 def test_boot_is_the_best_plan_where_the_teacher_shrinks() -> None:
@@ -204,7 +208,7 @@ def test_starting_every_student_at_the_teacher_would_spoil_boot() -> None:
         a, n2 = teacher_ops(discretise("cosine", steps), lam)
         for s in (0.05, 0.5, 2.0):
             boot, one = (
-                np.abs(evaluate(plan, a, gamma(n2, s), init="teacher") - a.prod(0))
+                np.abs(final_operator(plan, a, gamma(n2, s), init="teacher") - a.prod(0))
                 for plan in (seq_boot(steps), vanilla(steps))
             )
             assert (boot >= one - 1e-14).all()
@@ -225,7 +229,7 @@ def test_trained_students_obey_the_law(name: str) -> None:
     inputs = [(rotation @ (np.sqrt(row)[:, None] * batch)).T for row in n2]
     plan = canonical_plans(4)[name]
     student = train_plan(plan, operators, lambda t: inputs[t - 1], s=0.3, rate=2e-4)
-    expected = evaluate(plan, a, gamma(n2, 0.3))
+    expected = final_operator(plan, a, gamma(n2, 0.3))
     np.testing.assert_allclose(rotation.T @ student @ rotation, np.diag(expected), atol=1e-3)
 
 
@@ -266,7 +270,7 @@ def test_the_law_is_that_of_gradient_descent_not_of_adam() -> None:
         ("boot", 1.559, 0.002),
         ("hybrid-10", 1.488, 1.075),
     ):
-        predicted = float(w2(evaluate(plans[name], a, gamma(n2, 0.298)), target, n2[-1]))
+        predicted = float(w2(final_operator(plans[name], a, gamma(n2, 0.298)), target, n2[-1]))
         assert predicted == pytest.approx(law, abs=1e-3)
         assert float(w2(adam(plans[name]), target, n2[-1])) == pytest.approx(found, abs=1e-3)
 
@@ -314,14 +318,14 @@ def test_bad_input_is_refused() -> None:
             plan_from_intervals(4, spans)
     half = np.full(3, 0.5)
     with pytest.raises(SigdegError, match="the plan merges 4 steps, the operators are 3"):
-        evaluate(vanilla(4), half, half)
+        final_operator(vanilla(4), half, half)
     for a, g, line in (
         (half, half[:2], r"must share a shape \(T,\) or \(T, d\), got \(3,\) and \(2,\)"),
         (-half, half, "operators must be finite and not negative"),
         (half, half + 1, r"gammas must lie in \[0, 1\]"),
     ):
         with pytest.raises(SigdegError, match=line):
-            evaluate(vanilla(3), a, g)
+            final_operator(vanilla(3), a, g)
 
 
 @pytest.mark.parametrize(

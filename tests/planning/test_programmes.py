@@ -8,27 +8,22 @@ import numpy as np
 import pytest
 
 from sigdeg.errors import SigdegError
-from sigdeg.planning import (
+from sigdeg.planning import Plan, canonical_plans, format_plan, hybrid, merges, seq_boot, vanilla
+from sigdeg.planning.theory import (
     Found,
-    Plan,
+    Outcome,
     all_plans,
-    canonical_plans,
+    best_hybrid,
     data_target,
     discretise,
     dp_greedy,
     dp_pareto,
     dp_scalar,
-    evaluate,
-    format_plan,
+    final_operator,
     gamma,
-    hybrid,
     hybrid_operators,
     local_search,
-    merges,
-    scan_hybrid,
-    seq_boot,
     teacher_ops,
-    vanilla,
     w2,
 )
 
@@ -48,6 +43,12 @@ def setting(steps: int, lam: np.ndarray, s: float) -> tuple[np.ndarray, np.ndarr
     return a, gamma(n2, s), a.prod(0)
 
 
+def scan(steps: int, lam: np.ndarray, s: float) -> tuple[int, Outcome]:
+    """The best hybrid of the same setting."""
+    a, n2 = teacher_ops(discretise("cosine", steps), lam)
+    return best_hybrid(a, n2, a.prod(0), s)
+
+
 # --- one direction --------------------------------------------------------------------------------
 
 
@@ -56,7 +57,7 @@ def test_the_scalar_programme_is_brute_force(steps: int) -> None:
     rng = np.random.default_rng(steps)
     for low, high in ((0.3, 1.0), (1.0, 1.8), (0.5, 1.6)):
         a, g = rng.uniform(low, high, steps), rng.uniform(0, 1, steps)
-        outcomes = np.array([evaluate(plan, a, g) for plan in PLANS[steps]])
+        outcomes = np.array([final_operator(plan, a, g) for plan in PLANS[steps]])
         middle = float(np.median(outcomes))
         for mode, target, best in (
             ("min", None, outcomes.min()),
@@ -69,7 +70,7 @@ def test_the_scalar_programme_is_brute_force(steps: int) -> None:
                 assert value == pytest.approx(best, rel=1e-12)
             else:  # two plans may be equally far
                 assert abs(value - target) == pytest.approx(abs(best - target), abs=1e-12)
-            assert value == pytest.approx(float(evaluate(plan, a, g)), rel=1e-12)
+            assert value == pytest.approx(float(final_operator(plan, a, g)), rel=1e-12)
 
 
 def test_the_scalar_programme_finds_the_theorems_at_length() -> None:
@@ -77,7 +78,7 @@ def test_the_scalar_programme_finds_the_theorems_at_length() -> None:
         a, n2 = teacher_ops(discretise("vp", 60), lam)
         value, plan = dp_scalar(a, gamma(n2, 0.2), mode)  # type: ignore[arg-type]
         assert merges(plan) == merges(best)
-        assert value == pytest.approx(float(evaluate(best, a, gamma(n2, 0.2))), rel=1e-12)
+        assert value == pytest.approx(float(final_operator(best, a, gamma(n2, 0.2))), rel=1e-12)
 
 
 def test_cells_cost_what_they_promise() -> None:
@@ -86,7 +87,7 @@ def test_cells_cost_what_they_promise() -> None:
     target = float(data_target(1.5, np.ones(1)))
     exact, _ = dp_scalar(a[:, 0], g[:, 0], "target", target, eps=0)
     value, plan = dp_scalar(a[:, 0], g[:, 0], "target", target, eps=eps)
-    assert value == pytest.approx(float(evaluate(plan, a, g)[0]), rel=1e-12)
+    assert value == pytest.approx(float(final_operator(plan, a, g)[0]), rel=1e-12)
     gain = abs(np.log(value / target)) - abs(np.log(exact / target))
     assert -1e-12 <= gain <= (steps - 1) * eps
 
@@ -95,7 +96,7 @@ def test_between_the_windows_the_best_plan_is_mixed() -> None:
     a, g, target = setting(8, np.array([1.5]), 0.3)
     value, plan = dp_scalar(a[:, 0], g[:, 0], "target", float(target[0]), eps=0)
     assert format_plan(plan) == "((1 2) 3..6 (7 8))"
-    best = min(abs(evaluate(p, a, g)[0] - target[0]) for p in canonical_plans(8).values())
+    best = min(abs(final_operator(p, a, g)[0] - target[0]) for p in canonical_plans(8).values())
     assert 0.9 * best < abs(value - target[0]) < best
 
 
@@ -108,23 +109,25 @@ def test_the_vector_programme_is_brute_force(steps: int) -> None:
     for low, high in ((0.3, 1.0), (1.0, 1.8), (0.5, 1.6)):
         a, g = rng.uniform(low, high, (steps, 3)), rng.uniform(0, 1, (steps, 3))
         a[:, 0], variance = np.minimum(a[:, 0], 1), rng.uniform(0.5, 2, 3)
-        outcomes = np.array([evaluate(plan, a, g) for plan in PLANS[steps]])
+        outcomes = np.array([final_operator(plan, a, g) for plan in PLANS[steps]])
         for target in (a.prod(0), 1.1 * a.prod(0)):
             best = w2(outcomes, target, variance).min()
             for signs in (None, [0, 0, 0]):
                 found = dp_pareto(a, g, target, signs, variance=variance)
                 assert found.distance == pytest.approx(best, abs=1e-12)
-                np.testing.assert_allclose(found.operator, evaluate(found.plan, a, g), rtol=1e-12)
+                np.testing.assert_allclose(
+                    found.operator, final_operator(found.plan, a, g), rtol=1e-12
+                )
 
 
 @each_spectrum
 @pytest.mark.parametrize("s", [0.1, 0.5, 2.0])
 def test_the_best_plan_of_seven_steps_is_a_hybrid(spectrum: str, s: float) -> None:
     a, g, target = setting(7, SPECTRA[spectrum], s)
-    best = min(float(w2(evaluate(plan, a, g), target)) for plan in PLANS[7])
-    scan = scan_hybrid(a, g, target)
-    assert scan.distance == pytest.approx(best, rel=1e-12)
-    assert float(w2(evaluate(scan.plan, a, g), target)) == pytest.approx(best, rel=1e-12)
+    best = min(float(w2(final_operator(plan, a, g), target)) for plan in PLANS[7])
+    _, found = scan(7, SPECTRA[spectrum], s)
+    assert found.distance == pytest.approx(best, rel=1e-12)
+    assert float(w2(final_operator(found.plan, a, g), target)) == pytest.approx(best, rel=1e-12)
     beam = dp_pareto(a, g, target, eps=1e-4, cap=8)
     assert local_search(beam.plan, a, g, target).distance == pytest.approx(best, rel=1e-9)
 
@@ -139,7 +142,7 @@ def test_the_best_plan_of_a_wide_spectrum_is_nearly_always_a_hybrid() -> None:
 
     def nearest(plans: Iterable[Plan]) -> np.ndarray:
         """The distance of each spectrum's best plan."""
-        off = (np.abs(evaluate(plan, a, g)) - target for plan in plans)
+        off = (np.abs(final_operator(plan, a, g)) - target for plan in plans)
         return np.min([np.sqrt((n2[-1] * x**2).reshape(400, 3).sum(1)) for x in off], axis=0)
 
     gain = nearest(hybrids) / nearest(PLANS[7]) - 1
@@ -149,11 +152,11 @@ def test_the_best_plan_of_a_wide_spectrum_is_nearly_always_a_hybrid() -> None:
 
 def test_local_search_comes_home_from_any_canonical_plan() -> None:
     a, g, target = setting(10, SPECTRA["k^-2, mean 1"], 0.5)
-    best = scan_hybrid(a, g, target).distance
+    best = scan(10, SPECTRA["k^-2, mean 1"], 0.5)[1].distance
     for plan in canonical_plans(10).values():
         found: Found = local_search(plan, a, g, target)
         assert found.distance == pytest.approx(best, rel=1e-9)
-        assert found.distance == pytest.approx(float(w2(evaluate(found.plan, a, g), target)))
+        assert found.distance == pytest.approx(float(w2(final_operator(found.plan, a, g), target)))
 
 
 # --- the hybrid family ----------------------------------------------------------------------------
@@ -162,13 +165,17 @@ def test_local_search_comes_home_from_any_canonical_plan() -> None:
 def test_the_family_is_its_plans() -> None:
     rng = np.random.default_rng(7)
     a, g = rng.uniform(0.5, 1.6, (9, 4)), rng.uniform(0, 1, (9, 4))
-    expected = np.stack([evaluate(hybrid(9, m), a, g) for m in range(1, 10)])
+    expected = np.stack([final_operator(hybrid(9, m), a, g) for m in range(1, 10)])
     np.testing.assert_allclose(hybrid_operators(a, g[-1]), expected, rtol=1e-13)
-    target, variance = rng.uniform(0.2, 1, 4), rng.uniform(0.5, 2, 4)
-    scan = scan_hybrid(a, g, target, variance)
-    np.testing.assert_allclose(scan.distances, w2(expected, target, variance), rtol=1e-12)
-    assert scan.distance == scan.distances.min() == scan.distances[scan.m - 1]
-    assert scan.plan == hybrid(9, scan.m)
+    n2, target, weight = (rng.uniform(0.2, 2, shape) for shape in ((9, 4), 4, 4))
+    g = gamma(n2, 0.7)
+    distances = [
+        float(w2(final_operator(hybrid(9, m), a, g), target, weight)) for m in range(1, 10)
+    ]
+    m, found = best_hybrid(a, n2, target, 0.7, weight=weight)
+    assert found.distance == pytest.approx(min(distances), rel=1e-12)
+    assert m == 1 + int(np.argmin(distances))
+    assert found.plan == hybrid(9, m)
 
 
 RECORDED = [
@@ -193,13 +200,14 @@ def test_recorded_distances_of_32_steps(
     plans = canonical_plans(32)
     for name, distance in (("vanilla", one), ("progressive", rounds), ("boot", boot)):
         digits = 4 if distance < 1 and distance != round(distance, 3) else 3
-        found = float(w2(evaluate(plans[name], a, g), target))
+        found = float(w2(final_operator(plans[name], a, g), target))
         assert found == pytest.approx(distance, abs=0.51 * 10**-digits)
-    scan = scan_hybrid(a, g, target)
-    assert scan.distance == pytest.approx(best, abs=0.51 * 10 ** -(4 if best < 1 else 3))
-    assert scan.m == m
+    found_m, hybrid_best = scan(32, SPECTRA[spectrum], s)
+    near = hybrid_best.distance
+    assert near == pytest.approx(best, abs=0.51 * 10 ** -(4 if best < 1 else 3))
+    assert found_m == m
     # Greedy merging is not exact, but near.
-    assert scan.distance <= dp_greedy(a, g, target).distance * (1 + 1e-12) < 1.05 * scan.distance
+    assert near <= dp_greedy(a, g, target).distance * (1 + 1e-12) < 1.05 * near
 
 
 def test_recorded_gains_over_the_best_canonical_plan() -> None:
@@ -211,8 +219,10 @@ def test_recorded_gains_over_the_best_canonical_plan() -> None:
         ("k^-1, mean 1", 32, 2.0, 1.03),
     ):
         a, g, target = setting(steps, SPECTRA[spectrum], s)
-        best = min(float(w2(evaluate(p, a, g), target)) for p in canonical_plans(steps).values())
-        assert round(best / scan_hybrid(a, g, target).distance, 2) == gain
+        best = min(
+            float(w2(final_operator(p, a, g), target)) for p in canonical_plans(steps).values()
+        )
+        assert round(best / scan(steps, SPECTRA[spectrum], s)[1].distance, 2) == gain
 
 
 # --- what is refused ------------------------------------------------------------------------------

@@ -16,23 +16,28 @@ from sigdeg.errors import SigdegError
 from sigdeg.planning import (
     LinearStudent,
     MeasuredCost,
-    all_plans,
     candidate_times,
-    discretise,
-    evaluate,
-    gamma,
-    plan_cost,
     plan_grid,
     recommend_grid,
-    teacher_ops,
     vanilla,
+)
+from sigdeg.planning.sources import find_source
+from sigdeg.planning.spectrum import Spectrum, covariance_eigenvalues
+from sigdeg.planning.theory import (
+    all_plans,
+    discretise,
+    final_operator,
+    gamma,
+    one_shot_budget,
+    phase_diagram,
+    plan_cost,
+    recommend_plan,
+    regime,
+    teacher_ops,
+    training_time,
     w2,
     windows,
 )
-from sigdeg.planning.phase import phase_diagram
-from sigdeg.planning.recommend import merge_time, recommend_plan, regime
-from sigdeg.planning.sources import find_source
-from sigdeg.planning.spectrum import Spectrum, covariance_eigenvalues
 from sigdeg.schedule import DiscreteVP, VPLinear
 from sigdeg.steps import Exponential
 
@@ -171,7 +176,7 @@ def test_no_plan_is_better_than_the_recommended_one(values: list[float]) -> None
     schedule = discretise("cosine", 7)
     a, n2 = teacher_ops(schedule, sorted(values, reverse=True))
     best = min(
-        float(w2(evaluate(plan, a, gamma(n2, 0.5)), a.prod(axis=0), n2[-1]))
+        float(w2(final_operator(plan, a, gamma(n2, 0.5)), a.prod(axis=0), n2[-1]))
         for plan in all_plans(7)
     )
     # Proved for spectra on one side of the windows, seen on the others.
@@ -196,7 +201,7 @@ def test_plans_share_what_the_one_shot_student_spends() -> None:
             spent = {"equal-s": s, "equal-steps": 31 * s, "equal-compute": plan_cost(plan) * s}
             whole = plan_cost(vanilla(32)) * 0.5 if kind == "equal-compute" else 0.5
             assert spent[kind] == pytest.approx(whole)
-            assert merge_time(plan, 0.5, kind) == s
+            assert training_time(plan, one_shot_budget(32, 0.5, kind), kind) == s
     # BOOT trains 31 times: on equal terms one merge is worth more, or nearly all in one.
     assert found.winner("equal-s") == "boot"
     assert found.winner("equal-steps") == "vanilla"
@@ -247,7 +252,7 @@ def test_the_diagram_holds_the_best_of_all_plans() -> None:
     found = phase_diagram(schedule, values, times)
     for i, j in np.ndindex(5, 2):
         a, n2 = teacher_ops(schedule, values[i])
-        reached = [float(evaluate(plan, a, gamma(n2, times[j]))) for plan in all_plans(6)]
+        reached = [float(final_operator(plan, a, gamma(n2, times[j]))) for plan in all_plans(6)]
         target = a.prod()
         if min(reached) < target < max(reached):
             assert found.best[i, j] == 0

@@ -5,17 +5,9 @@ from __future__ import annotations
 import numpy as np
 from torch import nn
 
-from sigdeg.planning import (
-    best_hybrid,
-    canonical_plans,
-    discretise,
-    format_plan,
-    predict,
-    teacher_ops,
-    train_plan,
-    w2,
-)
-from sigdeg.planning.operators import Array
+from sigdeg.planning import canonical_plans, format_plan
+from sigdeg.planning.spectrum import Floats
+from sigdeg.planning.theory import best_hybrid, discretise, predict, teacher_ops, train_plan, w2
 from sigdeg.results import Row, make_row, single, summarise
 
 __all__ = ["gaussian_rows"]
@@ -50,7 +42,7 @@ def gaussian_rows(steps: int, times: tuple[float, ...], seeds: int, seed: int) -
                 for own in range(seed, seed + seeds):
                     generator = np.random.default_rng(own)
 
-                    def draw(t: int, n2: Array = n2, g: np.random.Generator = generator) -> Array:
+                    def draw(t: int, n2: Floats = n2, g: np.random.Generator = generator) -> Floats:
                         return np.asarray(np.sqrt(n2[t - 1]) * g.standard_normal((BATCH, SIZE)))
 
                     student = train_plan(plan, operators, draw, s)

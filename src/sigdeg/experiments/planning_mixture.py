@@ -17,7 +17,8 @@ from sigdeg.experiments.planning_presets import MixtureSettings
 from sigdeg.grids import coarse_grid, fine_grid, refine
 from sigdeg.metrics import w1_exact
 from sigdeg.networks import ResidualMLP
-from sigdeg.planning import FineSDE, MeasuredCost, StepRegression, dp_grid, measured_cost
+from sigdeg.planning import FineSDE, MeasuredCost, dp_grid, measured_cost
+from sigdeg.planning.measured import StepRegression
 from sigdeg.report import histogram_plot
 from sigdeg.results import Row, Summary, grid_name, make_row, merge, single, summarise
 from sigdeg.rng import Stream, derive_generator, seeded

@@ -1,43 +1,16 @@
-"""Plans: what to distil in which order, and on which grid."""
+"""What to distil in which order, and on which grid.
+
+What is not needed to distil, the exact theory of merging, stands in `sigdeg.planning.theory`.
+"""
 
 from sigdeg.planning.advice import GridAdvice, plan_grid, recommend_grid
-from sigdeg.planning.budget import (
-    Accounting,
-    Prediction,
-    best_hybrid,
-    plan_cost,
-    predict,
-    training_time,
-)
-from sigdeg.planning.grids import PlannedGrid, dp_grid, shortest_path, warped_points
-from sigdeg.planning.measured import (
-    Comparison,
-    Features,
-    MeasuredCost,
-    StepRegression,
-    Weighing,
-    candidate_times,
-    measured_cost,
-)
-from sigdeg.planning.mixture_regime import MixtureTeacher, accumulated_error
-from sigdeg.planning.operators import (
-    StepSchedule,
-    composites,
-    data_target,
-    discretise,
-    gamma,
-    teacher_ops,
-    w2,
-    windows,
-)
-from sigdeg.planning.pareto import Found, dp_greedy, dp_pareto, local_search
-from sigdeg.planning.phase import Phase, phase_diagram
+from sigdeg.planning.gaussian import PlannedGrid, dp_grid
+from sigdeg.planning.linear import FineSDE, LinearStudent
+from sigdeg.planning.measured import MeasuredCost, candidate_times, measured_cost
 from sigdeg.planning.plans import (
     Merge,
     Plan,
-    all_plans,
     canonical_plans,
-    evaluate,
     format_plan,
     hybrid,
     merges,
@@ -49,74 +22,31 @@ from sigdeg.planning.plans import (
     seq_consistency,
     vanilla,
 )
-from sigdeg.planning.programmes import HybridScan, dp_scalar, hybrid_operators, scan_hybrid
-from sigdeg.planning.recommend import PlanAdvice, recommend_plan
-from sigdeg.planning.sde import FineSDE, FineStep, LinearStudent, Statistics
 from sigdeg.planning.spectrum import Spectrum
-from sigdeg.planning.trained import train_plan
 
 __all__ = [
-    "Accounting",
-    "Comparison",
-    "Features",
     "FineSDE",
-    "FineStep",
-    "Found",
     "GridAdvice",
-    "HybridScan",
     "LinearStudent",
     "MeasuredCost",
     "Merge",
-    "MixtureTeacher",
-    "Phase",
     "Plan",
-    "PlanAdvice",
     "PlannedGrid",
-    "Prediction",
     "Spectrum",
-    "Statistics",
-    "StepRegression",
-    "StepSchedule",
-    "Weighing",
-    "accumulated_error",
-    "all_plans",
-    "best_hybrid",
     "candidate_times",
     "canonical_plans",
-    "composites",
-    "data_target",
-    "discretise",
-    "dp_greedy",
     "dp_grid",
-    "dp_pareto",
-    "dp_scalar",
-    "evaluate",
     "format_plan",
-    "gamma",
     "hybrid",
-    "hybrid_operators",
-    "local_search",
     "measured_cost",
     "merges",
     "parse_plan",
-    "phase_diagram",
-    "plan_cost",
     "plan_from_intervals",
     "plan_grid",
     "plan_steps",
-    "predict",
     "progressive",
     "recommend_grid",
-    "recommend_plan",
-    "scan_hybrid",
     "seq_boot",
     "seq_consistency",
-    "shortest_path",
-    "teacher_ops",
-    "train_plan",
-    "training_time",
     "vanilla",
-    "w2",
-    "warped_points",
-    "windows",
 ]

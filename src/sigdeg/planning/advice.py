@@ -11,7 +11,8 @@ import torch
 
 from sigdeg.costs import check_memory
 from sigdeg.errors import SigdegError, check_least
-from sigdeg.planning.grids import PlannedGrid, dp_grid, warped_points
+from sigdeg.planning.gaussian import PlannedGrid, dp_grid, warped_points
+from sigdeg.planning.linear import FineSDE, LinearStudent
 from sigdeg.planning.measured import (
     CANDIDATES,
     Comparison,
@@ -20,7 +21,6 @@ from sigdeg.planning.measured import (
     candidate_times,
     measured_cost,
 )
-from sigdeg.planning.sde import FineSDE, LinearStudent
 from sigdeg.planning.spectrum import Spectrum
 from sigdeg.rng import Stream, derive_generator
 from sigdeg.schedule import Schedule

@@ -29,8 +29,8 @@ from sigdeg.costs import check_memory, path_bytes, tell_calls
 from sigdeg.errors import SigdegError, check_choice
 from sigdeg.grids import check_grid, coarse_grid, refine
 from sigdeg.paths import Batch, TeacherPaths
-from sigdeg.planning.grids import TINY, PlannedGrid, shortest_path
-from sigdeg.planning.operators import Array
+from sigdeg.planning.gaussian import TINY, PlannedGrid, shortest_path
+from sigdeg.planning.spectrum import Floats
 from sigdeg.schedule import Schedule
 from sigdeg.signature import restriction
 from sigdeg.steps import Step
@@ -68,16 +68,16 @@ class StepRegression:
     """
 
     features: Features
-    knots: Array
-    weights: Array
-    residual: Array
+    knots: Floats
+    weights: Floats
+    residual: Floats
 
     @classmethod
     def fit(
         cls,
-        z: Array,
-        coefficients: Array,
-        target: Array,
+        z: Floats,
+        coefficients: Floats,
+        target: Floats,
         features: Features = "linear",
         knots: int = 12,
         ridge: float = 1e-7,
@@ -109,7 +109,7 @@ class StepRegression:
         weights, residual = (np.concatenate(v, axis=-1) for v in zip(*fits, strict=True))
         return cls(features, places, weights, residual)
 
-    def __call__(self, z: Array, coefficients: Array) -> Array:
+    def __call__(self, z: Floats, coefficients: Floats) -> Floats:
         """States at the end of the step, shape (n, d)."""
         if self.features == "linear":
             return linear_design(z, coefficients) @ self.weights
@@ -119,7 +119,7 @@ class StepRegression:
         return np.stack(steps, axis=1)
 
 
-def least_squares(x: Array, target: Array, ridge: float) -> tuple[Array, Array]:
+def least_squares(x: Floats, target: Floats, ridge: float) -> tuple[Floats, Floats]:
     """Ridge weights (p, q) and corrected residual variances (q,) of targets (n, q) on x (n, p)."""
     n, p = x.shape
     if n <= p:
@@ -135,12 +135,12 @@ def least_squares(x: Array, target: Array, ridge: float) -> tuple[Array, Array]:
     return w / scale[:, None], residual
 
 
-def linear_design(z: Array, c: Array) -> Array:
+def linear_design(z: Floats, c: Floats) -> Floats:
     """All states and coefficients, shape (n, p)."""
     return np.hstack([np.ones((len(z), 1)), z, c.reshape(len(c), -1)])
 
 
-def cubic_design(knots: Array, z: Array, c: Array, k: int) -> Array:
+def cubic_design(knots: Floats, z: Floats, c: Floats, k: int) -> Floats:
     """Splines in the state times cubics in the coefficients of direction k, shape (n, p)."""
     state, own = z[:, k : k + 1], c[:, :, k]
     spline = np.hstack([np.ones_like(state), state, np.maximum(state - knots[:, k], 0)])
@@ -151,7 +151,7 @@ def cubic_design(knots: Array, z: Array, c: Array, k: int) -> Array:
         for degrees in itertools.product(range(4), repeat=own.shape[1])
         if sum(degrees) <= 3
     ]
-    product: Array = spline[:, :, None] * np.stack(noise, axis=1)[:, None, :]
+    product: Floats = spline[:, :, None] * np.stack(noise, axis=1)[:, None, :]
     return product.reshape(len(z), -1)
 
 
@@ -185,11 +185,11 @@ class MeasuredCost:
     """
 
     times: Tensor
-    residual: Array
-    variance: Array
+    residual: Floats
+    variance: Floats
     teacher_nfe: float = 0
 
-    def cost(self, steps: int, weighing: Weighing | None = None) -> Array:
+    def cost(self, steps: int, weighing: Weighing | None = None) -> Floats:
         """Cost of every step of a grid of K steps, shape (C, C).
 
         | weighing | sum over the directions of |
@@ -214,7 +214,7 @@ class MeasuredCost:
         if weighing == "balanced":
             units = [max(shortest_path(cost, steps)[1], TINY) for cost in (plain, relative)]
             plain = plain / units[0] + relative / units[1]
-        cost: Array = relative if weighing == "relative" else plain
+        cost: Floats = relative if weighing == "relative" else plain
         return cost
 
     def grid(self, steps: int, weighing: Weighing | None = None) -> PlannedGrid:
@@ -363,7 +363,7 @@ def measured_cost(
     return MeasuredCost(times, residual, states.var(axis=0, ddof=1), calls)
 
 
-def project(batch: Batch, directions: Tensor | None) -> tuple[Array, Array]:
+def project(batch: Batch, directions: Tensor | None) -> tuple[Floats, Floats]:
     """States (n, C, d) and signatures (n, C - 1, order, d) of whole paths, along directions."""
     states, coefficients = batch.states.flatten(2), batch.coefficients.flatten(3)
     if directions is not None:

@@ -14,24 +14,16 @@ References:
 
 from __future__ import annotations
 
-import functools
 import re
 from collections.abc import Callable, Iterable, Iterator
-from typing import Literal, NamedTuple, TypeAlias, TypeVar
-
-import numpy as np
-from numpy.typing import ArrayLike
+from typing import NamedTuple, TypeAlias, TypeVar
 
 from sigdeg.errors import SigdegError, check_least
-from sigdeg.planning.operators import Array
 
 __all__ = [
     "Merge",
     "Plan",
-    "all_plans",
     "canonical_plans",
-    "check_operators",
-    "evaluate",
     "fold",
     "format_plan",
     "hybrid",
@@ -147,11 +139,6 @@ def plan_from_intervals(steps: int, intervals: Iterable[tuple[int, int]]) -> Pla
     return blocks[0][1]
 
 
-def check_request(steps: int) -> None:
-    """Refuse a plan of no steps."""
-    check_least(steps, 1, "steps")
-
-
 def vanilla(steps: int) -> Plan:
     """All in one merge, (1 2 ... T)."""
     return hybrid(steps, steps)
@@ -164,13 +151,13 @@ def seq_boot(steps: int) -> Plan:
 
 def seq_consistency(steps: int) -> Plan:
     """From the data end, (((1 2) 3) ... T): input times 2, ..., T."""
-    check_request(steps)
+    check_least(steps, 1, "steps")
     return plan_from_intervals(steps, ((0, t) for t in range(2, steps + 1)))
 
 
 def progressive(steps: int) -> Plan:
     """Rounds of adjacent pairs, ((1 2) (3 4)) ...; an odd one out stays, at the data end."""
-    check_request(steps)
+    check_least(steps, 1, "steps")
     row: list[Plan] = list(range(1, steps + 1))
     while len(row) > 1:
         odd = len(row) % 2
@@ -186,95 +173,23 @@ def hybrid(steps: int, m: int) -> Plan:
     Raises:
         SigdegError: If m is not in 1..T.
     """
-    check_request(steps)
+    check_least(steps, 1, "steps")
     if not 1 <= m <= steps:
         raise SigdegError(f"m must lie in 1..{steps}, got {m}")
     return plan_from_intervals(steps, ((t, steps) for t in range(steps - m + 1)))
 
 
+CANONICAL: dict[str, Callable[[int], Plan]] = {
+    "vanilla": vanilla,
+    "progressive": progressive,
+    "consistency": seq_consistency,
+    "boot": seq_boot,
+}
+
+
 def canonical_plans(steps: int) -> dict[str, Plan]:
     """The four plans of the literature by name."""
-    return {
-        "vanilla": vanilla(steps),
-        "progressive": progressive(steps),
-        "consistency": seq_consistency(steps),
-        "boot": seq_boot(steps),
-    }
-
-
-def all_plans(steps: int) -> Iterator[Plan]:
-    """Every plan; there are 1, 1, 3, 11, 45, 197, 903, 4279, ... (little Schroeder numbers)."""
-    check_request(steps)
-
-    @functools.cache
-    def trees(start: int, stop: int) -> list[Plan]:
-        if stop - start == 1:
-            return [stop]
-        return [
-            (first, *rest)
-            for middle in range(start + 1, stop)
-            for first in trees(start, middle)
-            for rest in rows(middle, stop)
-        ]
-
-    def rows(start: int, stop: int) -> list[tuple[Plan, ...]]:
-        # As one block, or as the children of a merge taken one by one.
-        blocks = trees(start, stop)
-        return [(b,) for b in blocks] + [b for b in blocks if isinstance(b, tuple)]
-
-    yield from trees(0, steps)
-
-
-def check_operators(operators: ArrayLike, gammas: ArrayLike) -> tuple[Array, Array]:
-    """Operators and gammas in float64, of one shape (T,) or (T, d).
-
-    Raises:
-        SigdegError: If shapes differ, an operator is negative or a gamma is not in [0, 1].
-    """
-    a, g = np.asarray(operators, dtype=np.float64), np.asarray(gammas, dtype=np.float64)
-    if a.shape != g.shape or a.ndim not in (1, 2) or a.size == 0:
-        raise SigdegError(
-            f"operators and gammas must share a shape (T,) or (T, d), got {a.shape} and {g.shape}"
-        )
-    if not (np.isfinite(a) & (a >= 0)).all():
-        raise SigdegError("operators must be finite and not negative")
-    if not ((g >= 0) & (g <= 1)).all():
-        raise SigdegError("gammas must lie in [0, 1]")
-    return a, g
-
-
-def evaluate(
-    plan: Plan,
-    operators: ArrayLike,
-    gammas: ArrayLike,
-    init: Literal["current", "teacher"] = "current",
-) -> Array:
-    r"""The operator that a plan ends with.
-
-    Arguments:
-        plan: The plan.
-        operators: The teacher's $A_t$, row t - 1 of shape (T,) or (T, d).
-        gammas: $\gamma_t$ of a merge with input time t, same shape.
-        init: What a student starts as: the `current` operator of its input time, or the `teacher`'s
-            original step $A_t$ there.
-
-    Returns:
-        The operator X from time T to 0, a scalar or with shape (d,).
-
-    Raises:
-        SigdegError: If the plan is broken, or operators and gammas are not of its size.
-    """
-    a, g = check_operators(operators, gammas)
-    if plan_steps(plan) != len(a):
-        raise SigdegError(f"the plan merges {plan_steps(plan)} steps, the operators are {len(a)}")
-
-    def merged(children: list[Array], time: int) -> Array:
-        *others, right = children
-        start = right if init == "current" else a[time - 1]
-        keep = g[time - 1]
-        return np.asarray((1 - keep) * np.prod(others, axis=0) * right + keep * start)
-
-    return np.asarray(fold(plan, lambda t: a[t - 1], merged))
+    return {name: build(steps) for name, build in CANONICAL.items()}
 
 
 def format_plan(plan: Plan) -> str:
@@ -293,14 +208,8 @@ def parse_plan(text: str, steps: int) -> Plan:
     Raises:
         SigdegError: If it is neither.
     """
-    canonical = {
-        "vanilla": vanilla,
-        "progressive": progressive,
-        "consistency": seq_consistency,
-        "boot": seq_boot,
-    }
-    if text in canonical:
-        return canonical[text](steps)
+    if text in CANONICAL:
+        return CANONICAL[text](steps)
     if found := re.fullmatch(r"hybrid-(\d+)", text):
         return hybrid(steps, int(found[1]))
     rows: list[list[Plan]] = [[]]
@@ -317,7 +226,7 @@ def parse_plan(text: str, steps: int) -> Plan:
             rows[0].append(())  # nothing that a plan may hold
     if len(rows) != 1 or len(rows[0]) != 1:
         raise SigdegError(
-            f"unknown plan {text!r}: choose from {', '.join(canonical)}, hybrid-M, or give a tree "
+            f"unknown plan {text!r}: choose from {', '.join(CANONICAL)}, hybrid-M, or give a tree "
             "like '(1 (2 3..6))'"
         )
     plan_steps(rows[0][0])

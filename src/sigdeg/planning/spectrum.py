@@ -12,13 +12,14 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from numpy.typing import ArrayLike
+from numpy.typing import ArrayLike, NDArray
 
 from sigdeg.errors import SigdegError
-from sigdeg.planning.operators import Array
 from sigdeg.schema import maybe, whole
 
-__all__ = ["Spectrum", "covariance_eigenvalues"]
+__all__ = ["Floats", "Spectrum", "covariance_eigenvalues"]
+
+Floats = NDArray[np.float64]
 
 BINS = 64
 LARGEST = 4096  # rows of the largest matrix whose eigenvalues are taken: tens of seconds
@@ -40,8 +41,8 @@ class Spectrum:
             multiplicities do not match.
     """
 
-    eigenvalues: Array
-    multiplicity: Array
+    eigenvalues: Floats
+    multiplicity: Floats
     source: str = "eigenvalues"
     samples: int | None = None
 
@@ -150,7 +151,7 @@ class Spectrum:
         ]
 
 
-def binned(values: Array, shares: Array) -> tuple[Array, Array]:
+def binned(values: Floats, shares: Floats) -> tuple[Floats, Floats]:
     """Sorted eigenvalues in at most 64 bins, evenly spaced in the logarithm; zeros are one bin."""
     if len(values) <= BINS:
         return values, shares
@@ -165,7 +166,7 @@ def binned(values: Array, shares: Array) -> tuple[Array, Array]:
     return np.add.reduceat(shares * values, first) / count, count
 
 
-def covariance_eigenvalues(samples: ArrayLike) -> Array:
+def covariance_eigenvalues(samples: ArrayLike) -> Floats:
     r"""Eigenvalues of the covariance of samples, largest first.
 
     Arguments:

@@ -6,10 +6,10 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 from sigdeg.planning.advice import GridAdvice
-from sigdeg.planning.budget import Accounting
 from sigdeg.planning.plans import format_plan, merges, plan_steps
-from sigdeg.planning.recommend import PlanAdvice
 from sigdeg.planning.spectrum import Spectrum
+from sigdeg.planning.theory.budget import Accounting
+from sigdeg.planning.theory.recommend import PlanAdvice
 
 __all__ = ["describe", "grid_json", "grid_lines", "plan_json", "plan_lines", "verdict"]
 

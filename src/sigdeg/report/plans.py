@@ -13,9 +13,9 @@ from matplotlib.ticker import FuncFormatter, MaxNLocator, NullLocator
 from numpy.typing import NDArray
 from torch import Tensor
 
-from sigdeg.planning.phase import Phase
 from sigdeg.planning.plans import Plan, fold, plan_steps
 from sigdeg.planning.spectrum import Spectrum
+from sigdeg.planning.theory.phase import Phase
 from sigdeg.report.plots import WIDTH, panel_columns, save
 from sigdeg.report.style import INK, METHODS, MUTED, use_style
 from sigdeg.schedule import Schedule

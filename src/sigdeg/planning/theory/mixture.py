@@ -27,7 +27,8 @@ from scipy.optimize import least_squares
 from scipy.special import softmax
 
 from sigdeg.errors import SigdegError
-from sigdeg.planning.operators import Array, StepSchedule
+from sigdeg.planning.spectrum import Floats
+from sigdeg.planning.theory.operators import StepSchedule
 
 __all__ = ["MixtureTeacher", "accumulated_error"]
 
@@ -60,20 +61,20 @@ class MixtureTeacher:
         if min(*self.weights, *self.stds) <= 0 or abs(sum(self.weights) - 1) > 1e-9:
             raise SigdegError("weights must be positive with sum 1, standard deviations positive")
 
-    def components(self, t: int) -> tuple[Array, Array]:
+    def components(self, t: int) -> tuple[Floats, Floats]:
         r"""Means $\alpha_t \mu_k$ and variances $\alpha_t^2 s_k^2 + \sigma_t^2$, shape (K,)."""
         if not 0 <= t <= self.schedule.steps:
             raise SigdegError(f"t must lie in 0..{self.schedule.steps}, got {t}")
         a, s = self.schedule.alpha[t], self.schedule.sigma[t]
         return a * np.array(self.means), (a * np.array(self.stds)) ** 2 + s**2
 
-    def log_joint(self, t: int, z: Array) -> Array:
+    def log_joint(self, t: int, z: Floats) -> Floats:
         r"""$\log w_k N(z; \cdot)$ of every component at time t, shape (n, K)."""
         mean, variance = self.components(t)
         square = (z[:, None] - mean) ** 2 / variance
         return np.log(self.weights) - (square + np.log(2 * np.pi * variance)) / 2
 
-    def grid(self, t: int) -> tuple[Array, Array]:
+    def grid(self, t: int) -> tuple[Floats, Floats]:
         """Evenly spaced points over the marginal at time t and their weights, with sum 1."""
         mean, variance = self.components(t)
         reach = REACH * np.sqrt(variance)
@@ -81,7 +82,7 @@ class MixtureTeacher:
         density = np.exp(self.log_joint(t, z)).sum(1)
         return z, density / density.sum()
 
-    def step(self, t: int, z: Array) -> tuple[Array, Array]:
+    def step(self, t: int, z: Floats) -> tuple[Floats, Floats]:
         """One DDIM step from t > 0 to t - 1 and its derivative, both with shape (n,)."""
         mean, variance = self.components(t)
         a, s = self.schedule.alpha, self.schedule.sigma
@@ -96,7 +97,7 @@ class MixtureTeacher:
         c = a[t - 1] - a[t] * keep
         return keep * z + c * denoised, keep + c * a[t] / s[t] ** 2 * spread
 
-    def rollout(self, t: int, z: ArrayLike) -> tuple[Array, Array]:
+    def rollout(self, t: int, z: ArrayLike) -> tuple[Floats, Floats]:
         """All steps from t to 0 and the derivative of the whole, both with shape (n,)."""
         x = np.asarray(z, dtype=np.float64)
         slope = np.ones_like(x)
@@ -145,16 +146,16 @@ class MixtureTeacher:
         u = z / unit
         basis = np.stack([np.ones_like(u), u, u**2], 1)
 
-        def parts(parameters: Array) -> tuple[Array, Array, Array]:
+        def parts(parameters: Floats) -> tuple[Floats, Floats, Floats]:
             free, affine = np.split(parameters, [3 * (experts - 1)])
             logits = np.concatenate([np.zeros((3, 1)), free.reshape(3, -1)], 1)
             gates, values = softmax(basis @ logits, axis=1), basis[:, :2] @ affine.reshape(2, -1)
             return gates, values, (gates * values).sum(1)
 
-        def residual(parameters: Array) -> Array:
+        def residual(parameters: Floats) -> Floats:
             return np.asarray((parts(parameters)[2] - target) * scale[:, 0])
 
-        def jacobian(parameters: Array) -> Array:
+        def jacobian(parameters: Floats) -> Floats:
             gates, values, total = parts(parameters)
             logit = (gates * (values - total[:, None]))[:, None, 1:] * basis[:, :, None]
             affine = gates[:, None, :] * basis[:, :2, None]

@@ -22,11 +22,20 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from sigdeg.errors import SigdegError, check_choice
-from sigdeg.planning.operators import Array, gamma, w2
-from sigdeg.planning.plans import Plan, check_operators, evaluate, hybrid, merges
-from sigdeg.planning.programmes import hybrid_operators
+from sigdeg.planning.plans import Plan, hybrid, merges, vanilla
+from sigdeg.planning.spectrum import Floats
+from sigdeg.planning.theory.operators import check_operators, final_operator, gamma, w2
+from sigdeg.planning.theory.programmes import hybrid_operators
 
-__all__ = ["Accounting", "Prediction", "best_hybrid", "plan_cost", "predict", "training_time"]
+__all__ = [
+    "Accounting",
+    "Outcome",
+    "best_hybrid",
+    "one_shot_budget",
+    "plan_cost",
+    "predict",
+    "training_time",
+]
 
 Accounting = Literal["equal-s", "equal-steps", "equal-compute"]
 
@@ -51,8 +60,13 @@ def training_time(plan: Plan, budget: float, accounting: Accounting = "equal-s")
     return budget / (count if accounting == "equal-steps" else plan_cost(plan))
 
 
+def one_shot_budget(steps: int, s: float, accounting: Accounting = "equal-s") -> float:
+    """What the one-shot student of T steps spends in a training time s."""
+    return s * (plan_cost(vanilla(steps)) if accounting == "equal-compute" else 1)
+
+
 @dataclass(frozen=True)
-class Prediction:
+class Outcome:
     r"""What a plan is expected to reach.
 
     Arguments:
@@ -66,7 +80,7 @@ class Prediction:
     plan: Plan
     s: float
     retention: tuple[float, float]
-    operator: Array
+    operator: Floats
     distance: float
 
 
@@ -77,16 +91,19 @@ def predict(
     target: ArrayLike,
     budget: float,
     accounting: Accounting = "equal-s",
-) -> Prediction:
+    weight: ArrayLike | None = None,
+) -> Outcome:
     r"""Predict the outcome of a plan.
 
     Arguments:
         plan: The plan.
         operators: $A_t$, shape (T,) or (T, d).
-        n2: $n_t^2$, same shape; its last row weights the distance.
+        n2: $n_t^2$, same shape.
         target: The operator to come near to, shape (d,).
         budget: The budget, see `accounting`.
         accounting: How the budget is spent.
+        weight: Weights of the squared distance, shape (d,): $n_T^2$ by default, times the
+            multiplicities of directions that are given once.
 
     Raises:
         SigdegError: If the arguments do not fit each other.
@@ -94,11 +111,11 @@ def predict(
     variance = np.asarray(n2, dtype=np.float64)
     s = training_time(plan, budget, accounting)
     gammas = gamma(variance, s)
-    operator = evaluate(plan, operators, gammas)
+    operator = final_operator(plan, operators, gammas)
     used = gammas[sorted({merge.stop - 1 for merge in merges(plan)})]
     retention = (float(used.min(initial=1.0)), float(used.max(initial=0.0)))
-    distance = float(w2(operator, target, variance[-1]))
-    return Prediction(plan, s, retention, operator, distance)
+    distance = float(w2(operator, target, variance[-1] if weight is None else weight))
+    return Outcome(plan, s, retention, operator, distance)
 
 
 def best_hybrid(
@@ -107,19 +124,18 @@ def best_hybrid(
     target: ArrayLike,
     budget: float,
     accounting: Accounting = "equal-s",
-) -> tuple[int, Prediction]:
-    """The best m of `hybrid(T, m)` and its prediction, when s depends on the plan, in O(T^2 d).
+    weight: ArrayLike | None = None,
+) -> tuple[int, Outcome]:
+    """The best m of `hybrid(T, m)` and its outcome.
 
+    A scan in O(T d) where every merge has the same s, in O(T^2 d) where s depends on the plan.
     Arguments and errors as `predict`.
     """
     variance = np.asarray(n2, dtype=np.float64)
     a, _ = check_operators(operators, gamma(variance, 0.0))
-    steps = len(a)
+    last, steps = variance[-1], len(a)
     times = [training_time(hybrid(steps, m), budget, accounting) for m in range(1, steps + 1)]
-    last = variance[-1]
-    reached = [
-        float(w2(hybrid_operators(a, gamma(last, s))[row], target, last))
-        for row, s in enumerate(times)
-    ]
-    m = int(np.argmin(reached)) + 1
-    return m, predict(hybrid(steps, m), a, variance, target, budget, accounting)
+    tables = {s: hybrid_operators(a, gamma(last, s)) for s in set(times)}
+    reached = np.stack([tables[s][row] for row, s in enumerate(times)]).reshape(steps, -1)
+    m = 1 + int(w2(reached, target, last if weight is None else weight).argmin())
+    return m, predict(hybrid(steps, m), a, variance, target, budget, accounting, weight)

@@ -21,8 +21,8 @@ from numpy.typing import ArrayLike
 from torch import Tensor
 
 from sigdeg.errors import SigdegError
-from sigdeg.planning.operators import Array
-from sigdeg.planning.sde import FineSDE, LinearStudent
+from sigdeg.planning.linear import FineSDE, LinearStudent
+from sigdeg.planning.spectrum import Floats
 
 __all__ = ["PlannedGrid", "dp_grid", "shortest_path", "warped_points"]
 
@@ -156,7 +156,7 @@ def dp_grid(
     return PlannedGrid(tuple(best), torch.from_numpy(sde.times[best[::-1]]), cost)
 
 
-def _excess(sde: FineSDE, table: tuple[Array, Array]) -> Array:
+def _excess(sde: FineSDE, table: tuple[Floats, Floats]) -> Floats:
     r"""$P_l^2 (a^2 n_r^2 + q - n_l^2)$: what every step adds to V_0, shape (N + 1, N + 1, d)."""
     gain, noise = table
     survives = np.cumprod(np.vstack([np.ones_like(sde.variance[0]), sde.A**2]), axis=0)
@@ -168,18 +168,18 @@ def _excess(sde: FineSDE, table: tuple[Array, Array]) -> Array:
     return excess
 
 
-def _march(sde: FineSDE, table: tuple[Array, Array], points: ArrayLike) -> Array:
+def _march(sde: FineSDE, table: tuple[Floats, Floats], points: ArrayLike) -> Floats:
     r"""Variance of a student's samples on grids (\*, K + 1), its steps from the table, (\*, d)."""
     gain, noise = table
     grids = np.asarray(points)
-    variance: Array = sde.variance[-1]
+    variance: Floats = sde.variance[-1]
     for i in range(grids.shape[-1] - 1, 0, -1):
         left, right = grids[..., i - 1], grids[..., i]
         variance = gain[left, right] * variance + noise[left, right]
     return variance
 
 
-def _shift_runs(sde: FineSDE, table: tuple[Array, Array], points: list[int]) -> list[int]:
+def _shift_runs(sde: FineSDE, table: tuple[Floats, Floats], points: list[int]) -> list[int]:
     """Shift runs of neighbouring times by one fine step, the best first, until none helps.
 
     The optimum is a flat valley along which neighbours move together.
@@ -201,7 +201,7 @@ def _shift_runs(sde: FineSDE, table: tuple[Array, Array], points: list[int]) -> 
 
 
 def _move_times(
-    sde: FineSDE, table: tuple[Array, Array], points: list[int]
+    sde: FineSDE, table: tuple[Floats, Floats], points: list[int]
 ) -> tuple[float, list[int]]:
     """Move one time after the other to its best place until none moves."""
     gain, noise = table

@@ -23,24 +23,28 @@ from typing import Literal
 
 import numpy as np
 import torch
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike
 
 from sigdeg.errors import SigdegError, check_choice, check_least
+from sigdeg.planning.plans import Plan, fold, plan_steps
+from sigdeg.planning.spectrum import Floats
 from sigdeg.schedule import Cosine, Schedule, VPLinear
 
 __all__ = [
-    "Array",
+    "SCHEDULES",
     "StepSchedule",
+    "check_operators",
     "composites",
     "data_target",
     "discretise",
+    "final_operator",
     "gamma",
     "teacher_ops",
     "w2",
     "windows",
 ]
 
-Array = NDArray[np.float64]
+SCHEDULES: dict[str, Schedule] = {"cosine": Cosine(), "vp": VPLinear()}
 
 
 @dataclass(frozen=True)
@@ -55,8 +59,8 @@ class StepSchedule:
         SigdegError: If they are not such sequences.
     """
 
-    alpha: Array
-    sigma: Array
+    alpha: Floats
+    sigma: Floats
 
     def __post_init__(self) -> None:
         a, s = self.alpha, self.sigma
@@ -92,16 +96,15 @@ def discretise(schedule: Schedule | Literal["cosine", "vp"], steps: int) -> Step
     """
     check_least(steps, 1, "steps")
     if isinstance(schedule, str):
-        kinds: dict[str, Schedule] = {"cosine": Cosine(), "vp": VPLinear()}
-        check_choice(schedule, kinds, "schedule")
-        schedule = kinds[schedule]
+        check_choice(schedule, SCHEDULES, "schedule")
+        schedule = SCHEDULES[schedule]
     t = torch.linspace(0, 1, steps + 1, dtype=torch.float64)
     alpha, sigma = schedule.alpha(t).numpy().copy(), schedule.sigma(t).numpy().copy()
     alpha[0], sigma[0] = 1, 0
     return StepSchedule(alpha, sigma)
 
 
-def teacher_ops(schedule: StepSchedule, spectrum: ArrayLike) -> tuple[Array, Array]:
+def teacher_ops(schedule: StepSchedule, spectrum: ArrayLike) -> tuple[Floats, Floats]:
     r"""The teacher's DDIM operators and the variances of their inputs.
 
     Arguments:
@@ -122,7 +125,7 @@ def teacher_ops(schedule: StepSchedule, spectrum: ArrayLike) -> tuple[Array, Arr
     return (a[:-1] * a[1:] * lam + s[:-1] * s[1:]) / n2, n2
 
 
-def gamma(n2: ArrayLike, s: float) -> Array:
+def gamma(n2: ArrayLike, s: float) -> Floats:
     r"""What is left of the initialisation after training, $\gamma = e^{-2 s n^2}$, as shape of n2.
 
     The loss is $E\|a z - target\|^2$, summed over directions, minimised by gradient descent at a
@@ -137,7 +140,66 @@ def gamma(n2: ArrayLike, s: float) -> Array:
     return np.exp(-2 * s * np.asarray(n2, dtype=np.float64))
 
 
-def composites(operators: Array) -> Array:
+def check_operators(operators: ArrayLike, gammas: ArrayLike) -> tuple[Floats, Floats]:
+    """Operators and gammas in float64, of one shape (T,) or (T, d).
+
+    Raises:
+        SigdegError: If shapes differ, an operator is negative or a gamma is not in [0, 1].
+    """
+    a, g = np.asarray(operators, dtype=np.float64), np.asarray(gammas, dtype=np.float64)
+    if a.shape != g.shape or a.ndim not in (1, 2) or a.size == 0:
+        raise SigdegError(
+            f"operators and gammas must share a shape (T,) or (T, d), got {a.shape} and {g.shape}"
+        )
+    if not (np.isfinite(a) & (a >= 0)).all():
+        raise SigdegError("operators must be finite and not negative")
+    if not ((g >= 0) & (g <= 1)).all():
+        raise SigdegError("gammas must lie in [0, 1]")
+    return a, g
+
+
+def final_operator(
+    plan: Plan,
+    operators: ArrayLike,
+    gammas: ArrayLike,
+    init: Literal["current", "teacher"] = "current",
+) -> Floats:
+    r"""The operator that a plan ends with.
+
+    Arguments:
+        plan: The plan.
+        operators: The teacher's $A_t$, row t - 1 of shape (T,) or (T, d).
+        gammas: $\gamma_t$ of a merge with input time t, same shape.
+        init: What a student starts as: the `current` operator of its input time, or the `teacher`'s
+            original step $A_t$ there.
+
+    Returns:
+        The operator X from time T to 0, a scalar or with shape (d,).
+
+    Raises:
+        SigdegError: If the plan is broken, or operators and gammas are not of its size.
+    """
+    a, g = check_operators(operators, gammas)
+    if plan_steps(plan) != len(a):
+        raise SigdegError(f"the plan merges {plan_steps(plan)} steps, the operators are {len(a)}")
+    return merged(plan, a, g, init)
+
+
+def merged(
+    plan: Plan, a: Floats, g: Floats, init: Literal["current", "teacher"] = "current"
+) -> Floats:
+    """`final_operator` of what has been checked."""
+
+    def merge(children: list[Floats], time: int) -> Floats:
+        *others, right = children
+        start = right if init == "current" else a[time - 1]
+        keep = g[time - 1]
+        return np.asarray((1 - keep) * np.prod(others, axis=0) * right + keep * start)
+
+    return np.asarray(fold(plan, lambda t: a[t - 1], merge))
+
+
+def composites(operators: Floats) -> Floats:
     r"""Products of consecutive operators, $C_{lr} = \prod_{t=l+1}^{r} A_t$.
 
     Returns:
@@ -149,12 +211,12 @@ def composites(operators: Array) -> Array:
     return total
 
 
-def data_target(spectrum: ArrayLike, n2: Array) -> Array:
+def data_target(spectrum: ArrayLike, n2: Floats) -> Floats:
     r"""The exact flow's operator from noise to data, $n_0 / n_T = \sqrt{\lambda} / n_T$."""
     return np.asarray(np.sqrt(np.asarray(spectrum, dtype=np.float64) / n2[-1]))
 
 
-def w2(first: ArrayLike, second: ArrayLike, variance: ArrayLike = 1.0) -> Array:
+def w2(first: ArrayLike, second: ArrayLike, variance: ArrayLike = 1.0) -> Floats:
     r"""Wasserstein-2 distance of the outputs of two diagonal operators.
 
     $$ W_2^2 = \sum_k n_{T,k}^2 (|X_k| - |X'_k|)^2 $$

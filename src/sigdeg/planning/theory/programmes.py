@@ -1,4 +1,4 @@
-r"""Dynamic programme over all plans in one direction, and the scan over the hybrid family.
+r"""Dynamic programme over all plans in one direction, and the hybrid family in one product.
 
 Two states for the steps (l, r]: $X_{lr}$, one distilled operator, and $Y_{lr}$, a product of any
 distilled operators that tile it. With $l < m < r$,
@@ -15,20 +15,46 @@ References:
 
 from __future__ import annotations
 
-from typing import Literal, NamedTuple
+import functools
+from collections.abc import Iterator
+from typing import Literal
 
 import numpy as np
 from numpy.lib.stride_tricks import as_strided
 from numpy.typing import ArrayLike
 
-from sigdeg.errors import SigdegError, check_choice
-from sigdeg.planning.operators import Array, w2
-from sigdeg.planning.pareto import dp_pareto
-from sigdeg.planning.plans import Plan, check_operators, hybrid, plan_from_intervals
+from sigdeg.errors import SigdegError, check_choice, check_least
+from sigdeg.planning.plans import Plan, plan_from_intervals
+from sigdeg.planning.spectrum import Floats
+from sigdeg.planning.theory.operators import check_operators
+from sigdeg.planning.theory.pareto import dp_pareto
 
-__all__ = ["HybridScan", "dp_scalar", "hybrid_operators", "scan_hybrid"]
+__all__ = ["all_plans", "dp_scalar", "hybrid_operators"]
 
 CACHE = 32768  # float64 values a block of rows may take, to stay in a core's cache
+
+
+def all_plans(steps: int) -> Iterator[Plan]:
+    """Every plan; there are 1, 1, 3, 11, 45, 197, 903, 4279, ... (little Schroeder numbers)."""
+    check_least(steps, 1, "steps")
+
+    @functools.cache
+    def trees(start: int, stop: int) -> list[Plan]:
+        if stop - start == 1:
+            return [stop]
+        return [
+            (first, *rest)
+            for middle in range(start + 1, stop)
+            for first in trees(start, middle)
+            for rest in rows(middle, stop)
+        ]
+
+    def rows(start: int, stop: int) -> list[tuple[Plan, ...]]:
+        # As one block, or as the children of a merge taken one by one.
+        blocks = trees(start, stop)
+        return [(b,) for b in blocks] + [b for b in blocks if isinstance(b, tuple)]
+
+    yield from trees(0, steps)
 
 
 def dp_scalar(
@@ -72,7 +98,7 @@ def dp_scalar(
     return float(x[-1, 0]), trace(x, y, g, sign)
 
 
-def one_sided(a: Array, g: Array, sign: int) -> tuple[Array, Array]:
+def one_sided(a: Floats, g: Floats, sign: int) -> tuple[Floats, Floats]:
     """The best X[l, r] at x[r, l] and Y[l, r] at y[l, r]; sign 1 minimises, -1 maximises.
 
     With these layouts the split m runs along a row of both factors, and all intervals of one length
@@ -107,7 +133,7 @@ def one_sided(a: Array, g: Array, sign: int) -> tuple[Array, Array]:
     return x, y
 
 
-def trace(x: Array, y: Array, g: Array, sign: int) -> Plan:
+def trace(x: Floats, y: Floats, g: Floats, sign: int) -> Plan:
     """The plan behind the tables of `one_sided`: the winning split of each state is found again."""
     intervals = []
     todo = [(True, 0, len(g))]
@@ -128,19 +154,13 @@ def trace(x: Array, y: Array, g: Array, sign: int) -> Plan:
     return plan_from_intervals(len(g), intervals)
 
 
-class HybridScan(NamedTuple):
-    """The best plan of the hybrid family, its m, its W2 distance, and the distances of all m."""
-
-    plan: Plan
-    m: int
-    distance: float
-    distances: Array
-
-
-def hybrid_operators(operators: Array, keep: Array) -> Array:
+def hybrid_operators(operators: Floats, keep: Floats) -> Floats:
     r"""The operators of `hybrid(T, m)` for m = 1, ..., T, all trained at input time T.
 
     $$ X_m = A_T\, f_\gamma\Big(\prod_{t=T-m+1}^{T-1} A_t\Big) \prod_{t \le T-m} f_\gamma(A_t) $$
+
+    In nearly every spectrum tried the best of all plans lies in this family, which goes from BOOT
+    (m = 1) to vanilla (m = T).
 
     Arguments:
         operators: $A_t$, shape (T, \*).
@@ -154,27 +174,3 @@ def hybrid_operators(operators: Array, keep: Array) -> Array:
     vanilla = np.concatenate([one, np.cumprod(inner[::-1], axis=0)])
     boot = np.concatenate([one, np.cumprod((1 - keep) * inner + keep, axis=0)])[::-1]
     return np.asarray(last * ((1 - keep) * vanilla + keep) * boot)
-
-
-def scan_hybrid(
-    operators: ArrayLike, gammas: ArrayLike, target: ArrayLike, variance: ArrayLike = 1.0
-) -> HybridScan:
-    r"""The best of the T plans `hybrid(T, m)` in O(T d).
-
-    In every spectrum tried the best of all plans lies in this family, which goes from BOOT (m = 1)
-    to vanilla (m = T).
-
-    Arguments:
-        operators: $A_t$, shape (T,) or (T, d).
-        gammas: $\gamma_t$, same shape; only the last row counts.
-        target: The operator to come near to, shape (d,).
-        variance: $n_T^2$ of the input, shape (d,) or a scalar.
-
-    Raises:
-        SigdegError: If the shapes do not fit.
-    """
-    a, g = check_operators(operators, gammas)
-    a, g = a.reshape(len(a), -1), g.reshape(len(g), -1)
-    distances = w2(hybrid_operators(a, g[-1]), target, variance)
-    m = int(distances.argmin()) + 1
-    return HybridScan(hybrid(len(a), m), m, float(distances[m - 1]), distances)

@@ -1,6 +1,6 @@
 r"""Dynamic programme over all plans for many directions: a set of vectors a state.
 
-The states and updates are those of `sigdeg.planning.programmes`, with vectors in $R^d$. In a
+The states and updates are those of `sigdeg.planning.theory.programmes`, with vectors in $R^d$. In a
 direction where no plan can undercut the target smaller is better, where none can exceed it larger
 is better, and elsewhere two states compare only when they agree; a state that another one equals
 or beats in every direction is dropped. Without `eps` and `cap` this is exact, but the sets explode
@@ -20,30 +20,23 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from sigdeg.errors import SigdegError
-from sigdeg.planning.operators import Array, composites, w2
-from sigdeg.planning.plans import (
-    Plan,
-    check_operators,
-    evaluate,
-    merges,
-    plan_from_intervals,
-    seq_boot,
-    vanilla,
-)
+from sigdeg.planning.plans import Plan, merges, plan_from_intervals, seq_boot, vanilla
+from sigdeg.planning.spectrum import Floats
+from sigdeg.planning.theory.operators import check_operators, composites, merged, w2
 
 __all__ = ["Found", "dp_greedy", "dp_pareto", "local_search"]
 
 REWEIGHTINGS = 8  # a beam keeps the best under as many weightings of the directions
 
 Indices = NDArray[np.int64]
-Thin = Callable[[Array, int, int], Indices]
+Thin = Callable[[Floats, int, int], Indices]
 
 
 class Found(NamedTuple):
     """A plan, its operator with shape (d,), and its W2 distance to the target."""
 
     plan: Plan
-    operator: Array
+    operator: Floats
     distance: float
 
 
@@ -54,7 +47,7 @@ class States(NamedTuple):
     states of (m, r] and (l, m], or `right` the row of that X.
     """
 
-    values: Array
+    values: Floats
     split: Indices
     right: Indices
     left: Indices
@@ -64,7 +57,7 @@ class States(NamedTuple):
         return States(self.values[rows], self.split[rows], self.right[rows], self.left[rows])
 
 
-def programme(a: Array, g: Array, thin: Thin) -> tuple[Array, Callable[[int], Plan]]:
+def programme(a: Floats, g: Floats, thin: Thin) -> tuple[Floats, Callable[[int], Plan]]:
     """Run the updates, thinning each state's vectors; return the root's and a way back."""
     steps = len(a)
     x: dict[tuple[int, int], States] = {}
@@ -78,11 +71,11 @@ def programme(a: Array, g: Array, thin: Thin) -> tuple[Array, Callable[[int], Pl
             pairs = [grid(x[m, stop], y[start, m], m) for m in range(start + 1, stop)]
             right, left, split, i, j = (np.concatenate(part) for part in zip(*pairs, strict=True))
             keep = g[stop - 1]
-            merged = States(right * ((1 - keep) * left + keep), split, i, j)
-            merged = merged.take(thin(merged.values, start, stop))
-            x[start, stop] = merged
-            zeros = np.zeros(len(merged.values), dtype=np.int64)
-            whole = States(merged.values, zeros, np.arange(len(zeros)), zeros)
+            joined = States(right * ((1 - keep) * left + keep), split, i, j)
+            joined = joined.take(thin(joined.values, start, stop))
+            x[start, stop] = joined
+            zeros = np.zeros(len(joined.values), dtype=np.int64)
+            whole = States(joined.values, zeros, np.arange(len(zeros)), zeros)
             tiles = States(right * left, split, i, j)
             both = States(*(np.concatenate(part) for part in zip(whole, tiles, strict=True)))
             y[start, stop] = both.take(thin(both.values, start, stop))
@@ -106,7 +99,9 @@ def programme(a: Array, g: Array, thin: Thin) -> tuple[Array, Callable[[int], Pl
     return x[0, steps].values, plan
 
 
-def grid(right: States, left: States, split: int) -> tuple[Array, Array, Indices, Indices, Indices]:
+def grid(
+    right: States, left: States, split: int
+) -> tuple[Floats, Floats, Indices, Indices, Indices]:
     """Every pair of states: both vectors, the split, and both rows."""
     i, j = (v.ravel() for v in np.indices((len(right.values), len(left.values))))
     return right.values[i], left.values[j], np.full(len(i), split), i, j
@@ -146,7 +141,7 @@ def dp_pareto(
         raise SigdegError("signs must be -1, 0 or 1, one a direction")
     rank = ranking(a, goal) if cap is not None else None
 
-    def thin(values: Array, start: int, stop: int) -> Indices:
+    def thin(values: Floats, start: int, stop: int) -> Indices:
         cells = np.floor(np.log(values) / eps) if eps > 0 else values
         rows = undominated(cells, order)
         if rank is None or cap is None or len(rows) <= cap:
@@ -168,7 +163,7 @@ def dp_greedy(
     a, g, goal = check_vectors(operators, gammas, target)
     total = composites(a)
 
-    def thin(values: Array, start: int, stop: int) -> Indices:
+    def thin(values: Floats, start: int, stop: int) -> Indices:
         return np.asarray(((values - total[start, stop]) ** 2).sum(1).argmin(keepdims=True))
 
     return nearest(*programme(a, g, thin), goal, variance)
@@ -176,7 +171,7 @@ def dp_greedy(
 
 def check_vectors(
     operators: ArrayLike, gammas: ArrayLike, target: ArrayLike
-) -> tuple[Array, Array, Array]:
+) -> tuple[Floats, Floats, Floats]:
     """Operators and gammas of shape (T, d) and a target of shape (d,), all positive."""
     a, g = check_operators(operators, gammas)
     goal = np.asarray(target, dtype=np.float64)
@@ -190,7 +185,7 @@ def check_vectors(
 
 
 def nearest(
-    values: Array, plan: Callable[[int], Plan], target: Array, variance: ArrayLike
+    values: Floats, plan: Callable[[int], Plan], target: Floats, variance: ArrayLike
 ) -> Found:
     """The root's vector nearest to the target."""
     distances = w2(values, target, variance)
@@ -198,16 +193,16 @@ def nearest(
     return Found(plan(row), values[row], float(distances[row]))
 
 
-def preferred(a: Array, g: Array, target: Array) -> NDArray[np.int64]:
+def preferred(a: Floats, g: Floats, target: Floats) -> NDArray[np.int64]:
     """Where smaller (-1) or larger (1) is better for sure: no plan gets past the target."""
     steps, slack = len(a), 1e-12
-    low, high = evaluate(seq_boot(steps), a, g), evaluate(vanilla(steps), a, g)
+    low, high = merged(seq_boot(steps), a, g), merged(vanilla(steps), a, g)
     falls = (a[:-1] <= 1).all(0) & (target <= low * (1 + slack))
     rises = (a[:-1] >= 1).all(0) & (target >= high * (1 - slack))
     return np.where(falls, -1, np.where(rises, 1, 0))
 
 
-def ranking(a: Array, target: Array) -> Callable[[Array, int, int], Array]:
+def ranking(a: Floats, target: Floats) -> Callable[[Floats, int, int], Floats]:
     r"""Scores $\sum_k w_k\, target_k^2 (\log x_k - \log C_{lr,k})^2$, one row a weighting w.
 
     The first weighting is 1, the others are random.
@@ -217,13 +212,13 @@ def ranking(a: Array, target: Array) -> Callable[[Array, int, int], Array]:
     weights[0] = 1
     weights *= target**2
 
-    def rank(values: Array, start: int, stop: int) -> Array:
+    def rank(values: Floats, start: int, stop: int) -> Floats:
         return np.asarray(weights @ ((np.log(values) - total[start, stop]) ** 2).T)
 
     return rank
 
 
-def undominated(cells: Array, signs: NDArray[np.int64]) -> Indices:
+def undominated(cells: Floats, signs: NDArray[np.int64]) -> Indices:
     """Rows that no other row equals or beats in every direction; of equal rows, one."""
     # A direction without preference counts in both senses: only equal cells compare.
     free = cells[:, signs == 0]
@@ -257,7 +252,7 @@ def local_search(
 
     def found(spans: set[tuple[int, int]]) -> Found:
         tree = plan_from_intervals(steps, spans)
-        operator = evaluate(tree, a, g)
+        operator = merged(tree, a, g)
         return Found(tree, operator, float(w2(operator, goal, variance)))
 
     spans = {(start, stop) for start, stop, _ in merges(plan)}

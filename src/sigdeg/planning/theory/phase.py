@@ -12,11 +12,11 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from sigdeg.errors import SigdegError
-from sigdeg.planning.budget import Accounting
-from sigdeg.planning.operators import Array, StepSchedule, gamma, teacher_ops, windows
-from sigdeg.planning.plans import Plan, canonical_plans, evaluate, hybrid
-from sigdeg.planning.programmes import dp_scalar, hybrid_operators
-from sigdeg.planning.recommend import merge_time
+from sigdeg.planning.plans import Plan, canonical_plans, hybrid
+from sigdeg.planning.spectrum import Floats
+from sigdeg.planning.theory.budget import Accounting, one_shot_budget, training_time
+from sigdeg.planning.theory.operators import StepSchedule, gamma, merged, teacher_ops, windows
+from sigdeg.planning.theory.programmes import dp_scalar, hybrid_operators
 
 __all__ = ["Phase", "phase_diagram"]
 
@@ -37,22 +37,22 @@ class Phase:
         accounting: What the plans share.
     """
 
-    eigenvalues: Array
-    times: Array
-    best: Array
-    canonical: dict[str, Array]
+    eigenvalues: Floats
+    times: Floats
+    best: Floats
+    canonical: dict[str, Floats]
     windows: tuple[float, float]
     accounting: Accounting
 
     @property
-    def kind(self) -> Array:
+    def kind(self) -> Floats:
         """0 where BOOT is best, 1 where a mixed plan is, 2 where vanilla is; shape (L, S)."""
         boot, one_shot = self.canonical["boot"], self.canonical["vanilla"]
         either = np.where(boot < one_shot * (1 - 1e-9) - ROUNDING, 0.0, 2.0)
         mixed = self.best < np.minimum(boot, one_shot) * (1 - 1e-9) - ROUNDING
         return np.where(mixed, 1.0, either)
 
-    def gain(self, over: str | None = None) -> Array:
+    def gain(self, over: str | None = None) -> Floats:
         """How many times nearer the best plan is than a canonical one (default: the worst).
 
         NaN where every plan is exact but for rounding: there is nothing to choose.
@@ -79,7 +79,7 @@ def phase_diagram(
         schedule: The schedule of T steps, at least 2.
         eigenvalues: $\lambda > 0$, shape (L,).
         times: Training times s > 0 of the one-shot student, shape (S,).
-        accounting: What the plans share with it, see `sigdeg.planning.budget`.
+        accounting: What the plans share with it, see `sigdeg.planning.theory.budget`.
 
     Raises:
         SigdegError: If there are not 2 to 128 steps, or a value is not positive.
@@ -93,18 +93,17 @@ def phase_diagram(
     shape = (len(lam), len(s))
     a, n2 = (np.repeat(v, len(s), axis=1) for v in teacher_ops(schedule, lam))
     exponent = n2 * np.tile(s, len(lam))
-    target = a.prod(axis=0)
+    target, budget = a.prod(axis=0), one_shot_budget(steps, 1.0, accounting)
 
-    def distance(operator: Array) -> Array:
+    def distance(operator: Floats) -> Floats:
         return np.asarray(np.abs(operator - target).reshape(shape))
 
-    def kept(plan: Plan) -> Array:
+    def kept(plan: Plan) -> Floats:
         """Gamma at every input time, shape (T, L S)."""
-        return gamma(exponent, merge_time(plan, 1.0, accounting))
+        return gamma(exponent, training_time(plan, budget, accounting))
 
     canonical = {
-        name: distance(evaluate(plan, a, kept(plan)))
-        for name, plan in canonical_plans(steps).items()
+        name: distance(merged(plan, a, kept(plan))) for name, plan in canonical_plans(steps).items()
     }
     rows = [hybrid_operators(a, kept(hybrid(steps, m))[-1])[m - 1] for m in range(1, steps + 1)]
     best = np.min([*map(distance, rows), *canonical.values()], axis=0)

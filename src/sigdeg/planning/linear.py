@@ -35,15 +35,15 @@ import torch
 from numpy.typing import ArrayLike
 
 from sigdeg.errors import SigdegError, check_choice, check_least
-from sigdeg.planning.operators import Array
+from sigdeg.planning.spectrum import Floats
 from sigdeg.schedule import Schedule, VPLinear
 
-__all__ = ["FineSDE", "FineStep", "LinearStudent", "Statistics"]
+__all__ = ["FineSDE", "FineStep", "LinearStudent", "StepStatistics"]
 
 FineStep = Literal["exact", "euler"]
 
 
-class Statistics(NamedTuple):
+class StepStatistics(NamedTuple):
     r"""Coarse steps of the fine SDE, d directions each.
 
     Arguments:
@@ -53,10 +53,10 @@ class Statistics(NamedTuple):
         R: Variance lost to a signature of this order, shape (\*, d).
     """
 
-    A: Array
-    c: Array
-    Q: Array
-    R: Array
+    A: Floats
+    c: Floats
+    Q: Floats
+    R: Floats
 
 
 @dataclass(frozen=True)
@@ -156,8 +156,8 @@ class FineSDE:
         for j in range(steps, 0, -1):
             self.variance[j - 1] = self.A[j - 1] ** 2 * self.variance[j] + self.b[j - 1] ** 2
 
-    def stats(self, left: int, right: int, order: int = 2) -> Statistics:
-        r"""Statistics of the coarse step from $t_r$ to $t_l$, see `Statistics`.
+    def stats(self, left: int, right: int, order: int = 2) -> StepStatistics:
+        r"""Statistics of the coarse step from $t_r$ to $t_l$, see `StepStatistics`.
 
         Arguments:
             left: Fine index l of its end, nearer to the data.
@@ -173,9 +173,9 @@ class FineSDE:
             )
         check_least(order, 1, "order")
         row = self._row(left, right, order, discrete_legendre(order, right - left))
-        return Statistics(*(value[-1] for value in row))
+        return StepStatistics(*(value[-1] for value in row))
 
-    def _row(self, left: int, right: int, order: int, basis: Array) -> Statistics:
+    def _row(self, left: int, right: int, order: int, basis: Floats) -> StepStatistics:
         """Statistics of the steps to `left` from left + 1, ..., right, by cumulative sums."""
         gain = np.cumprod(self.A[left:right], axis=0)
         kappa = self.b[left:right].copy()
@@ -184,15 +184,15 @@ class FineSDE:
         moments = np.stack([np.cumsum(kappa * j**p, axis=0) for p in range(order)], axis=1)
         c = basis[: right - left] @ moments
         Q = np.cumsum(kappa**2, axis=0)
-        return Statistics(gain, c, Q, np.maximum(Q - (c**2).sum(axis=1), 0))
+        return StepStatistics(gain, c, Q, np.maximum(Q - (c**2).sum(axis=1), 0))
 
     def _student_row(
         self,
         left: int,
         right: int,
         student: LinearStudent,
-        basis: Array,
-    ) -> tuple[Array, Array]:
+        basis: Floats,
+    ) -> tuple[Floats, Floats]:
         """Squared gain and noise variance of a student's steps to `left`, see `_row`."""
         a, c, _, lost = self._row(left, right, student.order, basis)
         if student.budget < math.inf:
@@ -212,7 +212,7 @@ class FineSDE:
         noise = (c**2).sum(axis=1)
         return a**2, noise + lost if student.residual_noise else noise
 
-    def student_table(self, student: LinearStudent) -> tuple[Array, Array]:
+    def student_table(self, student: LinearStudent) -> tuple[Floats, Floats]:
         """Squared gain and noise variance of a student's every coarse step.
 
         Returns:
@@ -229,7 +229,7 @@ class FineSDE:
 
     def student_variance(
         self, points: Sequence[int], student: LinearStudent | None = None
-    ) -> Array:
+    ) -> Floats:
         r"""Variance $V_0$ of a student's samples, from $V_l = a^2 V_r + \sum_k w_k^2$, shape (d,).
 
         Arguments:
@@ -241,7 +241,7 @@ class FineSDE:
         """
         student = student or LinearStudent()
         basis = discrete_legendre(student.order, self.steps)
-        variance: Array = self.variance[-1]
+        variance: Floats = self.variance[-1]
         for left, right in self._edges(points):
             gain, noise = self._student_row(left, right, student, basis)
             variance = gain[-1] * variance + noise[-1]
@@ -254,7 +254,7 @@ class FineSDE:
             raise SigdegError(f"grid points must increase from 0 to {self.steps}, got {grid}")
         return zip(grid[-2::-1], grid[:0:-1], strict=True)
 
-    def distance(self, variance: Array, to: Literal["teacher", "data"] = "teacher") -> Array:
+    def distance(self, variance: Floats, to: Literal["teacher", "data"] = "teacher") -> Floats:
         r"""$W_2 = (\sum_k (\sqrt{V_k} - \sqrt{V_k^*})^2)^{1/2}$ for variances V, shape (\*, d).
 
         Arguments:
@@ -265,7 +265,7 @@ class FineSDE:
             The distances, with shape (\*).
         """
         target = self.variance[0] if to == "teacher" else self.eigenvalues
-        square: Array = (np.sqrt(variance) - np.sqrt(target)) ** 2 @ self.multiplicity
+        square: Floats = (np.sqrt(variance) - np.sqrt(target)) ** 2 @ self.multiplicity
         return np.sqrt(square)
 
     def w2(
@@ -283,7 +283,7 @@ class FineSDE:
 
 
 @functools.cache
-def discrete_legendre(order: int, longest: int) -> Array:
+def discrete_legendre(order: int, longest: int) -> Floats:
     r"""From moments to projections on orthonormal polynomials over the points 1, ..., m.
 
     Row m - 1 is the lower triangular matrix that takes $\sum_{j \le m} j^p \kappa_j$, p < order, to

@@ -1,13 +1,12 @@
 r"""Plans carried out: linear students trained by stochastic gradient descent, merge after merge.
 
-The theory predicts what a plan ends with (`sigdeg.planning.predict`); this is the experiment beside
-it. A merge starts from the operator at its noise end and descends, for s / rate steps on batches of
-inputs $z_t$,
+The theory predicts what a plan ends with (`predict`); this is the experiment beside it. A merge
+starts from the operator at its noise end and descends, for s / rate steps on batches of inputs
+$z_t$,
 
 $$ a \leftarrow a - 2\, \mathrm{rate}\; \hat{E}[(a - P R) z z^\top], $$
 
-P R being the product of its children: the gradient flow of `sigdeg.planning.gamma` for a small
-rate.
+P R being the product of its children: the gradient flow of `gamma` for a small rate.
 
 References:
     Operator merging (arXiv 2505.16024): linear students of Gaussian trajectories.
@@ -22,8 +21,8 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from sigdeg.errors import SigdegError
-from sigdeg.planning.operators import Array
 from sigdeg.planning.plans import Plan, fold, plan_steps
+from sigdeg.planning.spectrum import Floats
 
 __all__ = ["train_plan"]
 
@@ -31,10 +30,10 @@ __all__ = ["train_plan"]
 def train_plan(
     plan: Plan,
     operators: ArrayLike,
-    draw: Callable[[int], Array],
+    draw: Callable[[int], Floats],
     s: float,
     rate: float = 1e-3,
-) -> Array:
+) -> Floats:
     r"""Train a linear student by a plan.
 
     Arguments:
@@ -59,7 +58,7 @@ def train_plan(
         )
     diagonal = a.ndim == 2
 
-    def merged(children: list[Array], time: int) -> Array:
+    def merged(children: list[Floats], time: int) -> Floats:
         student = children[-1]
         target = functools.reduce(np.multiply if diagonal else np.matmul, children)
         with np.errstate(over="ignore", invalid="ignore"):

@@ -9,15 +9,22 @@ the same one-shot student.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Literal, get_args
 
 import numpy as np
 
 from sigdeg.errors import SigdegError, check_choice
-from sigdeg.planning.budget import Accounting, Prediction, plan_cost, predict, training_time
-from sigdeg.planning.operators import (
-    Array,
+from sigdeg.planning.plans import canonical_plans, merges, vanilla
+from sigdeg.planning.spectrum import Spectrum
+from sigdeg.planning.theory.budget import (
+    Accounting,
+    Outcome,
+    best_hybrid,
+    one_shot_budget,
+    predict,
+)
+from sigdeg.planning.theory.operators import (
     StepSchedule,
     data_target,
     gamma,
@@ -25,20 +32,9 @@ from sigdeg.planning.operators import (
     w2,
     windows,
 )
-from sigdeg.planning.pareto import local_search
-from sigdeg.planning.plans import (
-    Plan,
-    canonical_plans,
-    evaluate,
-    hybrid,
-    merges,
-    plan_steps,
-    vanilla,
-)
-from sigdeg.planning.programmes import hybrid_operators
-from sigdeg.planning.spectrum import Spectrum
+from sigdeg.planning.theory.pareto import local_search
 
-__all__ = ["PlanAdvice", "Regime", "merge_time", "recommend_plan", "regime"]
+__all__ = ["PlanAdvice", "Regime", "recommend_plan", "regime"]
 
 Regime = Literal["boot", "vanilla", "mixed"]
 
@@ -72,7 +68,7 @@ class PlanAdvice:
     regime: Regime
     windows: tuple[float, float]
     accounting: Accounting
-    plans: dict[Accounting, dict[str, Prediction]]
+    plans: dict[Accounting, dict[str, Outcome]]
     teacher: float
 
     def winner(self, accounting: Accounting | None = None) -> str:
@@ -92,7 +88,7 @@ class PlanAdvice:
         return self.winner()
 
     @property
-    def best(self) -> Prediction:
+    def best(self) -> Outcome:
         """The recommended plan's prediction."""
         return self.plans[self.accounting][self.name]
 
@@ -137,22 +133,22 @@ def recommend_plan(
     a, n2 = teacher_ops(schedule, values)
     target, weight = a.prod(axis=0), n2[-1] * spectrum.multiplicity
     place = regime(schedule, spectrum)
-    plans: dict[Accounting, dict[str, Prediction]] = {}
+    plans: dict[Accounting, dict[str, Outcome]] = {}
     for kind in get_args(Accounting):
-        m = best_m(a, n2, target, weight, s, kind)
+        budget = one_shot_budget(steps, s, kind)
+        m, best = best_hybrid(a, n2, target, budget, kind, weight)
         considered = canonical_plans(steps)
-        considered.setdefault(hybrid_name(steps, m), hybrid(steps, m))
+        considered.setdefault(hybrid_name(steps, m), best.plan)
         if kind == "equal-s" and place == "mixed" and steps <= SEARCHED:
-            g, starts = gamma(n2, s), (hybrid(steps, m), vanilla(steps))
-            found = [local_search(start, a, g, target, weight) for start in starts]
+            starts = (best.plan, vanilla(steps))
+            found = [local_search(start, a, gamma(n2, s), target, weight) for start in starts]
             better = min(found, key=lambda f: f.distance)
-            if better.distance < WORTHWHILE * float(w2(evaluate(starts[0], a, g), target, weight)):
+            if better.distance < WORTHWHILE * best.distance:
                 considered["searched"] = better.plan
-        plans[kind] = {}
-        for name, plan in considered.items():
-            own = predict(plan, a, n2, target, merge_time(plan, s, kind))
-            distance = float(w2(own.operator, target, weight))  # with multiplicities
-            plans[kind][name] = replace(own, distance=distance)
+        plans[kind] = {
+            name: predict(plan, a, n2, target, budget, kind, weight)
+            for name, plan in considered.items()
+        }
     distance = float(w2(target, data_target(values, n2), weight))
     return PlanAdvice(place, windows(schedule), accounting, plans, distance)
 
@@ -160,19 +156,3 @@ def recommend_plan(
 def hybrid_name(steps: int, m: int) -> str:
     """`hybrid-M`, or the canonical plan that it is."""
     return "boot" if m <= 2 else "vanilla" if m == steps else f"hybrid-{m}"
-
-
-def merge_time(plan: Plan, s: float, accounting: Accounting) -> float:
-    """Training time of each merge of a plan that spends what the one-shot student spends in s."""
-    one_shot = plan_cost(vanilla(plan_steps(plan))) if accounting == "equal-compute" else 1
-    return training_time(plan, s * one_shot, accounting)
-
-
-def best_m(
-    a: Array, n2: Array, target: Array, weight: Array, s: float, accounting: Accounting
-) -> int:
-    """The best m of `hybrid(T, m)`, in O(T d) where all share one s, else in O(T^2 d)."""
-    steps = len(a)
-    times = [merge_time(hybrid(steps, m), s, accounting) for m in range(1, steps + 1)]
-    tables = {time: hybrid_operators(a, gamma(n2[-1], time)) for time in set(times)}
-    return 1 + int(np.argmin([w2(tables[t][i], target, weight) for i, t in enumerate(times)]))
