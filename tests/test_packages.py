@@ -97,3 +97,30 @@ def test_a_missing_extra_says_its_name(
     assert run.stderr == f"sigdeg: {hidden} is not installed: pip install 'sigdeg[{extra}]'\n"
     assert run.returncode == 2
     assert not list(tmp_path.iterdir())
+
+
+def test_sampling_costs_torch_and_nothing_heavier(tmp_path: Path) -> None:
+    code = """
+import sys, sigdeg
+assert "torch" not in sys.modules
+sigdeg.sample
+others = {name.partition(".")[0] for name in sys.modules} - sys.stdlib_module_names
+print(*sorted(name for name in others if not name.startswith("_")))
+"""
+    run = python(code, tmp_path, set())
+    assert run.returncode == 0, run.stderr
+    bare = python(
+        "import torch, tqdm, safetensors" + code[code.index("\nothers") :], tmp_path, set()
+    )
+    assert set(run.stdout.split()) <= {*bare.stdout.split(), "sigdeg"}
+
+
+def test_public_names_come_from_where_they_are_defined() -> None:
+    import sigdeg
+    from sigdeg import api
+
+    assert sorted(sigdeg.__all__) == sorted(api.__all__)
+    assert all(getattr(sigdeg, name) is getattr(api, name) for name in api.__all__)
+    assert set(api.__all__) <= set(dir(sigdeg))
+    with pytest.raises(AttributeError, match="module 'sigdeg' has no attribute 'nothing'"):
+        getattr(sigdeg, "nothing")  # noqa: B009
