@@ -115,6 +115,20 @@ print(*sorted(name for name in others if not name.startswith("_")))
     assert set(run.stdout.split()) <= {*bare.stdout.split(), "sigdeg"}
 
 
+def test_the_command_that_samples_loads_no_compiler(tmp_path: Path) -> None:
+    code = """
+import sys, torch
+from sigdeg.cli import main
+assert main("sample mnist -n 1 --steps 1 --no-progress --device cpu".split()) == 0
+assert "diffusers" in sys.modules
+assert not {"torch._dynamo", "matplotlib", "jinja2", "pooch", "tensorboard"} & {*sys.modules}
+assert torch.compiler.disable(lambda x: x + 1)(1) == 2
+assert "torch._dynamo" in sys.modules
+"""
+    run = python(code, tmp_path, set())
+    assert run.returncode == 0, run.stderr
+
+
 def test_public_names_come_from_where_they_are_defined() -> None:
     import sigdeg
     from sigdeg import api

@@ -208,11 +208,13 @@ def sample(
     from sigdeg.costs import check_room, tell_calls
     from sigdeg.experiments.output import check_unused, write_samples
     from sigdeg.model import Model
+    from sigdeg.networks import uncompiled
     from sigdeg.runs import fingerprint
     from sigdeg.training import resolve_device
 
     device = resolve_device(device)
-    model = Model.from_pretrained(student).to(device)
+    with uncompiled():
+        model = Model.from_pretrained(student).to(device)
     if label is not None and isinstance(model.conditions, Unconditional):
         raise SigdegError("this student knows no classes: leave --label out")
     request: dict[str, Any] = {} if label is None else {"label": label}

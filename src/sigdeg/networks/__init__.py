@@ -11,6 +11,7 @@ from sigdeg.networks.build import (
     count_parameters,
     network_config,
     set_null_class,
+    uncompiled,
 )
 from sigdeg.networks.classifier import Classifier, Mixer
 from sigdeg.networks.mlp import ModulatedMLP, ResidualMLP, sinusoidal
@@ -32,5 +33,6 @@ __all__ = [
     "network_config",
     "set_null_class",
     "sinusoidal",
+    "uncompiled",
     "widen",
 ]
