@@ -17,8 +17,8 @@ from sigdeg import EulerMaruyama, GaussianMixtureDenoiser, PartialSignature, VPL
 from sigdeg.cli import main
 from sigdeg.datasets import GaussianMixture1D
 from sigdeg.grids import fine_grid
+from sigdeg.response import response
 from sigdeg.signature import restriction
-from sigdeg.steps import response
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]

@@ -12,11 +12,12 @@ from sigdeg.denoiser import Denoiser, GaussianMixtureDenoiser
 from sigdeg.distillation import DistillConfig, distill
 from sigdeg.errors import SigdegError
 from sigdeg.networks import ResidualMLP
+from sigdeg.response import response
 from sigdeg.sampling import march, sample
 from sigdeg.schedule import EDM, Cosine, RectifiedFlow, Schedule, VPLinear
 from sigdeg.signature import PartialSignature
-from sigdeg.steps import EulerMaruyama, Exponential, response
-from sigdeg.student import SignatureStudent
+from sigdeg.steps import EulerMaruyama, Exponential
+from sigdeg.student import PlainStudent, SignatureStudent
 
 SCHEDULE = VPLinear()
 S = torch.tensor([[2.0, 0.9, 0.1], [0.9, 0.5, -0.1], [0.1, -0.1, 0.3]], dtype=torch.float64)
@@ -61,7 +62,7 @@ def test_it_looks_where_gaussian_data_would_be(fraction: float) -> None:
     What is left is the noise that so many coefficients do not tell, of the variance they lack.
     """
     start, end = (torch.tensor(v, dtype=torch.float64) for v in (0.8, 0.2))
-    at = student(nn.Identity(), 3, covariance=S, lookahead=fraction).looks_at(start, end)
+    at = student(nn.Identity(), 3, covariance=S, lookahead=fraction).response.looks_at(start, end)
     times = torch.cat([torch.linspace(0.8, at, 301), torch.linspace(at, 0.2, 301)[1:]]).double()
     lengths = -times.diff()
     dW = normal(1000, 600, 3) * lengths[:, None].sqrt()
@@ -89,13 +90,13 @@ def test_it_looks_where_the_signal_has_made_part_of_its_way(schedule: Schedule) 
     t = torch.tensor([0.9, 0.9, 0.4], dtype=torch.float64)
     s = torch.tensor([0.5, 0.0, 0.0], dtype=torch.float64)
     step = SignatureStudent(nn.Identity(), schedule, 3, lookahead=0.3)
-    at = step.looks_at(t, s)
+    at = step.response.looks_at(t, s)
     share, first, last = (
         schedule.alpha(q) / (schedule.alpha(q) ** 2 + schedule.sigma(q) ** 2).sqrt()
         for q in (at, t, s)
     )
     torch.testing.assert_close(share, first + 0.3 * (last - first))
-    assert float(step.looks_at(t[1], s[1])) == float(at[1])
+    assert float(step.response.looks_at(t[1], s[1])) == float(at[1])
 
 
 @pytest.mark.parametrize("std", [0.0, 0.7])
@@ -175,10 +176,10 @@ def test_comes_back(tmp_path: Path) -> None:
 
 def test_bad_lookahead() -> None:
     network = nn.Identity()
-    with pytest.raises(SigdegError, match=r"in \[0, 1\), got 1.0 and warm"):
+    with pytest.raises(SigdegError, match=r"in \[0, 1\), got 1.0"):
         student(network, 3, covariance=S, lookahead=1.0)
     with pytest.raises(SigdegError, match="plain"):
-        SignatureStudent(network, SCHEDULE, 3, kind="plain", lookahead=0.5)
+        PlainStudent(network, SCHEDULE, 3, lookahead=0.5)
     path = PartialSignature.sample(0.5, (2, 3), 6)
     with pytest.raises(SigdegError, match="needs the data's covariance or a data_std"):
         student(network, 3, data_std=0.0)(torch.zeros(2, 3), 1.0, 0.5, path)
@@ -193,16 +194,16 @@ def test_distilling_takes_the_covariance_of_the_teachers_samples(tmp_path: Path)
     options = {"device": "cpu", "progress": False, "judge": 0}
     teacher = Exponential(Gaussian(SCHEDULE))
     found = distill(step, teacher, tmp_path / "run", config, **options).student
-    assert step.stds is None  # the caller's student is left as it was
-    U, stds = found.directions, found.stds
+    assert step.response.stds is None  # the caller's student is left as it was
+    U, stds = found.response.directions, found.response.stds
     torch.testing.assert_close(U @ torch.diag(stds**2) @ U.T, S, rtol=0.1, atol=0.1)
     data = torch.randn(500, 3, generator=torch.Generator().manual_seed(2))
     own = {**options, "states": "data", "data": data, "paths": 0, "refinement": 2}
     found = distill(step, teacher, tmp_path / "data", config, **own).student
-    U, stds = found.directions, found.stds
+    U, stds = found.response.directions, found.response.stds
     torch.testing.assert_close(U @ torch.diag(stds**2) @ U.T, torch.cov(data.double().T))
     fresh = distill(step, teacher, tmp_path / "fresh", config, paths=0, held_out=500, **options)
-    U, stds = fresh.student.directions, fresh.student.stds
+    U, stds = fresh.student.response.directions, fresh.student.response.stds
     torch.testing.assert_close(U @ torch.diag(stds**2) @ U.T, S, rtol=0.2, atol=0.2)
 
 
@@ -214,7 +215,7 @@ def test_few_samples_give_a_standard_deviation(tmp_path: Path) -> None:
     teacher, data = Exponential(Gaussian(SCHEDULE)), torch.randn(6, 3)
     options = {"states": "data", "data": data, "device": "cpu", "progress": False}
     found = distill(step, teacher, tmp_path / "few", **work, **options).student
-    assert found.stds is None
+    assert found.response.stds is None
     assert found.data_std == pytest.approx(float(data.std()))
 
 
@@ -227,7 +228,7 @@ def test_the_rounds_of_a_plan_look_ahead_too(tmp_path: Path) -> None:
     found = distill(step, teacher, tmp_path / "plan", **work, **options).student
     assert found.steps == (2,)
     assert found.grid().tolist() == step.grid().tolist()
-    assert found.stds is not None
+    assert found.response.stds is not None
     loaded = SignatureStudent.from_pretrained(tmp_path / "plan" / "student")
     path = [PartialSignature.sample(-d, (2, 3), 2) for d in found.grid().diff()]
     x = torch.randn(2, 3)

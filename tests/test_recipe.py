@@ -70,8 +70,8 @@ def test_any_denoiser_has_a_student_that_learns_its_scale(tmp_path: Path) -> Non
     ).student
     # standard deviations 3.04 and 0.5 along the axes, 2.18 of both together
     assert found.data_std == pytest.approx(2.18, rel=0.1)
-    assert found.stds is not None
-    assert found.stds.tolist() == pytest.approx([0.5, 3.04], rel=0.15)
+    assert found.response.stds is not None
+    assert found.response.stds.tolist() == pytest.approx([0.5, 3.04], rel=0.15)
     loaded = SignatureStudent.from_pretrained(tmp_path / "run" / "student")
     assert loaded.data_std == found.data_std
     with pytest.raises(SigdegError, match=r"samples that are vectors, got \(1, 8, 8\)"):

@@ -22,6 +22,7 @@ from sigdeg.denoiser import (
     NetworkDenoiser,
 )
 from sigdeg.errors import SigdegError
+from sigdeg.response import exponential_coefficients, response, weigh
 from sigdeg.schedule import EDM, Cosine, RectifiedFlow, Schedule, VPLinear, expand, from_scheduler
 from sigdeg.signature import PartialSignature
 from sigdeg.steps import (
@@ -30,9 +31,6 @@ from sigdeg.steps import (
     Exponential,
     ShARK,
     StochasticTaylor,
-    exponential_coefficients,
-    response,
-    weigh,
 )
 
 SCHEDULES: dict[str, Schedule] = {

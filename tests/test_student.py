@@ -15,12 +15,13 @@ from sigdeg.denoiser import Denoiser, GaussianDenoiser, NetworkDenoiser
 from sigdeg.errors import SigdegError
 from sigdeg.grids import coarse_grid
 from sigdeg.networks import ResidualMLP, sinusoidal
+from sigdeg.response import response
 from sigdeg.runs import fingerprint
 from sigdeg.sampling import sample
 from sigdeg.schedule import EDM, Cosine, RectifiedFlow, Schedule, VPLinear
 from sigdeg.signature import PartialSignature
-from sigdeg.steps import EulerMaruyama, Exponential, response
-from sigdeg.student import STEP_FEATURES, SignatureStudent
+from sigdeg.steps import EulerMaruyama, Exponential
+from sigdeg.student import STEP_FEATURES, PlainStudent, SignatureStudent
 
 SCHEDULE = VPLinear()
 every = pytest.mark.parametrize(
@@ -57,8 +58,8 @@ def signature(t: float, s: float, shape: tuple[int, ...], order: int) -> Partial
 
 def student(order: int = 2, channels: int = 2, **options: Any) -> SignatureStudent:
     """A warm student with a small network that has left zero."""
-    outputs = channels * (2 if options.get("residual_noise") else 1)
-    network = ResidualMLP(SignatureStudent.in_channels(channels, order), outputs, 16, 1)
+    inputs = SignatureStudent.in_channels(channels, order, options.get("residual_noise"))
+    network = ResidualMLP(inputs, channels, 16, 1)
     with torch.no_grad():
         for i, p in enumerate(network.parameters()):
             p.copy_(0.2 * normal(*p.shape, seed=i))
@@ -73,8 +74,8 @@ def close(actual: Tensor, expected: Tensor, tol: float = 1e-12) -> None:
 def test_plain_is_equation_9(rest: tuple[int, ...]) -> None:
     r"""$x_s = x_t + N(x_t, t, (h, W, A))$, the triple as W, A and h beside the state."""
     t, s, shape = 0.7, 0.4, (5, 2, *rest)
-    network = Known(SignatureStudent.in_channels(2, 2, "plain"), 2)
-    step = SignatureStudent(network, SCHEDULE, 2, kind="plain", sample_shape=shape[1:])
+    network = Known(PlainStudent.in_channels(2), 2)
+    step = PlainStudent(network, SCHEDULE, 2, sample_shape=shape[1:])
     x, path = normal(*shape), signature(t, s, shape, 2)
     h = torch.full((5, 1, *rest), t - s, dtype=torch.float64)
     inputs = torch.cat([x, path.W, path.time_integral, h], dim=1)
@@ -238,8 +239,8 @@ class TestCovariance:
     def test_bad_covariance(self) -> None:
         with pytest.raises(SigdegError, match=r"shape \(2, 2\), got \(3, 3\)"):
             student(covariance=torch.eye(3))
-        with pytest.raises(SigdegError, match="warm student"):
-            SignatureStudent(nn.Identity(), SCHEDULE, 2, kind="plain", covariance=torch.eye(2))
+        with pytest.raises(SigdegError, match="neither a covariance"):
+            PlainStudent(nn.Identity(), SCHEDULE, 2, covariance=torch.eye(2))
 
 
 class Matrix(Denoiser):
@@ -289,42 +290,26 @@ def test_times_may_differ_by_sample() -> None:
         close(both[one], step(x[one], t[i], s[i], PartialSignature(t[i] - s[i], c[one])), 1e-9)
 
 
-class TestHead:
-    """The residual-noise head: its noise is the next coefficient of the path."""
+def test_the_network_reads_no_more_than_it_was_built_for() -> None:
+    """A path known to a higher order changes nothing: the first coefficients count."""
+    step = student(2).double()
+    x, path = normal(4, 2), signature(0.7, 0.4, (4, 2), 5)
+    assert torch.equal(step(x, 0.7, 0.4, path), step(x, 0.7, 0.4, path.truncate(2)))
 
-    def test_order_and_noise(self) -> None:
-        step = student(2, residual_noise="gaussian").double()
-        assert (step.seen, step.order, step.nfe) == (2, 3, 1)
-        assert student(2).order == 2
-        x, path = normal(4, 2), signature(0.7, 0.4, (4, 2), 3)
-        mean, std = step.predict(x, 0.7, 0.4, path)
-        assert std is not None
-        close(step(x, 0.7, 0.4, path), mean + std * path.coefficients[:, 2])
-        other = path.coefficients.clone()
-        other[:, 2] += 1  # what the head does not see moves neither mean nor spread
-        again = step.predict(x, 0.7, 0.4, PartialSignature(path.dt, other))
-        assert torch.equal(again[0], mean)
-        assert torch.equal(again[1], std) if again[1] is not None else False
-        close(step(x, 0.7, 0.4, PartialSignature(path.dt, other)), mean + std * other[:, 2])
 
-    @pytest.mark.parametrize("kind", ["warm", "plain"])
-    def test_spread_by_hand(self, kind: Any) -> None:
-        network = Known(SignatureStudent.in_channels(2, 2, kind), 4)
-        step = SignatureStudent(network, SCHEDULE, 2, 2, kind=kind, residual_noise="gaussian")
-        _, std = step.predict(normal(4, 2), 0.7, 0.4, signature(0.7, 0.4, (4, 2), 3))
-        t, s = torch.tensor([0.7, 0.4], dtype=torch.float64)
-        alpha, sigma = SCHEDULE.alpha, SCHEDULE.sigma
-        b = alpha(s) * (1 - (alpha(t) * sigma(s) / (alpha(s) * sigma(t))) ** 2)
-        scale = b if kind == "warm" else torch.tensor(1.0)
-        head = network(*network.seen[0])[:, 2:]
-        assert std is not None
-        close(std, scale * torch.exp(head - 3))
-
-    def test_the_network_reads_no_more_than_it_was_built_for(self) -> None:
-        """A path known to a higher order changes nothing: the first coefficients count."""
-        step = student(2).double()
-        x, path = normal(4, 2), signature(0.7, 0.4, (4, 2), 5)
-        assert torch.equal(step(x, 0.7, 0.4, path), step(x, 0.7, 0.4, path.truncate(2)))
+@pytest.mark.parametrize("kind", [SignatureStudent, PlainStudent])
+def test_two_halves_around_the_network(kind: type[SignatureStudent]) -> None:
+    """Whoever calls the network, the step is the same; neither half calls it."""
+    network = Known(kind.in_channels(2, 2, "energy"), 2)
+    options: dict[str, Any] = {"residual_noise": "energy", "clip": 0.5}
+    step = kind(network, SCHEDULE, 2, **options)
+    assert (step.seen, step.order, step.nfe) == (2, 3, 1)
+    x, path = normal(4, 2), signature(0.7, 0.4, (4, 2), 3)
+    given = step.inputs(x, 0.7, 0.4, path)
+    assert network.seen == []
+    expected = step(x, 0.7, 0.4, path)
+    assert torch.equal(network.seen[0][0], given.inputs)
+    assert torch.equal(step.outputs(network(given.inputs, given.timestep), given), expected)
 
 
 class TestGrid:
@@ -345,7 +330,7 @@ class TestGrid:
             student(steps=(4,), times=(1.0, 0.5, 0.0))
 
     def test_fixed(self) -> None:
-        step = student(steps=(5,), spacing="uniform")
+        step = student(steps=(5,), power=1.0)
         assert not step.elastic
         assert torch.equal(step.grid(), coarse_grid(SCHEDULE, 5, "uniform"))
         for steps in (4, 6, 0):
@@ -368,8 +353,8 @@ class TestGrid:
     "options",
     [
         {},
-        {"order": 4, "residual_noise": "gaussian", "clip": 3.0, "prediction_type": "epsilon"},
-        {"steps": (1, 2, 4), "spacing": "log_snr", "power": 2.5, "data_std": 0.3},
+        {"order": 4, "residual_noise": "energy", "clip": 3.0, "prediction_type": "epsilon"},
+        {"steps": (1, 2, 4), "power": 2.5, "data_std": 0.3},
     ],
 )
 def test_saved_and_loaded_is_the_same_step(tmp_path: Path, options: dict[str, Any]) -> None:
@@ -437,11 +422,12 @@ def test_schedule_of_ones_own(tmp_path: Path) -> None:
 
 
 def test_plain_comes_back(tmp_path: Path) -> None:
-    network = ResidualMLP(SignatureStudent.in_channels(2, 2, "plain"), 2, 8, 1)
+    network = ResidualMLP(PlainStudent.in_channels(2), 2, 8, 1)
     nn.init.normal_(network.head.weight)
-    step = SignatureStudent(network, SCHEDULE, 2, kind="plain")
+    step = PlainStudent(network, SCHEDULE, 2)
     step.save_pretrained(tmp_path)
     loaded = SignatureStudent.from_pretrained(tmp_path)
+    assert type(loaded) is PlainStudent
     x, path = normal(3, 2).float(), PartialSignature.sample(0.3, (3, 2))
     assert torch.equal(loaded(x, 0.7, 0.4, path), step(x, 0.7, 0.4, path))
 
@@ -590,18 +576,46 @@ def test_weights_of_another_shape(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "options", [{"order": 0}, {"kind": "plain", "order": 3}, {"kind": "cold"}, {"steps": (0,)}]
+    ("options", "message"),
+    [
+        ({"order": 0}, "order must be at least 1"),
+        ({"kind": "plain"}, "the paper's student is a PlainStudent"),
+        ({"spacing": "uniform"}, "power=1 spaces a grid evenly"),
+        ({"residual_noise": "gaussian"}, 'take residual_noise="energy"'),
+        ({"residual_noise": "laplace"}, "unknown residual noise 'laplace'"),
+        ({"steps": (0,)}, "at least one step count"),
+    ],
 )
-def test_bad_arguments(options: dict[str, Any]) -> None:
-    with pytest.raises(SigdegError):
+def test_bad_arguments(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(SigdegError, match=message):
         SignatureStudent(nn.Identity(), SCHEDULE, 1, **options)
+    for odd in ({"order": 3}, {"lookahead": 0.5}):
+        with pytest.raises(SigdegError, match="has order 2, and neither"):
+            PlainStudent(nn.Identity(), SCHEDULE, 1, **odd)
 
 
-@pytest.mark.parametrize("head", [False, True])
-def test_the_seed_alone_decides(head: bool) -> None:
+@pytest.mark.parametrize("spacing", ["uniform", "power", "log_snr"])
+def test_files_of_earlier_versions(tmp_path: Path, spacing: Any) -> None:
+    """They told the spacing of their grids, and had a head that is gone."""
+    student(steps=(4, 2)).save_pretrained(tmp_path)
+    file = tmp_path / "config.json"
+    config = json.loads(file.read_text())
+    del config["_weights"], config["_digest"]
+    file.write_text(json.dumps({**config, "spacing": spacing}))
+    loaded = SignatureStudent.from_pretrained(tmp_path)
+    for steps in (4, 2):
+        close(loaded.grid(steps), coarse_grid(SCHEDULE, steps, spacing))
+    file.write_text(json.dumps({**config, "residual_noise": "gaussian"}))
+    with pytest.raises(SigdegError, match='head is gone: take residual_noise="energy"') as caught:
+        SignatureStudent.from_pretrained(tmp_path)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("noise", [False, True])
+def test_the_seed_alone_decides(noise: bool) -> None:
     """The noise to the bit, whatever the batch; a network to the rounding of its matmuls."""
-    trained = student(3, residual_noise="gaussian" if head else None, steps=(4,))
-    untrained = student(3, residual_noise="gaussian" if head else None, steps=(4,))
+    trained = student(3, residual_noise="energy" if noise else None, steps=(4,))
+    untrained = student(3, residual_noise="energy" if noise else None, steps=(4,))
     with torch.no_grad():  # a last layer of zeros gives exact zeros
         for p in untrained.network.head.parameters():
             p.zero_()

@@ -74,7 +74,7 @@ def distill(
     start: AnyText = None,
     plan: AnyText = None,
     grid: Literal["planned"] | None = None,
-    residual_noise: Literal["energy", "gaussian", "none"] = "energy",
+    residual_noise: Literal["energy", "none"] = "energy",
     weak: AnyText = None,
     guidance: Guidance = None,
     guidance_until: Until = 1.0,
@@ -111,7 +111,7 @@ def distill(
             "(1 (2 3..6))" over leaves that divide the refinement, see docs/planning.md.
         grid: planned measures the teacher and puts the student's times where that loses least.
         residual_noise: What to do about what the coefficients leave open: learn its law (energy,
-            at twice the cost of training), its variance (gaussian) or its mean (none).
+            at twice the cost of training) or its mean (none).
         weak: Folder or hub id of a weaker version of the teacher, such as mnist-weak: smaller, or
             trained for less long. The student learns to go the other way (see guidance), at no
             cost in calls.

@@ -35,8 +35,9 @@ from torch.overrides import TorchFunctionMode
 
 from sigdeg.denoiser import Denoiser
 from sigdeg.guidance import Guidance
+from sigdeg.response import exponential_coefficients, response, weigh
 from sigdeg.schedule import Schedule, expand
-from sigdeg.signature import PartialSignature, gauss_legendre, legendre_basis
+from sigdeg.signature import PartialSignature
 
 __all__ = [
     "EulerMaruyama",
@@ -44,10 +45,7 @@ __all__ = [
     "ShARK",
     "Step",
     "StochasticTaylor",
-    "exponential_coefficients",
     "network_calls",
-    "response",
-    "weigh",
 ]
 
 Time = Tensor | float
@@ -277,90 +275,6 @@ class ShARK(DenoiserStep):
         return x + h * drift + (g_t + g_s) / 2 * W + (g_t - g_s) * H
 
 
-def exponential_coefficients(schedule: Schedule, t: Tensor, s: Tensor) -> tuple[Tensor, Tensor]:
-    r"""Weights of state and mean in the exact transition with $E[x_0 | \cdot]$ held fixed.
-
-    $$ x_s = a x_t + b\, E[x_0 | x_t] + \sigma_s \sqrt{1 - r^2}\, \xi, \qquad
-       a = \frac{\alpha_t \sigma_s^2}{\alpha_s \sigma_t^2}, \quad b = \alpha_s (1 - r^2), \quad
-       r = e^{\lambda_t - \lambda_s}. $$
-
-    Arguments:
-        schedule: The schedule.
-        t: Start, float64, shape () or (batch,).
-        s: End, may be 0 (then a = 0 and b = 1).
-
-    Returns:
-        $a$ and $b$, with the shape of t and s.
-    """
-    r2 = torch.exp(2 * (schedule.log_snr(t) - schedule.log_snr(s)))
-    a = schedule.alpha(t) * schedule.sigma(s) ** 2 / (schedule.alpha(s) * schedule.sigma(t) ** 2)
-    return a, schedule.alpha(s) * (1 - r2)
-
-
-def response(
-    schedule: Schedule,
-    t: Tensor,
-    s: Tensor,
-    order: int,
-    data_std: float | Tensor = 0.0,
-    nodes: int = 64,
-    until: Tensor | None = None,
-) -> Tensor:
-    r"""Linear response of one coarse step to the coefficients of its path.
-
-    For Gaussian data of variance $v$ the reverse SDE is linear and
-    $x_s = \Phi x_t + \int_0^h \kappa(u)\, dB_u$ with, at $\tau = t - u$ and
-    $n_\tau^2 = \alpha_\tau^2 v + \sigma_\tau^2$,
-
-    $$ \kappa(u) = g(\tau) \frac{\alpha_\tau n_s^2}{\alpha_s n_\tau^2}, \qquad
-       \int_0^h \kappa^2 = n_s^2 - \frac{\alpha_t^2 n_s^4}{\alpha_s^2 n_t^2} . $$
-
-    The weights are the projections $w_k = \int \kappa \varphi_k$, scaled so that
-    $\sum_k w_k^2 = \int \kappa^2$: the step has the right law at every order. With $v = 0$ the mean
-    is held fixed, $\int \kappa^2 = \sigma_s^2 (1 - r^2)$, the noise of ancestral sampling; at order
-    1 that is all there is.
-
-    Arguments:
-        schedule: The schedule.
-        t: Start, float64, shape () or (batch,).
-        s: End, below t, shape () or (batch,).
-        order: The number of coefficients.
-        data_std: $\sqrt v$, the data's standard deviation, or those of d directions, shape (d,).
-        nodes: Quadrature nodes, clustered at s where the response is steep.
-        until: A time between t and s: the response of the state there, to the same coefficients of
-            the whole step. They tell of the path up to it in part, so these are the projections as
-            they are, not scaled.
-
-    Returns:
-        The weights $w_k$ in float64, with shape (\*, order) or (\*, d, order).
-    """
-    variance = torch.as_tensor(data_std, dtype=torch.float64, device=t.device) ** 2
-    end = s if until is None else until
-    if variance.ndim:
-        t, s, end = t[..., None], s[..., None], end[..., None]
-
-    def moments(time: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
-        alpha = schedule.alpha(time)
-        return alpha, alpha**2 * v + schedule.sigma(time) ** 2
-
-    alpha_end, n2_end = moments(end, variance)
-    v, weights = (q.to(t.device) for q in gauss_legendre(nodes))
-    power = 4  # tau = end + (t - end) v^4
-    tau = end[..., None] + (t - end)[..., None] * v**power
-    alpha_tau, n2_tau = moments(tau, variance[..., None] if variance.ndim else variance)
-    kappa = schedule.diffusion(tau) * alpha_tau * n2_end[..., None]
-    kappa = kappa / (alpha_end[..., None] * n2_tau) * weights * power * v ** (power - 1)
-    if until is not None:
-        basis = legendre_basis(order, (t[..., None] - tau) / (t - s)[..., None])
-        projected: Tensor = torch.einsum("...n,...nk->...k", kappa, basis)
-        return projected * ((t - end) / (t - s).sqrt())[..., None]
-    w: Tensor = torch.einsum("...n,nk->...k", kappa, legendre_basis(order, 1 - v**power))
-    alpha_t, n2_t = moments(t, variance)
-    total = n2_end - (alpha_t * n2_end / alpha_end) ** 2 / n2_t
-    scale: Tensor = total.clamp(min=0).sqrt() / w.norm(dim=-1).clamp(min=torch.finfo(w.dtype).tiny)
-    return w * scale[..., None]
-
-
 class Exponential(DenoiserStep):
     r"""Exponential step: $x_s = a x_t + b\, E[x_0 | x_t] + \sum_k w_k c_k$. One call a step.
 
@@ -390,9 +304,3 @@ class Exponential(DenoiserStep):
             + b * self.denoiser(x, t, **condition)
             + weigh(w, signature.coefficients[:, : self.order])
         )
-
-
-def weigh(weights: Tensor, parts: Tensor) -> Tensor:
-    r"""Weighted sum $\sum_k w_k c_k$ of parts (batch, k, \*), weights (k,) or (batch, k)."""
-    # A product and a sum, not an einsum: that would be done in half precision under autocast.
-    return (weights.to(parts).reshape(weights.shape + (1,) * (parts.ndim - 2)) * parts).sum(1)

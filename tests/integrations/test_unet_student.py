@@ -128,7 +128,7 @@ def student(unet):
         1,
         3,
         lookahead=0.0,
-        residual_noise="gaussian",
+        residual_noise="energy",
         steps=(4, 2),
         sample_shape=(1, 8, 8),
     )

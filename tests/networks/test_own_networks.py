@@ -216,11 +216,6 @@ class Hidden(nn.Module):
 def test_what_has_no_layer_to_widen_is_refused() -> None:
     for network, options, line in (
         (Hidden(), {}, "as they come in; build a network with"),
-        (
-            Convolutional(1),
-            {"sample_shape": (3, 9), "residual_noise": "gaussian"},
-            "no further out",
-        ),
         (Tokens(), {"sample_shape": (3, 4, 4)}, "cannot be called on a state of shape"),
         (Last(nn.Linear(4, 4)), {"sample_shape": (3, 4)}, "its first dimension, as they come in"),
         (Last(nn.Conv1d(4, 4, 1), 1), {"sample_shape": (3, 4)}, "its first dimension"),

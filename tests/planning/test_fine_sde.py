@@ -13,9 +13,10 @@ from sigdeg.denoiser import GaussianDenoiser
 from sigdeg.errors import SigdegError
 from sigdeg.planning import FineSDE, LinearStudent
 from sigdeg.planning.gaussian import warped_points
+from sigdeg.response import response
 from sigdeg.schedule import EDM, Cosine, RectifiedFlow, Schedule, VPLinear
 from sigdeg.signature import PartialSignature
-from sigdeg.steps import Exponential, response
+from sigdeg.steps import Exponential
 
 
 def spectrum(d: int = 64) -> np.ndarray:

@@ -448,7 +448,7 @@ def distil_steps(
         accelerator,
         out_dir,
         prepare=(lambda objective: objective.normalise(whole.to(accelerator.device)))
-        if config.normalise and student.residual_noise != "gaussian"
+        if config.normalise
         else None,
         progress=progress,
         label="distil",
@@ -489,17 +489,19 @@ def scale_student(student: SignatureStudent, samples: Tensor) -> None:
     To look ahead it takes the covariance; a standard deviation where that is too large a matrix, or
     there are too few samples for it.
     """
-    if student.stds is not None or student.data_std:
+    if student.response.stds is not None or student.data_std:
         return
     size = math.prod(student.sample_shape)
     if student.prediction_type == "edm":
-        student.data_std = float(samples.std())
+        student.set_data_std(float(samples.std()))
     if not student.lookahead:
         return
     if size <= LARGEST and len(samples) > 2 * size:
-        student.set_covariance(torch.cov(samples.flatten(1).double().T).reshape(size, size))
+        student.response.set_covariance(
+            torch.cov(samples.flatten(1).double().T).reshape(size, size)
+        )
     else:
-        student.data_std = float(samples.std())
+        student.set_data_std(float(samples.std()))
 
 
 def check_schedules(student: SignatureStudent, teacher: Step) -> None:

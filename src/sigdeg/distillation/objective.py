@@ -25,8 +25,8 @@ class Objective(nn.Module):
     Eq. 10). $\rho$ is the error of the untrained student at that step: without it the low-noise
     steps, whose errors are small in size yet decide the fine structure, would starve.
 
-    Regression learns the conditional mean. A student with a `gaussian` head is trained by the
-    Gaussian likelihood instead, and one with `energy` noise by the energy score
+    Regression learns the conditional mean. A student with `energy` noise is trained by the energy
+    score instead,
 
     $$ \frac{1}{\sqrt{d \rho}} \left( \tfrac12 \| \hat x - x \| + \tfrac12 \| \hat x' - x \|
        - \tfrac12 \| \hat x - \hat x' \| \right), $$
@@ -71,7 +71,7 @@ class Objective(nn.Module):
         if self.student.residual_noise != "energy":
             return self.regression(batches, levels)
         draws = [b.with_noise_of(shift) for shift in (1, 2) for b in batches]
-        marched = [mean for mean, _, _ in self.march(draws, [*levels, *levels])]
+        marched = self.march(draws, [*levels, *levels])
         pairs = list(zip(marched[: len(batches)], marched[len(batches) :], strict=True))
 
         def distance(x: Tensor, y: Tensor) -> Tensor:
@@ -88,33 +88,26 @@ class Objective(nn.Module):
     def regression(
         self, batches: list[Batch], levels: Sequence[int]
     ) -> tuple[list[Tensor], list[Tensor]]:
-        """Square error, or Gaussian likelihood, a segment and step; and the student's ends."""
-        errors, ends = [], []
+        """Square error a segment and step; and the student's ends."""
         marched = self.march(batches, levels)
-        for batch, level, (mean, std, end) in zip(batches, levels, marched, strict=True):
-            square = (mean - batch.states[:, 1:]) ** 2
-            if std is None:
-                errors.append(square.flatten(2).mean(2) / self.scale(batch, level))
-            else:
-                errors.append((square / (2 * std**2) + std.log()).flatten(2).mean(2))
-            ends.append(end)
-        return errors, ends
+        errors = [
+            (states - batch.states[:, 1:]).square().flatten(2).mean(2) / self.scale(batch, level)
+            for batch, level, states in zip(batches, levels, marched, strict=True)
+        ]
+        return errors, [states[:, -1] for states in marched]
 
     def scale(self, batch: Batch, level: int) -> Tensor:
         r"""$\rho$ a segment and step, shape (batch, q)."""
         steps = batch.start[:, None] + torch.arange(batch.coefficients.shape[1])
         return self.scales[level, steps.to(self.scales.device)]
 
-    def march(
-        self, batches: list[Batch], levels: Sequence[int]
-    ) -> list[tuple[Tensor, Tensor | None, Tensor]]:
-        """Means and standard deviations of the unrolled student, (batch, q, *), and its end.
+    def march(self, batches: list[Batch], levels: Sequence[int]) -> list[Tensor]:
+        """States of the unrolled student, each (batch, q, *).
 
         The network sees all batches at once; one of fewer steps drops out when it has ended.
         """
         x = [batch.states[:, 0] for batch in batches]
-        means: list[list[Tensor]] = [[] for _ in batches]
-        stds: list[list[Tensor]] = [[] for _ in batches]
+        states: list[list[Tensor]] = [[] for _ in batches]
         for j in range(max(batch.coefficients.shape[1] for batch in batches)):
             on = [i for i, batch in enumerate(batches) if j < batch.coefficients.shape[1]]
             t, s = (
@@ -132,19 +125,11 @@ class Objective(nn.Module):
                 for name in batches[0].condition
             }
             signature = PartialSignature((t - s).to(now), c)
-            mean, std = self.student.predict(now, t, s, signature, **condition)
-            ends = mean if std is None else mean + std * c[:, self.student.seen]
-            sizes = [len(x[i]) for i in on]
-            for i, part, end in zip(on, mean.split(sizes), ends.split(sizes), strict=True):
-                means[i].append(part)
+            ends = self.student(now, t, s, signature, **condition)
+            for i, end in zip(on, ends.split([len(x[i]) for i in on]), strict=True):
+                states[i].append(end)
                 x[i] = end
-            if std is not None:
-                for i, part in zip(on, std.split(sizes), strict=True):
-                    stds[i].append(part)
-        return [
-            (torch.stack(m, dim=1), torch.stack(v, dim=1) if v else None, end)
-            for m, v, end in zip(means, stds, x, strict=True)
-        ]
+        return [torch.stack(steps, dim=1) for steps in states]
 
     def forward(self, drawn: tuple[list[Batch], int | None]) -> Tensor:
         """Mean over the batches, one a level, of their mean loss.

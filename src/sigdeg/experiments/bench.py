@@ -41,7 +41,7 @@ from sigdeg.rng import seeded
 from sigdeg.runs import claim_folder, remember
 from sigdeg.sampling import sample
 from sigdeg.steps import DenoiserStep, Step
-from sigdeg.student import ResidualNoise, SignatureStudent
+from sigdeg.student import PlainStudent, ResidualNoise, SignatureStudent
 from sigdeg.timing import paired_seconds
 from sigdeg.training import resolve_device
 
@@ -186,12 +186,11 @@ class Bench:
         }
         if spec.pretrained:
             return SignatureStudent.from_denoiser(denoiser, channels, spec.order, **options)
-        width = SignatureStudent.in_channels(channels, spec.order, spec.kind, spec.residual_noise)
+        kind = SignatureStudent if spec.kind == "warm" else PlainStudent
+        width = kind.in_channels(channels, spec.order, spec.residual_noise)
         size = spec.network or self.network
         network = seeded(seed, lambda: ResidualMLP(width, channels, *size))
-        return SignatureStudent(
-            network, denoiser.schedule, channels, spec.order, spec.kind, **options
-        )
+        return kind(network, denoiser.schedule, channels, spec.order, **options)
 
     def distil(self, spec: Spec, seed: int) -> Distilled:
         """Distil a student with one seed."""

@@ -321,7 +321,7 @@ def evaluate(
     whole = torch.cat([rows[0], *(row[1:] for row in rows[1:])])
     timed: dict[int, tuple[Step, Tensor]] = {calls: (fine, whole)}
     for level in verdict.levels:
-        told: dict[str, Any] = {"order": student.seen, "grid": student.spacing}
+        told: dict[str, Any] = {"order": student.seen, "grid": "power"}
         kind = {"elastic": student.elastic, "head": student.residual_noise, "q": config.q}
         judged = {"says": level.says, "equal": level.equal, "failed": level.failed}
         table += [

@@ -136,9 +136,7 @@ class MixtureGrids:
 
     def distil(self, steps: int, name: str, grid: Tensor, seed: int) -> Distilled:
         """Distil one student on a grid with one seed."""
-        network = seeded(
-            seed, lambda: ResidualMLP(SignatureStudent.in_channels(1, ORDER, "warm"), 1)
-        )
+        network = seeded(seed, lambda: ResidualMLP(SignatureStudent.in_channels(1, ORDER), 1))
         times = grid.tolist()
         student = SignatureStudent(
             network, SCHEDULE, 1, ORDER, steps=(steps,), times=times, data_std=STD
