@@ -26,10 +26,11 @@ test-all: lint ## Lint, then run every test, the slow ones too
 bench: $(READY) ## Measure speed and write results/benchmarks.json
 	$(BIN)/python -m benchmarks
 
-lint: $(READY) ## Check formatting, style and types
+lint: $(READY) ## Check formatting, style, types and imports
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
+	$(BIN)/lint-imports --no-logo --no-cache
 
 format: $(READY) ## Format the code and fix what can be fixed
 	$(BIN)/ruff format .
