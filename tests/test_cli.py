@@ -403,7 +403,7 @@ def test_a_weaker_version_from_end_to_end(tmp_path: Path, capsys) -> None:
 def test_a_plan_on_a_planned_grid(teacher: Path, tmp_path: Path, monkeypatch, capsys) -> None:
     out = tmp_path / "out"
     few = functools.partial(planning.plan_grid, paths=300, refinement=2)
-    monkeypatch.setattr(planning, "plan_grid", few)
+    monkeypatch.setattr(sys.modules["sigdeg.distillation.distill"], "plan_grid", few)
     command = ["distill", str(teacher), "--steps", "2", "--order", "1", "--iterations", "2"]
     command += ["--batch-size", "4", "--paths", "8", "--tracker", "none", "--samples", "4"]
     command += ["--device", "cpu", "--no-progress", "--refinement", "4", "--grid", "planned"]
@@ -419,7 +419,7 @@ def test_both_commands_plan_the_same_times(tmp_path: Path, monkeypatch, capsys) 
     teacher, out = tmp_path / "teacher", tmp_path / "out"
     save_teacher(teacher, False, 2, told=False)
     few = functools.partial(planning.plan_grid, paths=300, refinement=2)
-    monkeypatch.setattr(planning, "plan_grid", few)
+    monkeypatch.setattr(sys.modules["sigdeg.distillation.distill"], "plan_grid", few)
     shared = [str(teacher), "--steps", "3", "--order", "1", "--seed", "3", "--null-class", "2"]
     shared += ["--device", "cpu", "--no-progress"]
     guided = ["--guidance", "4", "--guidance-until", "0.7"]

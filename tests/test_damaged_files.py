@@ -35,13 +35,13 @@ from sigdeg.errors import SigdegError
 from sigdeg.files import save_json, save_tensors
 from sigdeg.integrations import load_teacher
 from sigdeg.networks import Autoencoder, ResidualMLP
-from sigdeg.planning.sources import find_source
 from sigdeg.planning.spectrum import Spectrum
 from sigdeg.report import write_report
 from sigdeg.runs import remember
 from sigdeg.schedule import VPLinear
 from sigdeg.steps import Exponential
 from sigdeg.student import SignatureStudent
+from sigdeg.workflows.plan import find_source
 
 SCHEDULE = VPLinear()
 HOSTILE = [

@@ -12,9 +12,8 @@ from safetensors.torch import save_file
 
 from sigdeg.cli import main
 from sigdeg.integrations import load_teacher
-from sigdeg.plan_cli import finish
 from sigdeg.planning import parse_plan, vanilla
-from sigdeg.planning.sources import sample_spectrum
+from sigdeg.workflows.plan import Answer, sample_spectrum
 
 
 @pytest.fixture(scope="module")
@@ -246,11 +245,12 @@ def test_a_teacher_that_cannot_be_measured_is_refused(teacher: Path, tmp_path, c
         assert not out.exists()
 
 
-def test_json_is_json(tmp_path: Path, capsys) -> None:
+def test_json_is_json(tmp_path: Path) -> None:
     """Numbers that JSON does not know are null, on paper and on disk."""
     result = {"w2": math.nan, "gains": [math.inf, {"of": -math.inf}], "s": 0.5}
-    finish("plan", result, [], {}, tmp_path, True, {})
+    answer = Answer("plan", result, [], {})
+    answer.save(tmp_path, {})
     known = {"w2": None, "gains": [None, {"of": None}], "s": 0.5}
-    for text in (capsys.readouterr().out, (tmp_path / "plan.json").read_text()):
+    for text in (answer.json, (tmp_path / "plan.json").read_text()):
         found = json.loads(text, parse_constant=pytest.fail)
         assert known.items() <= found.items()

@@ -2,20 +2,12 @@
 
 from __future__ import annotations
 
-import json
 import math
-from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import Annotated, Any, Literal
 
 from tyro.conf import Positional, arg
 
-from sigdeg.errors import SigdegError
 from sigdeg.options import AnyFolder, AnyText, Group, Seed, Text, number, whole
-
-if TYPE_CHECKING:
-    from sigdeg.planning.spectrum import Spectrum
-    from sigdeg.schedule import Schedule
 
 __all__ = ["PLAN"]
 
@@ -58,31 +50,7 @@ def spectrum(
         as_json: Print JSON and nothing else.
         progress: Show a progress bar.
     """
-    asked = check_place("spectrum", locals())
-    from sigdeg.planning.summary import describe, verdict
-    from sigdeg.planning.theory import discretise, regime, windows
-    from sigdeg.report.plans import spectrum_plot
-
-    found, _ = find_spectrum(source, samples, sampling_steps, seed, device, progress)
-    steps = discretise(schedule, teacher_steps)
-    own, (low, high) = regime(steps, found), windows(steps)
-    result = {
-        **found.to_json(),
-        "schedule": schedule,
-        "teacher_steps": teacher_steps,
-        "windows": [low, high],
-        "regime": own,
-        "warnings": found.warnings(),
-    }
-    values = found.eigenvalues
-    lines = [
-        describe(found),
-        f"variance {found.variance:.4g} in all, eigenvalues {values[0]:.3g} to {values[-1]:.3g}, "
-        f"carried by {found.effective:.1f} directions",
-        verdict(found, own, (low, high), f"{schedule}, T = {teacher_steps}"),
-    ]
-    pictures = {"spectrum.png": lambda path: spectrum_plot(found, (low, high), path)}
-    finish("spectrum", result, lines, pictures, out, as_json, asked)
+    tell("spectrum", locals())
 
 
 def merge(
@@ -113,33 +81,7 @@ def merge(
         as_json: Print JSON and nothing else.
         progress: Show a progress bar.
     """
-    asked = check_place("plan", locals())
-    from sigdeg.planning.summary import plan_json, plan_lines
-    from sigdeg.planning.theory import discretise, recommend_plan
-    from sigdeg.report.plans import plans_plot
-
-    found, own = find_spectrum(
-        source, seed=seed, device=device, progress=progress, schedule=schedule
-    )
-    steps = discretise(own or schedule or "cosine", teacher_steps)
-    kind = "the teacher's schedule" if own else schedule or "cosine"
-    advice = recommend_plan(found, steps, training_time, accounting)
-    chosen = advice.plans[accounting]
-
-    def draw(path: Path) -> None:
-        notes = {name: f"W2 {p.distance:.3g}" for name, p in chosen.items()}
-        plans_plot({name: p.plan for name, p in chosen.items()}, path, advice.name, notes)
-
-    result = {
-        "source": found.source,
-        "schedule": kind,
-        "teacher_steps": teacher_steps,
-        "s": training_time,
-        **plan_json(advice),
-        "warnings": found.warnings(),
-    }
-    lines = plan_lines(found, advice, f"{kind}, T = {teacher_steps}", training_time)
-    finish("plan", result, lines, {"plan.png": draw}, out, as_json, asked)
+    tell("plan", locals())
 
 
 def grid(
@@ -200,73 +142,7 @@ def grid(
         as_json: Print JSON and nothing else.
         progress: Show progress bars.
     """
-    asked = check_place("grid", locals())
-
-    from sigdeg.planning import LinearStudent, plan_grid, recommend_grid
-    from sigdeg.planning.advice import default_candidates
-    from sigdeg.planning.sources import find_source, own_samples, sample_spectrum
-    from sigdeg.planning.spectrum import Spectrum
-    from sigdeg.planning.summary import grid_json, grid_lines
-    from sigdeg.report.plans import grids_plot
-    from sigdeg.schedule import Cosine, VPLinear
-    from sigdeg.training import resolve_device
-
-    student = LinearStudent(order, budget, start, residual_noise)
-    told = {"guidance": guidance, "until": guidance_until, "weak": weak, "null_class": null_class}
-    found = find_source(source, samples, seed, **told)
-    teacher = None if isinstance(found, Spectrum) else found
-    own = (
-        own_schedule(teacher, schedule) or {"cosine": Cosine(), "vp": VPLinear()}[schedule or "vp"]
-    )
-    if weighing is not None and (teacher is None or not measure):
-        raise SigdegError(
-            "only a teacher that is measured has losses to weigh: leave --weighing out"
-        )
-    if isinstance(found, Spectrum):
-        if (guidance, guidance_until, weak, null_class) != (None, 1, None, None):
-            raise SigdegError(
-                f"{source} is no teacher to be guided: leave --guidance, --guidance-until, --weak "
-                "and --null-class out"
-            )
-        advice = recommend_grid(found, own, steps, student, fine_steps)
-    elif measure:
-        device = resolve_device(device)
-        candidates = candidates or default_candidates(steps)
-        advice = plan_grid(
-            found.to(device).step,
-            steps,
-            found.shape,
-            student,
-            candidates=candidates,
-            paths=paths,
-            refinement=refinement,
-            axes=axes,
-            weighing=weighing,
-            fine=fine_steps,
-            seed=seed,
-            source=own_samples(found, (candidates - 1) * refinement),
-            condition=found.conditions(),
-            device=device,
-            progress=progress,
-        )
-    else:
-        drawn = sample_spectrum(found, samples, 30, seed, device, progress)
-        advice = recommend_grid(drawn, own, steps, student, fine_steps)
-    result = {
-        "source": advice.spectrum.source,
-        "steps": steps,
-        "order": order,
-        **grid_json(advice),
-        "warnings": advice.warnings(),
-    }
-
-    def draw(path: Path) -> None:
-        known = advice.grids
-        first = {advice.name: known[advice.name]}
-        grids_plot({n: g.times for n, g in (first | known).items()}, own, path)
-
-    lines = grid_lines(advice)
-    finish("grid", result, lines, {"grid.png": draw}, out, as_json, asked)
+    tell("grid", locals())
 
 
 def phase(
@@ -289,129 +165,17 @@ def phase(
         out: Folder for phase.json and phase.png.
         as_json: Print JSON and nothing else.
     """
-    asked = check_place("phase", locals())
-    import numpy as np
-
-    from sigdeg.planning.theory import discretise, phase_diagram
-    from sigdeg.report.plans import phase_plot
-
-    for name, (low, high) in (("variances", variances), ("training_times", training_times)):
-        if not 0 < low < high < math.inf:
-            raise SigdegError(f"{name} must be two positive numbers that rise, got {low} {high}")
-    found = phase_diagram(
-        discretise(schedule, teacher_steps),
-        np.geomspace(*variances, 161),
-        np.geomspace(*training_times, 61),
-        accounting,
-    )
-    kind, over = found.kind, found.gain("vanilla")
-    low, high = found.windows
-    between = (found.eigenvalues > low) & (found.eigenvalues < high)
-    shares = {
-        name: float((kind == value).mean())
-        for value, name in enumerate(("boot", "mixed", "vanilla"))
-    }
-    result = {
-        "schedule": schedule,
-        "teacher_steps": teacher_steps,
-        "accounting": accounting,
-        "windows": list(found.windows),
-        "eigenvalues": found.eigenvalues.tolist(),
-        "times": found.times.tolist(),
-        "kind": kind.astype(int).tolist(),
-        "gain_over_vanilla": over.tolist(),
-        "share": shares,
-    }
-    lines = [f"{schedule}, T = {teacher_steps}, {accounting}"]
-    if accounting == "equal-s":
-        lines.append(f"BOOT is the best of all plans up to {low:.3f}, vanilla from {high:.3f} on")
-    lines += [
-        "best plan: "
-        + ", ".join(f"{name} on {share:.0%}" for name, share in shares.items())
-        + " of the diagram",
-        f"largest gain over one-shot outside the windows: {np.nanmax(over[~between]):.3g} times",
-    ]
-    finish(
-        "phase",
-        result,
-        lines,
-        {"phase.png": lambda path: phase_plot(found, path)},
-        out,
-        as_json,
-        asked,
-    )
+    tell("phase", locals())
 
 
-def find_spectrum(
-    source: str,
-    samples: int = 1024,
-    steps: int = 30,
-    seed: int = 0,
-    device: str | None = None,
-    progress: bool = True,
-    schedule: str | None = None,
-) -> tuple[Spectrum, Schedule | None]:
-    """The spectrum of a source, and its schedule where it is a teacher."""
-    from sigdeg.planning.sources import find_source, sample_spectrum
-    from sigdeg.planning.spectrum import Spectrum
+def tell(name: str, options: dict[str, Any]) -> None:
+    """Print the answer to a question."""
+    from sigdeg.workflows.plan import answer
 
-    found = find_source(source, samples, seed)
-    if isinstance(found, Spectrum):
-        return found, None
-    own = own_schedule(found, schedule)
-    return sample_spectrum(found, samples, steps, seed, device, progress), own
+    print(answer(name, options, options.pop("out"), options.pop("as_json")))
 
 
 PLAN = Group(
     "Plan a distillation: what to merge in which order, and where to put the student's times.",
     {"spectrum": spectrum, "merge": merge, "grid": grid, "phase": phase},
 )
-
-
-def own_schedule(teacher: Any, asked: str | None) -> Schedule | None:
-    """A teacher's own schedule; None where there is no teacher."""
-    if teacher is not None and asked is not None:
-        raise SigdegError("a teacher brings its own schedule: leave --schedule out")
-    found: Schedule | None = None if teacher is None else teacher.denoiser.schedule
-    return found
-
-
-def check_place(name: str, options: dict[str, Any]) -> dict[str, str]:
-    """Refuse a folder that holds another plan, before any work; returns what tells this one."""
-    from sigdeg.costs import check_room
-    from sigdeg.files import read_json
-
-    out = options.pop("out")
-    aside = ("as_json", "progress", "device")
-    asked = {key: str(value) for key, value in options.items() if key not in aside}
-    if out is not None:
-        check_room(out)
-        file = out / f"{name}.json"
-        if file.exists() and read_json(file).get("asked") != asked:
-            raise SigdegError(f"{out} holds another {file.name}: choose another folder with --out")
-    return asked
-
-
-def finish(
-    name: str,
-    result: dict[str, Any],
-    lines: Sequence[str],
-    pictures: Mapping[str, Callable[[Path], None]],
-    out: Path | None,
-    as_json: bool,
-    asked: dict[str, str],
-) -> None:
-    """Write what a folder was asked for, then print."""
-    from sigdeg.files import finite, save_json
-
-    written = []
-    if out is not None:
-        for file, draw in pictures.items():
-            draw(out / file)
-        save_json(out / f"{name}.json", {**result, "asked": asked})
-        written = [str(out / file) for file in (f"{name}.json", *pictures)]
-    if as_json:
-        print(json.dumps(finite(result), allow_nan=False))
-        return
-    warnings = [f"warning: {text}" for text in result.get("warnings", [])]
-    print("\n".join([*lines, *warnings, *written]))

@@ -21,7 +21,6 @@ from sigdeg.planning import (
     recommend_grid,
     vanilla,
 )
-from sigdeg.planning.sources import find_source
 from sigdeg.planning.spectrum import Spectrum, covariance_eigenvalues
 from sigdeg.planning.theory import (
     all_plans,
@@ -40,6 +39,7 @@ from sigdeg.planning.theory import (
 )
 from sigdeg.schedule import DiscreteVP, VPLinear
 from sigdeg.steps import Exponential
+from sigdeg.workflows.plan import find_source
 
 COSINE = discretise("cosine", 32)
 SQUARE = np.arange(1, 33) ** -2.0

@@ -6,21 +6,21 @@ import json
 import math
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from torch import Generator
 
 from sigdeg.costs import check_memory, tell_calls
+from sigdeg.datasets import GaussianMixture1D, rough_bergomi_split
 from sigdeg.errors import SigdegError, check_least, reason
 from sigdeg.files import read_tensors
 from sigdeg.grids import fine_grid
-from sigdeg.planning.spectrum import Spectrum
+from sigdeg.integrations import load_guided
+from sigdeg.model import Model
+from sigdeg.planning import Spectrum
 from sigdeg.sampling import sample
 from sigdeg.training import resolve_device
-
-if TYPE_CHECKING:
-    from sigdeg.model import Model
 
 __all__ = ["find_source", "own_samples", "sample_spectrum"]
 
@@ -54,8 +54,6 @@ def find_source(name: str, samples: int = 1024, seed: int = 0, **options: Any) -
             raise SigdegError(f"cannot read {path}: {reason(error)}") from None
     if name in BENCHMARKS and not path.exists():
         return BENCHMARKS[name](samples, seed)
-    from sigdeg.integrations import load_guided
-
     return load_guided(name, **options)
 
 
@@ -96,15 +94,11 @@ READERS: dict[str, Callable[[Path], Spectrum]] = {
 
 def mixture(samples: int, seed: int) -> Spectrum:
     """The exact variance of 1DN."""
-    from sigdeg.datasets import GaussianMixture1D
-
     return Spectrum.of_eigenvalues([GaussianMixture1D().variance], source="mixture1d, exact")
 
 
 def rough_bergomi(samples: int, seed: int) -> Spectrum:
     """Standardised paths of the rough Bergomi benchmark."""
-    from sigdeg.datasets import rough_bergomi_split
-
     check_memory(25_000 * samples)  # 500 steps a path, of a few numbers each
     split = rough_bergomi_split(seed, max(samples, 10) * 5 // 3)
     return Spectrum.of_samples(split.standardise(split.train), "rbergomi, standardised paths")

@@ -20,7 +20,7 @@ from sigdeg.report.plots import WIDTH, panel_columns, save
 from sigdeg.report.style import INK, METHODS, MUTED, use_style
 from sigdeg.schedule import Schedule
 
-__all__ = ["grids_plot", "phase_plot", "plans_plot", "spectrum_plot"]
+__all__ = ["phase_plot", "plans_plot", "spectrum_plot", "times_plot"]
 
 BLUE, GREEN, ORANGE = "#0072b2", "#009e73", "#d55e00"
 TINTS = ListedColormap(["#bcd8ea", "#bfe3d5", "#f5d3b8"])  # BOOT, mixed, vanilla
@@ -168,7 +168,7 @@ def phase_plot(phase: Phase, path: Path) -> None:
         save(figure, path)
 
 
-def grids_plot(grids: Mapping[str, Tensor], schedule: Schedule, path: Path) -> None:
+def times_plot(grids: Mapping[str, Tensor], schedule: Schedule, path: Path) -> None:
     """Grids of times, a row each, over the log signal-to-noise ratio and over time.
 
     Arguments:
