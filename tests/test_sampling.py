@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable
+from collections import Counter, defaultdict
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import pytest
@@ -18,7 +19,7 @@ from sigdeg.denoiser import (
 )
 from sigdeg.errors import SigdegError
 from sigdeg.grids import coarse_grid, fine_grid
-from sigdeg.rng import randn, seed_generators
+from sigdeg.rng import rand, randn, seed_generators
 from sigdeg.sampling import march, sample
 from sigdeg.schedule import EDM, Cosine, RectifiedFlow, Schedule, VPLinear
 from sigdeg.signature import PartialSignature
@@ -271,3 +272,72 @@ def test_seeds_may_come_as_a_tensor() -> None:
     step = Exponential(DENOISER)
     x = sample(step, GRID, (3, 3), seeds=torch.tensor([4, 5, 6]), batch_size=2)
     assert torch.equal(x, sample(step, GRID, (3, 3), seeds=[4, 5, 6]))
+
+
+# --- any kind of noise ----------------------------------------------------------------------------
+
+MASK = 2
+
+
+class Absorbing:
+    """Tokens are masked one by one: at time t each is with probability t."""
+
+    t_min, t_max = 0.0, 1.0
+
+    def prior(self, shape: Sequence[int], generator: Any = None, **options: Any) -> Tensor:
+        return torch.full(tuple(shape), MASK, device=options["device"])
+
+
+class Unmask:
+    """Ancestral step of two equal bits: a mask falls with probability (t - s) / t."""
+
+    process = Absorbing()
+
+    def noise(self, t: Tensor, s: Tensor, shape: Sequence[int], *more: Any, **_: Any) -> Tensor:
+        return rand((shape[0], 2, shape[1]), *more, dtype=torch.float64)
+
+    def calls(self, t: float, s: float) -> int:
+        return 1
+
+    def __call__(self, x: Tensor, t: Tensor, s: Tensor, noise: Tensor) -> Tensor:
+        told = (2 * x - 1).where(x != MASK, 0).sum(1, keepdim=True).sign()
+        token = (noise[:, 1] < (1 + told) / 2).long()  # each by its own law given what is seen
+        return token.where((x == MASK) & (noise[:, 0] < (t - s) / t), x)
+
+
+def off(chances: Mapping[tuple[int, ...], float]) -> float:
+    """Total variation distance to two equal bits."""
+    states = {(0, 0): 0.5, (1, 1): 0.5}
+    differences = [chances.get(x, 0) - states.get(x, 0) for x in {*chances, *states}]
+    return sum(map(abs, differences)) / 2
+
+
+@pytest.mark.parametrize(("steps", "exact"), [(1, 0.5), (2, 0.25), (4, 0.125)])
+def test_tokens_are_sampled_by_the_very_same_function(steps: int, exact: float) -> None:
+    """Bits unmasked together are drawn as if independent: 1 / (2 K), exactly."""
+    step, grid = Unmask(), torch.linspace(1, 0, steps + 1, dtype=torch.float64)
+    twelfths, halves = (torch.arange(12) + 0.5) / 12, (torch.arange(2) + 0.5) / 2
+    every = torch.cartesian_prod(twelfths, twelfths, halves, halves).reshape(-1, 2, 2)
+    chances: dict[tuple[int, ...], float] = {(MASK, MASK): 1.0}
+    for t, s in itertools.pairwise(grid):
+        after: dict[tuple[int, ...], float] = defaultdict(float)
+        for state, chance in chances.items():
+            for end in step(torch.tensor(state).expand(len(every), 2), t, s, every).tolist():
+                after[tuple(end)] += chance / len(every)
+        chances = after
+    assert off(chances) == pytest.approx(exact, abs=1e-12)
+    n = 4000
+    drawn = sample(step, grid, (n, 2), seeds=range(n))
+    counts = Counter(map(tuple, drawn.tolist()))
+    assert off({state: count / n for state, count in counts.items()}) == pytest.approx(
+        exact, abs=0.03
+    )
+    assert torch.equal(sample(step, grid, (n, 2), seeds=range(n), batch_size=333), drawn)
+
+
+def test_a_step_that_says_no_noise_is_told_what_it_lacks() -> None:
+    class Mute(nn.Module):
+        process = SCHEDULE
+
+    with pytest.raises(SigdegError, match="Mute is no step that can be sampled, it has no noise"):
+        sample(Mute(), GRID, (2, 3), seeds=[1, 2])  # type: ignore[arg-type]

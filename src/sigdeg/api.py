@@ -22,7 +22,7 @@ from sigdeg.schedule import (
     from_scheduler,
 )
 from sigdeg.signature import PartialSignature
-from sigdeg.steps import EulerMaruyama, Exponential, ShARK, Step, StochasticTaylor
+from sigdeg.steps import EulerMaruyama, Exponential, GaussianStep, ShARK, Step, StochasticTaylor
 from sigdeg.student import SignatureStudent
 
 __all__ = [
@@ -37,6 +37,7 @@ __all__ = [
     "Exponential",
     "GaussianDenoiser",
     "GaussianMixtureDenoiser",
+    "GaussianStep",
     "ModulatedMLP",
     "NetworkDenoiser",
     "PartialSignature",

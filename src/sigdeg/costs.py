@@ -22,7 +22,7 @@ from sigdeg.errors import SigdegError
 
 if TYPE_CHECKING:
     from sigdeg.paths import TeacherPaths
-    from sigdeg.steps import Step
+    from sigdeg.steps import GaussianStep
     from sigdeg.student import SignatureStudent
 
 __all__ = [
@@ -110,7 +110,7 @@ def costs_line(what: str, disk: float, memory: float, seconds: float) -> str:
 def tell_calls(
     what: str,
     calls: float,
-    step: Step,
+    step: GaussianStep,
     times: tuple[Tensor, Tensor],
     shape: tuple[int, ...],
     batch_size: int,
@@ -121,17 +121,15 @@ def tell_calls(
     memory: float = 0,
 ) -> None:
     """Say on stderr what network calls will take, by one that is measured."""
-    from sigdeg.steps import network_calls
-
     each = call_seconds(step, times, shape, batch_size, device, condition)
-    seconds = calls * each / max(1, network_calls(step, float(times[0]), float(times[1])))
+    seconds = calls * each / max(1, step.calls(float(times[0]), float(times[1])))
     tqdm.write(
         costs_line(f"{what}, {calls:,.0f} network calls", disk, memory, seconds), file=sys.stderr
     )
 
 
 def call_seconds(
-    step: Step,
+    step: GaussianStep,
     times: tuple[Tensor, Tensor],
     shape: tuple[int, ...],
     batch_size: int,
@@ -217,13 +215,11 @@ class Costs:
 
     def measure(self) -> tuple[float, float]:
         """Seconds of a teacher call and of a training step, for one sample of a batch."""
-        from sigdeg.steps import network_calls
-
         row, teacher = self.paths.rows[0], self.paths.teacher
         paths = self.paths
         shared = (paths.shape, self.batch_size, paths.device, paths.condition, paths.order)
         probe = copy.deepcopy(self.student).to(self.paths.device).eval().requires_grad_(True)
         probe.lookahead = 0.0  # which costs no calls, and would ask for a covariance
         each = call_seconds(teacher, (row[0], row[1]), *shared)
-        each /= max(1, network_calls(teacher, float(row[0]), float(row[1])))
+        each /= max(1, teacher.calls(float(row[0]), float(row[1])))
         return each, call_seconds(probe, (row[0], row[-1]), *shared, train=True) * self.paths.q

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from sigdeg.errors import SigdegError, check_choice, check_least
+from sigdeg.protocols import Process
 from sigdeg.schedule import Schedule
 
 __all__ = ["Grid", "Spacing", "check_grid", "check_span", "coarse_grid", "fine_grid", "refine"]
@@ -42,22 +43,22 @@ def check_grid(grid: Tensor | Sequence[float]) -> Tensor:
     return times
 
 
-def check_span(schedule: Schedule, grid: Tensor | Sequence[float], to_data: bool = True) -> Tensor:
+def check_span(process: Process, grid: Tensor | Sequence[float], to_data: bool = True) -> Tensor:
     """Validate times that samples are drawn at: from where there is nothing but noise to the data.
 
     Arguments:
-        schedule: The schedule.
+        process: The process, a schedule for instance.
         grid: The times.
         to_data: Whether they must end at 0; samples may be wanted as they are before.
 
     Raises:
-        SigdegError: If they are no grid, or do not run from the schedule's `t_max` to 0.
+        SigdegError: If they are no grid, or do not run from the process's `t_max` to 0.
     """
     times = check_grid(grid)
     first, last = float(times[0]), float(times[-1])
-    if abs(first - schedule.t_max) > 1e-9 or (to_data and last != 0):
+    if abs(first - process.t_max) > 1e-9 or (to_data and last != 0):
         raise SigdegError(
-            f"times must run from {schedule.t_max:g}, where this {type(schedule).__name__} is "
+            f"times must run from {process.t_max:g}, where this {type(process).__name__} is "
             f"noise, to 0, got {first:g} to {last:g}"
         )
     return times

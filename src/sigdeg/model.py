@@ -27,7 +27,7 @@ from sigdeg.networks import build_network, class_labels, network_config
 from sigdeg.sampling import sample
 from sigdeg.schedule import Schedule, schedule_from_config
 from sigdeg.schema import listed, mapped, maybe, number, record, text, whole
-from sigdeg.steps import Exponential, Step
+from sigdeg.steps import Exponential, GaussianStep
 from sigdeg.student import SignatureStudent
 
 __all__ = ["Card", "Model", "as_model", "conditions_of"]
@@ -116,7 +116,7 @@ class Model:
         card: What made it.
     """
 
-    step: Step
+    step: GaussianStep
     shape: tuple[int, ...]
     grid: Grid
     codec: Codec = field(default_factory=Identity)
@@ -373,7 +373,7 @@ def conditions_of(network: nn.Module) -> Conditions:
 
 
 def as_model(
-    step: Step | Denoiser, shape: Sequence[int] | None = None, name: str | None = None
+    step: GaussianStep | Denoiser, shape: Sequence[int] | None = None, name: str | None = None
 ) -> Model:
     """A student, a denoiser or a step of one as a model.
 

@@ -16,7 +16,7 @@ from torch import Generator, Tensor
 
 from sigdeg.errors import SigdegError
 
-__all__ = ["Generators", "Stream", "derive_generator", "randn", "seed_generators", "seeded"]
+__all__ = ["Generators", "Stream", "derive_generator", "rand", "randn", "seed_generators", "seeded"]
 
 T = TypeVar("T")
 Generators = Generator | Sequence[Generator]  # one for all samples, or one a sample
@@ -106,12 +106,33 @@ def randn(
     Raises:
         SigdegError: If the number of generators is not the batch size.
     """
+    return draw(torch.randn, shape, generator, dtype, device)
+
+
+def rand(
+    shape: Sequence[int],
+    generator: Generators | None = None,
+    dtype: torch.dtype | None = None,
+    device: torch.device | str | None = None,
+) -> Tensor:
+    r"""Uniform numbers in [0, 1) with shape (batch, \*), drawn as `randn` draws."""
+    return draw(torch.rand, shape, generator, dtype, device)
+
+
+def draw(
+    source: Callable[..., Tensor],
+    shape: Sequence[int],
+    generator: Generators | None,
+    dtype: torch.dtype | None,
+    device: torch.device | str | None,
+) -> Tensor:
+    """What a function of torch draws, each row from the stream of its sample."""
     if generator is None or isinstance(generator, Generator):
-        source = generator.device if generator is not None else device
-        return torch.randn(*shape, generator=generator, dtype=dtype, device=source).to(device)
+        place = generator.device if generator is not None else device
+        return source(*shape, generator=generator, dtype=dtype, device=place).to(device)
     if len(generator) != shape[0]:
         raise SigdegError(
             f"{len(generator)} generators were given for a batch of {shape[0]}: give one a sample"
         )
-    rows = [torch.randn(*shape[1:], generator=g, dtype=dtype, device=g.device) for g in generator]
+    rows = [source(*shape[1:], generator=g, dtype=dtype, device=g.device) for g in generator]
     return torch.stack(rows).to(device) if rows else torch.empty(*shape, dtype=dtype, device=device)

@@ -19,9 +19,8 @@ from tqdm.auto import tqdm
 
 from sigdeg.errors import SigdegError, check_least
 from sigdeg.grids import check_grid, check_span
-from sigdeg.rng import Generators, randn, seed_generators
-from sigdeg.signature import PartialSignature
-from sigdeg.steps import Step
+from sigdeg.protocols import N, Step
+from sigdeg.rng import Generators, seed_generators
 
 __all__ = ["march", "sample"]
 
@@ -29,20 +28,20 @@ Callback = Callable[[int, Tensor, Tensor], None]
 
 
 def march(
-    step: Step,
+    step: Step[N],
     x: Tensor,
     grid: Tensor | Sequence[float],
-    signatures: Iterable[PartialSignature],
+    noises: Iterable[N],
     callback: Callback | None = None,
     **condition: Any,
 ) -> Tensor:
-    r"""Compose a step over a grid, driven by given signatures.
+    r"""Compose a step over a grid, driven by given noise.
 
     Arguments:
         step: Any `Step`.
         x: State at the first time of the grid, shape (batch, \*).
         grid: Decreasing times, K + 1 values.
-        signatures: One signature a step.
+        noises: One a step, as `step.noise` makes them: of most steps here a `PartialSignature`.
         callback: Called as `callback(k, time, x)` after each step, k = 1 ... K.
         condition: Passed on to the network.
 
@@ -50,8 +49,8 @@ def march(
         The state at the last time of the grid.
     """
     grid = check_grid(grid)
-    for k, ((t, s), signature) in enumerate(zip(pairwise(grid), signatures, strict=True), start=1):
-        x = step(x, t, s, signature, **condition)
+    for k, ((t, s), noise) in enumerate(zip(pairwise(grid), noises, strict=True), start=1):
+        x = step(x, t, s, noise, **condition)
         if callback is not None:
             callback(k, s, x)
     return x
@@ -59,7 +58,7 @@ def march(
 
 @torch.no_grad()
 def sample(
-    step: Step,
+    step: Step[Any],
     grid: Tensor | Sequence[float],
     shape: Sequence[int],
     seeds: Sequence[int] | None = None,
@@ -68,14 +67,14 @@ def sample(
     progress: bool = False,
     batch_size: int | None = None,
     device: torch.device | str | None = None,
-    dtype: torch.dtype = torch.float32,
+    dtype: torch.dtype | None = None,
     **condition: Tensor,
 ) -> Tensor:
-    r"""Draw samples by marching a step from pure noise to the data.
+    r"""Draw samples by marching a step from pure noise to the data, whatever kind of noise it is.
 
     Arguments:
-        step: Any `Step`: the teacher's, a training-free one, a student.
-        grid: Decreasing times from the schedule's `t_max`; end it at 0 for the final denoise (see
+        step: Any `Step`: the teacher's, a training-free one, a student, one of your own.
+        grid: Decreasing times from the process's `t_max`; end it at 0 for the final denoise (see
             `sigdeg.grids`).
         shape: Shape of the samples, (n, \*).
         seeds: One seed a sample: sample i depends on its seed alone.
@@ -86,7 +85,7 @@ def sample(
         batch_size: Split into batches of at most this many samples (default: all at once).
         device: Where to compute (default: where the step's weights are); samples are the same on
             every device up to rounding.
-        dtype: Type of the samples.
+        dtype: Type of the samples (default: the process's).
         condition: Passed on to the network, each with n rows.
 
     Returns:
@@ -94,9 +93,15 @@ def sample(
 
     Raises:
         SigdegError: If the grid does not decrease from the noise on, seeds do not match the
-            shape, or a sample is not finite.
+            shape, the step does not say what noise it takes, or a sample is not finite.
     """
-    grid = check_span(step.schedule, grid, to_data=False)
+    missing = [name for name in ("process", "noise") if not hasattr(step, name)]
+    if missing:
+        raise SigdegError(
+            f"{type(step).__name__} is no step that can be sampled, it has no {missing[0]}: derive "
+            "it from sigdeg.GaussianStep, or see sigdeg.protocols.Step"
+        )
+    grid = check_span(step.process, grid, to_data=False)
     n, *rest = shape
     if seeds is not None and generator is not None:
         raise SigdegError("give either seeds or a generator, not both")
@@ -130,14 +135,15 @@ def sample(
             if seeds is not None:
                 own = seed_generators(seeds[rows])  # no more at a time: they take 5 kB each
             size = (rows.stop - rows.start, *rest)
-            x = float(step.schedule.sigma(grid[0])) * randn(size, own, dtype, device)
+            x = step.process.prior(size, own, dtype=dtype, device=device)
             drawn = (
-                PartialSignature.sample(t - s, size, step.order, own, dtype, device)
-                for t, s in pairwise(grid)
+                step.noise(t, s, size, own, dtype=dtype, device=device) for t, s in pairwise(grid)
             )
             if callback is not None:
                 callback(0, grid[0], x)
             given = {key: value[rows] for key, value in condition.items()}
+            if not start:
+                samples = x.new_empty(*shape)  # of the process's own type
             samples[rows] = march(step, x, grid, drawn, report, **given)
     if not bool(torch.isfinite(samples).all()):
         raise SigdegError("sampling gave NaN or infinite values: the model or the grid is broken")

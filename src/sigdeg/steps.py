@@ -1,6 +1,6 @@
 r"""Steps of the reverse SDE: everything that samples is one.
 
-    x_s = step(x_t, t, s, signature, **condition)        s < t
+    x_s = step(x_t, t, s, noise, **condition)        s < t
 
 The teacher's fine step is a step, a training-free scheme is a step, the student is a step; a
 sampler is a step marched over a grid (`sigdeg.sampling`). Noise is data: it comes in as the partial
@@ -25,8 +25,8 @@ References:
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any, Protocol
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -34,90 +34,86 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.overrides import TorchFunctionMode
 
 from sigdeg.denoiser import Denoiser
-from sigdeg.guidance import Guidance
+from sigdeg.protocols import Step, Time
 from sigdeg.response import exponential_coefficients, response, weigh
+from sigdeg.rng import Generators
 from sigdeg.schedule import Schedule, expand
 from sigdeg.signature import PartialSignature
 
 __all__ = [
     "EulerMaruyama",
     "Exponential",
+    "GaussianStep",
     "ShARK",
     "Step",
     "StochasticTaylor",
-    "network_calls",
+    "Time",
 ]
 
-Time = Tensor | float
 
+class GaussianStep(nn.Module):
+    r"""Base of the steps of the reverse SDE, driven by a partial signature.
 
-class Step(Protocol):
-    r"""One step of the reverse SDE from time t down to time s.
-
-    Attributes:
-        order: Order of the signature it needs at least.
-        nfe: Network calls a step.
-        schedule: The schedule of the diffusion.
+    A step of one's own has a `schedule`, says the `order` it needs and how many network calls it
+    takes (`nfe`), and advances the state in `forward(x, t, s, noise, **condition)`, see
+    `sigdeg.protocols.Step`.
     """
 
-    @property
-    def order(self) -> int: ...
+    schedule: Schedule
+    __call__: Callable[..., Tensor]
 
     @property
-    def nfe(self) -> int: ...
+    def process(self) -> Schedule:
+        """The schedule of the diffusion."""
+        return self.schedule
 
     @property
-    def schedule(self) -> Schedule: ...
+    def order(self) -> int:
+        """Order of the signature it needs at least."""
+        return 1
 
-    def __call__(
-        self, x: Tensor, t: Time, s: Time, signature: PartialSignature, **condition: Any
-    ) -> Tensor:
-        r"""Advance the state.
+    @property
+    def nfe(self) -> int:
+        """Network calls a step."""
+        return 1
 
-        Arguments:
-            x: State at time t, shape (batch, \*).
-            t: Start, a scalar or with shape (batch,).
-            s: End, below t, a scalar or with shape (batch,).
-            signature: Partial signature of the driving path over the step.
-            condition: Passed on to the network.
+    def calls(self, t: float, s: float) -> int:
+        """Network calls a sample of a step from t to s: `nfe`, and one for the final denoise."""
+        return self.nfe if s > 0 else 1
 
-        Returns:
-            The state at time s, shape (batch, \*).
-        """
-
-
-def network_calls(step: Step, t: float, s: float) -> int:
-    """Network calls a sample of a step from t to s, those of guidance included.
-
-    A step that has no `network_calls(t, s)` of its own takes `nfe`, and one for the final denoise.
-    """
-    own: Callable[[float, float], int] | None = getattr(step, "network_calls", None)
-    return own(t, s) if own is not None else step.nfe if s > 0 else 1
+    def noise(
+        self,
+        t: Time,
+        s: Time,
+        shape: Sequence[int],
+        generator: Generators | None = None,
+        *,
+        dtype: torch.dtype | None = None,
+        device: torch.device | str | None = None,
+    ) -> PartialSignature:
+        r"""Signature of the path over a step that drives states of a shape, (batch, \*)."""
+        return PartialSignature.sample(t - s, shape, self.order, generator, dtype, device)
 
 
-class DenoiserStep(nn.Module):
+class DenoiserStep(GaussianStep):
     """Base of the training-free steps: holds the denoiser, handles the final denoise."""
 
     order: int = 1
     nfe: int = 1
-
-    __call__: Callable[..., Tensor]
 
     def __init__(self, denoiser: Denoiser) -> None:
         super().__init__()
         self.denoiser = denoiser
 
     @property
-    def schedule(self) -> Schedule:
+    def schedule(self) -> Schedule:  # type: ignore[override]  # found in the denoiser
         """The denoiser's schedule."""
         return self.denoiser.schedule
 
-    def network_calls(self, t: float, s: float) -> int:
+    def calls(self, t: float, s: float) -> int:
         """One a mean that it asks for, and those of guidance."""
         asked = self.looks_at(t, s) if s > 0 else (t,)
-        if isinstance(self.denoiser, Guidance):
-            return self.denoiser.calls(torch.tensor(asked, dtype=torch.float64))
-        return len(asked)
+        return self.denoiser.calls(torch.tensor(asked, dtype=torch.float64))
 
     def looks_at(self, t: float, s: float) -> tuple[float, ...]:
         """Times at which a step to s > 0 calls the denoiser."""
@@ -126,7 +122,7 @@ class DenoiserStep(nn.Module):
     def forward(
         self, x: Tensor, t: Time, s: Time, signature: PartialSignature, **condition: Any
     ) -> Tensor:
-        """Advance the state, see `Step`."""
+        """Advance the state, see `sigdeg.protocols.Step`."""
         t, s = (torch.as_tensor(v, dtype=torch.float64) for v in (t, s))
         last = s <= 0
         if bool(last.all()):

@@ -50,7 +50,7 @@ from sigdeg.response import LinearResponse, exponential_coefficients, remember
 from sigdeg.schedule import Schedule, expand, schedule_from_config
 from sigdeg.schema import flag, listed, mapped, maybe, number, record, text, whole
 from sigdeg.signature import PartialSignature
-from sigdeg.steps import Time
+from sigdeg.steps import GaussianStep, Time
 
 __all__ = ["NetworkInput", "PlainStudent", "ResidualNoise", "SignatureStudent", "kind_of_data"]
 
@@ -120,7 +120,7 @@ class Scalars(NamedTuple):
     b: Tensor
 
 
-class SignatureStudent(CalledNetwork):
+class SignatureStudent(CalledNetwork, GaussianStep):
     r"""A learned step; see the module's docstring for the formula.
 
     Arguments:
@@ -353,7 +353,7 @@ class SignatureStudent(CalledNetwork):
     def forward(
         self, x: Tensor, t: Time, s: Time, noise: PartialSignature, **condition: Any
     ) -> Tensor:
-        """One coarse step, see `sigdeg.steps.Step`."""
+        """One coarse step, see `sigdeg.protocols.Step`."""
         given = self.inputs(x, t, s, noise)
         output = self.answer(given.inputs, given.timestep, x.shape, condition)
         return self.outputs(output, given)

@@ -124,7 +124,7 @@ def test_blocks_are_the_steps_that_they_hold() -> None:
     assert torch.equal(found, x)
     times = (1.0, 0.9, 0.8, 0.61, 0.6, 0.1)
     assert [blocks.kind(t) for t in times] == [0, 0, 1, 1, 0, 0]
-    assert [blocks.network_calls(t, 0.05) for t in times] == [1, 1, 0, 0, 1, 1]
+    assert [blocks.calls(t, 0.05) for t in times] == [1, 1, 0, 0, 1, 1]
 
 
 def test_the_vanilla_plan_is_distilling_at_once(tmp_path: Path) -> None:
@@ -142,10 +142,10 @@ class Counter(Denoiser):
 
     def __init__(self) -> None:
         super().__init__(SCHEDULE)
-        self.calls = 0
+        self.asked = 0
 
     def forward(self, x: Tensor, t: Tensor, **condition: Any) -> Tensor:
-        self.calls += x.shape[0]
+        self.asked += x.shape[0]
         return MIXTURE(x, t)
 
 
@@ -162,7 +162,7 @@ def test_teacher_calls_are_counted(tmp_path: Path, plan: Plan, states: Any) -> N
     )
     # Segments from data begin at random, so what they cost is known in the mean.
     tolerance = 0.0 if states == "teacher" else 0.15
-    assert result.teacher_nfe == pytest.approx(counter.calls, rel=tolerance)
+    assert result.teacher_nfe == pytest.approx(counter.asked, rel=tolerance)
     if plan == progressive(4):  # whole paths once; or pairs of leaves of two fine steps
         assert result.teacher_nfe == 30 * (16 if states == "teacher" else 4)
 
@@ -295,7 +295,7 @@ def test_a_planned_grid(tmp_path: Path) -> None:
     """The student's times move to where the mixture decides, and measuring is paid for."""
     counter = Counter()
     result = run(tmp_path, Exponential(counter), student(3), grid="planned", paths=20)
-    assert result.teacher_nfe == counter.calls
+    assert result.teacher_nfe == counter.asked
     assert result.student.steps == (3,)
     assert not torch.allclose(result.student.grid(), student(3).grid())
     elastic = student(4)

@@ -36,10 +36,10 @@ class Counter(Denoiser):
 
     def __init__(self) -> None:
         super().__init__(SCHEDULE)
-        self.inner, self.calls = MIXTURE, [0]
+        self.inner, self.asked = MIXTURE, [0]
 
     def forward(self, x: Tensor, t: Tensor, **condition: Any) -> Tensor:
-        self.calls[0] += x.shape[0]
+        self.asked[0] += x.shape[0]
         return self.inner(x, t)
 
 
@@ -152,7 +152,7 @@ def test_one_simulation_serves_many_students(tmp_path: Path) -> None:
     """No path is simulated again; each student is told what the paths cost."""
     teacher = Exponential(Counter())
     cache = make_cache(tmp_path / "cache", teacher)
-    calls = teacher.denoiser.calls
+    calls = teacher.denoiser.asked
     assert calls == [40 * 12]
     for name, options in STUDENTS.items():
         student = untrained(**options)

@@ -12,7 +12,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from scipy import stats
-from torch import Generator, Tensor, nn
+from torch import Generator, Tensor
 
 from sigdeg.denoiser import Denoiser, GaussianDenoiser
 from sigdeg.errors import SigdegError
@@ -23,7 +23,7 @@ from sigdeg.networks import ResidualMLP
 from sigdeg.paths import Batch, CachedPaths, FreshPaths, TeacherPaths, simulate
 from sigdeg.schedule import Cosine, Schedule, VPLinear
 from sigdeg.signature import PartialSignature
-from sigdeg.steps import EulerMaruyama, Exponential, ShARK, Step
+from sigdeg.steps import EulerMaruyama, Exponential, GaussianStep, ShARK
 from sigdeg.student import SignatureStudent
 
 SCHEDULE = VPLinear()
@@ -44,19 +44,22 @@ def close(actual: Tensor, expected: Tensor, tol: float = 1e-11) -> None:
     torch.testing.assert_close(actual, expected, rtol=tol, atol=tol)
 
 
-class Recorder(nn.Module):
+class Recorder(GaussianStep):
     """A step that remembers the fine signatures that drove it."""
 
-    def __init__(self, step: Step) -> None:
+    def __init__(self, step: GaussianStep) -> None:
         super().__init__()
-        self.step, self.nfe, self.schedule = step, step.nfe, step.schedule
-        self.order = step.order
+        self.step, self.schedule = step, step.schedule
         self.fine: list[PartialSignature] = []
-        self.calls = 0
+        self.asked = 0
+
+    @property
+    def order(self) -> int:
+        return self.step.order
 
     def forward(self, x: Tensor, t: Any, s: Any, signature: PartialSignature) -> Tensor:
         self.fine.append(signature)
-        self.calls += x.shape[0] * self.nfe
+        self.asked += x.shape[0] * self.step.nfe
         return self.step(x, t, s, signature)
 
 
@@ -65,16 +68,16 @@ class Counter(Denoiser):
 
     def __init__(self) -> None:
         super().__init__(SCHEDULE)
-        self.calls = 0
+        self.asked = 0
 
     def forward(self, x: Tensor, t: Tensor, **condition: Any) -> Tensor:
-        self.calls += x.shape[0]
+        self.asked += x.shape[0]
         return 0.3 * x
 
 
 @pytest.mark.parametrize("order", [1, 2, 5])
 @pytest.mark.parametrize("make", [EulerMaruyama, Exponential, ShARK])
-def test_folding_on_the_way_is_chen(make: Callable[[Denoiser], Step], order: int) -> None:
+def test_folding_on_the_way_is_chen(make: Callable[[Denoiser], GaussianStep], order: int) -> None:
     """The coarse signature is the concatenation of the fine ones the teacher was driven by."""
     recorder = Recorder(make(gaussian()))
     x = torch.randn(6, 2, generator=seeded(), dtype=torch.float64)
@@ -281,24 +284,24 @@ class TestTeacherCalls:
     """What is reported is what was spent."""
 
     @pytest.mark.parametrize("make", [EulerMaruyama, Exponential, ShARK])
-    def test_whole_paths(self, make: Callable[[Denoiser], Step]) -> None:
+    def test_whole_paths(self, make: Callable[[Denoiser], GaussianStep]) -> None:
         counter = Counter()
         step = make(counter)
         paths = TeacherPaths(step, ROWS, (1,), 2)
         paths.draw(7, seeded())
-        assert counter.calls == 7 * paths.teacher_nfe
+        assert counter.asked == 7 * paths.teacher_nfe
         assert paths.teacher_nfe == step.nfe * 11 + 1  # the final denoise is one call
 
     @pytest.mark.parametrize("make", [EulerMaruyama, Exponential, ShARK])
     @pytest.mark.parametrize("until", [1.0, 0.6])
-    def test_guidance_counts(self, make: Callable[[Denoiser], Step], until: float) -> None:
+    def test_guidance_counts(self, make: Callable[[Denoiser], GaussianStep], until: float) -> None:
         """Two where it guides, at every time that the step asks at."""
         one, weak = Counter(), Counter()
         step = make(AutoGuidance(one, weak, 2.0, until))
         paths = TeacherPaths(step, ROWS, (1,), 2)
         paths.draw(7, seeded())
-        assert one.calls + weak.calls == 7 * paths.teacher_nfe
-        assert weak.calls == one.calls if until == 1 else 0 < weak.calls < one.calls
+        assert one.asked + weak.asked == 7 * paths.teacher_nfe
+        assert weak.asked == one.asked if until == 1 else 0 < weak.asked < one.asked
 
     def test_segments_from_data(self) -> None:
         """Rows of different lengths: the mean over the starts."""
@@ -308,7 +311,7 @@ class TestTeacherCalls:
         assert paths.teacher_nfe == (4 + 7 + 7 + 7) / 2
         batch = paths.draw(400, seeded())
         first = int((batch.start == 0).sum())
-        assert counter.calls == 11 * first + 14 * (400 - first)
+        assert counter.asked == 11 * first + 14 * (400 - first)
 
 
 def test_streams_of_samples_are_white_and_independent() -> None:
@@ -425,7 +428,7 @@ class TestCache:
             again = self.cache(tmp_path / "a", paths=paths)
             sizes = [16, 16, 16, 2]
             assert isinstance(paths.teacher, Recorder)
-            assert paths.teacher.calls == 12 * sum(sizes[i] for i in lost)  # and no more than those
+            assert paths.teacher.asked == 12 * sum(sizes[i] for i in lost)  # and no more than those
             assert self.bytes(tmp_path / "a") == before
             assert torch.equal(again.batch(9, seeded()).states, whole.batch(9, seeded()).states)
 

@@ -40,7 +40,7 @@ from sigdeg.planning import LinearStudent, Plan, format_plan, parse_plan, plan_g
 from sigdeg.rng import Stream, derive_generator
 from sigdeg.runs import claim_folder, fingerprint
 from sigdeg.signature import PartialSignature
-from sigdeg.steps import Step
+from sigdeg.steps import GaussianStep
 from sigdeg.student import SignatureStudent, kind_of_data
 from sigdeg.training import TrainConfig, check_data, fit, make_accelerator, resolve_device
 
@@ -137,7 +137,7 @@ class Distilled:
 
 def distill(
     student: SignatureStudent,
-    teacher: Step,
+    teacher: GaussianStep,
     out_dir: str | Path,
     config: DistillConfig | None = None,
     *,
@@ -244,7 +244,7 @@ def distill(
     return dataclasses.replace(found, verdict=verdict)
 
 
-def on_device(teacher: Step, device: torch.device) -> Step:
+def on_device(teacher: GaussianStep, device: torch.device) -> GaussianStep:
     """The teacher where it is to compute, in evaluation mode; the caller's stays where it is."""
     if isinstance(teacher, nn.Module):
         if any(value.device != device for value in teacher.state_dict().values()):
@@ -255,7 +255,7 @@ def on_device(teacher: Step, device: torch.device) -> Step:
 
 def plan_student(
     student: SignatureStudent,
-    teacher: Step,
+    teacher: GaussianStep,
     config: DistillConfig,
     condition: Mapping[str, Tensor] | None,
     device: str | None,
@@ -278,7 +278,7 @@ def plan_student(
 
 def distil_rounds(
     student: SignatureStudent,
-    teacher: Step,
+    teacher: GaussianStep,
     out_dir: Path,
     config: DistillConfig,
     plan: Plan | str,
@@ -335,7 +335,7 @@ def fine_rows(
 
 def distil_steps(
     student: SignatureStudent,
-    teacher: Step,
+    teacher: GaussianStep,
     out_dir: Path,
     config: DistillConfig,
     *,
@@ -504,7 +504,7 @@ def scale_student(student: SignatureStudent, samples: Tensor) -> None:
         student.set_data_std(float(samples.std()))
 
 
-def check_schedules(student: SignatureStudent, teacher: Step) -> None:
+def check_schedules(student: SignatureStudent, teacher: GaussianStep) -> None:
     """Refuse a teacher whose states are not those that the student steps between."""
     if not teacher.schedule.equals(student.schedule):
         raise SigdegError(

@@ -38,7 +38,7 @@ from sigdeg.paths import Batch, TeacherPaths
 from sigdeg.rng import Stream, derive_generator
 from sigdeg.runs import keep, kept
 from sigdeg.schema import listed, number, record, text, whole
-from sigdeg.steps import Exponential, Step
+from sigdeg.steps import Exponential, GaussianStep
 from sigdeg.student import SignatureStudent
 
 if TYPE_CHECKING:
@@ -393,7 +393,7 @@ def replay(
         raise SigdegError(f"judging needs at least 2 samples in a set, got {n}")
     counts = sorted(student.steps, reverse=True)
     finest = student.grid(counts[0])
-    models: tuple[Step, Step] = student, untrained_step(student, paths.teacher)
+    models: tuple[GaussianStep, GaussianStep] = student, untrained_step(student, paths.teacher)
     first = 0 if held_out is None else min(len(held_out.start), 2 * n)
     known = (
         held_out.take(slice(k, min(k + batch_size, first)))
@@ -430,7 +430,7 @@ def judge(student: SignatureStudent, paths: TeacherPaths, drawn: Samples) -> Ver
     return Verdict(n, round(calls), drawn.fresh * calls, advice(student), levels)
 
 
-def untrained_step(student: SignatureStudent, teacher: Step) -> Step:
+def untrained_step(student: SignatureStudent, teacher: GaussianStep) -> GaussianStep:
     """What takes no training: the exponential step of the teacher's denoiser, else its own."""
     denoiser = getattr(teacher, "denoiser", None)
     return teacher if denoiser is None else Exponential(denoiser, student.seen)

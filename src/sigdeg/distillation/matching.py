@@ -34,7 +34,7 @@ from sigdeg.errors import SigdegError
 from sigdeg.guidance import Guidance
 from sigdeg.networks import widen
 from sigdeg.schedule import Schedule
-from sigdeg.steps import Step
+from sigdeg.steps import GaussianStep
 from sigdeg.student import maps
 
 __all__ = ["Matching"]
@@ -57,7 +57,7 @@ class Matching(nn.Module):
 
     rate_factor = 3.0  # a critic slower than the student goes round in circles with it
 
-    def __init__(self, teacher: Step, channels: int, levels: int = 1) -> None:
+    def __init__(self, teacher: GaussianStep, channels: int, levels: int = 1) -> None:
         super().__init__()
         denoiser: Any = getattr(teacher, "denoiser", None)
         own = denoiser.denoiser if isinstance(denoiser, Guidance) else denoiser

@@ -27,12 +27,12 @@ from sigdeg.errors import SigdegError
 from sigdeg.planning.plans import Plan, merges, plan_steps
 from sigdeg.schedule import Schedule
 from sigdeg.signature import PartialSignature
-from sigdeg.steps import Step, Time, network_calls
+from sigdeg.steps import GaussianStep, Time
 
 __all__ = ["Blocks", "Round", "rounds"]
 
 
-class Blocks(nn.Module):
+class Blocks(GaussianStep):
     """Steps that tile the time axis, as one step: what a plan has made so far.
 
     Arguments:
@@ -44,20 +44,20 @@ class Blocks(nn.Module):
 
     def __init__(
         self,
-        teacher: Step,
-        students: Sequence[Step],
+        teacher: GaussianStep,
+        students: Sequence[GaussianStep],
         starts: Sequence[float],
         made: Sequence[int | None],
     ) -> None:
         super().__init__()
-        self.operators = nn.ModuleList([teacher, *students])  # type: ignore[list-item]  # modules
+        self.operators = nn.ModuleList([teacher, *students])
         self.starts = tuple(starts)
         self.which = tuple(0 if index is None else index + 1 for index in made)
 
     @property
-    def kinds(self) -> list[Step]:
+    def kinds(self) -> list[GaussianStep]:
         """The teacher's step and the students."""
-        return cast(list[Step], list(self.operators))
+        return cast(list[GaussianStep], list(self.operators))
 
     @property
     def order(self) -> int:
@@ -70,7 +70,7 @@ class Blocks(nn.Module):
         return self.kinds[0].nfe
 
     @property
-    def schedule(self) -> Schedule:
+    def schedule(self) -> Schedule:  # type: ignore[override]  # the teacher's
         """The schedule of the diffusion."""
         return self.kinds[0].schedule
 
@@ -78,14 +78,14 @@ class Blocks(nn.Module):
         """Which step goes on from a time: 0 is the teacher."""
         return self.which[bisect.bisect_right(self.starts, 1e-9 - float(t), key=neg) - 1]
 
-    def network_calls(self, t: float, s: float) -> int:
+    def calls(self, t: float, s: float) -> int:
         """Calls of the teacher: what is merged takes none."""
-        return 0 if self.kind(t) else network_calls(self.kinds[0], t, s)
+        return 0 if self.kind(t) else self.kinds[0].calls(t, s)
 
     def forward(
         self, x: Tensor, t: Time, s: Time, signature: PartialSignature, **condition: Any
     ) -> Tensor:
-        """One step, see `sigdeg.steps.Step`."""
+        """One step, see `sigdeg.protocols.Step`."""
         return self.kinds[self.kind(t)](x, t, s, signature, **condition)
 
 

@@ -12,7 +12,7 @@ from torch import Generator, Tensor
 from sigdeg.rng import Generators
 from sigdeg.sampling import march
 from sigdeg.signature import PartialSignature, restriction
-from sigdeg.steps import Step
+from sigdeg.steps import GaussianStep
 
 __all__ = ["Batch", "draw_starts", "integers"]
 
@@ -93,7 +93,7 @@ class Batch:
         states = self.states[:, ::stride]
         return Batch(self.start // stride, states, joined.reshape(shape), self.condition)
 
-    def replay(self, step: Step, grid: Tensor) -> Tensor:
+    def replay(self, step: GaussianStep, grid: Tensor) -> Tensor:
         """Where another step ends that starts where whole paths do and is driven by their noise."""
         lengths = (-grid.diff()).to(self.states)
         signatures = map(PartialSignature, lengths, self.coefficients.unbind(1))

@@ -22,14 +22,14 @@ from sigdeg.paths.batch import Batch, draw_starts, integers
 from sigdeg.rng import Generators, randn
 from sigdeg.runs import fingerprint
 from sigdeg.signature import PartialSignature, restriction
-from sigdeg.steps import Step, network_calls
+from sigdeg.steps import GaussianStep
 
 __all__ = ["TeacherPaths", "simulate"]
 
 
 @torch.no_grad()
 def simulate(
-    teacher: Step,
+    teacher: GaussianStep,
     rows: Sequence[Tensor],
     x: Tensor,
     order: int,
@@ -112,7 +112,7 @@ class TeacherPaths:
         SigdegError: If a condition is no tensor, or has no rows, or others than the rest have.
     """
 
-    teacher: Step
+    teacher: GaussianStep
     rows: Sequence[Tensor]
     shape: tuple[int, ...]
     order: int
@@ -140,8 +140,7 @@ class TeacherPaths:
     def teacher_nfe(self) -> float:
         """Mean number of teacher calls a segment costs."""
         calls = [
-            sum(network_calls(self.teacher, t, s) for t, s in pairwise(row.tolist()))
-            for row in self.rows
+            sum(self.teacher.calls(t, s) for t, s in pairwise(row.tolist())) for row in self.rows
         ]
         if self.data is None:
             return float(sum(calls))

@@ -24,7 +24,7 @@ from sigdeg.planning.measured import (
 from sigdeg.planning.spectrum import Spectrum
 from sigdeg.rng import Stream, derive_generator
 from sigdeg.schedule import Schedule
-from sigdeg.steps import Step
+from sigdeg.steps import GaussianStep
 
 __all__ = ["GridAdvice", "plan_grid", "recommend_grid"]
 
@@ -167,7 +167,7 @@ def default_candidates(steps: int) -> int:
 
 
 def plan_grid(
-    teacher: Step,
+    teacher: GaussianStep,
     steps: int,
     shape: tuple[int, ...],
     student: LinearStudent | None = None,

@@ -33,7 +33,7 @@ from sigdeg.planning.gaussian import TINY, PlannedGrid, shortest_path
 from sigdeg.planning.spectrum import Floats
 from sigdeg.schedule import Schedule
 from sigdeg.signature import restriction
-from sigdeg.steps import Step
+from sigdeg.steps import GaussianStep
 
 __all__ = [
     "Comparison",
@@ -269,7 +269,7 @@ class MeasuredCost:
 
 
 def measured_cost(
-    teacher: Step,
+    teacher: GaussianStep,
     times: Tensor,
     shape: tuple[int, ...],
     order: int = 2,
