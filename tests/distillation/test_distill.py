@@ -19,8 +19,9 @@ from sigdeg.denoiser import (
     GaussianMixtureDenoiser,
     NetworkDenoiser,
 )
-from sigdeg.distillation import Batch, DistillConfig, Distilled, Objective, TeacherPaths, distill
+from sigdeg.distillation import DistillConfig, Distilled, Objective, TeacherPaths, distill
 from sigdeg.distillation.distill import shares
+from sigdeg.distillation.objective import Segments
 from sigdeg.errors import SigdegError
 from sigdeg.grids import coarse_grid, refine
 from sigdeg.metrics import w1_exact
@@ -30,7 +31,7 @@ from sigdeg.schedule import Cosine, DiscreteVP, VPLinear
 from sigdeg.steps import EulerMaruyama, Exponential, ShARK
 from sigdeg.student import PlainStudent, SignatureStudent
 from sigdeg.training.checkpoint import ema_update
-from sigdeg.training.loop import learning_rate
+from sigdeg.training.config import learning_rate
 
 SCHEDULE = VPLinear()
 LAW = GaussianMixture1D()
@@ -206,8 +207,8 @@ def test_lower_precision_is_the_networks_alone(
     """Teacher states and signatures reach the loss as exact as they were drawn."""
     forward, seen = Objective.forward, []
 
-    def watched(self: Objective, drawn: tuple[list[Batch], int | None]) -> Tensor:
-        seen.extend(drawn[0])
+    def watched(self: Objective, drawn: Segments) -> dict[str, Tensor]:
+        seen.extend(drawn.levels)
         return forward(self, drawn)
 
     monkeypatch.setattr(Objective, "forward", watched)
@@ -449,7 +450,7 @@ def test_options_and_config_say_the_same(tmp_path: Path) -> None:
 
 def test_averaged_weights_are_the_ones_kept(tmp_path: Path, monkeypatch: Any) -> None:
     r"""After step n, $\bar w = \beta \bar w + (1 - \beta) w$, $\beta = \min(ema, (1+n)/(10+n))$."""
-    from sigdeg.training import loop
+    from sigdeg.training import job
 
     trace: list[Tensor] = []
 
@@ -457,7 +458,7 @@ def test_averaged_weights_are_the_ones_kept(tmp_path: Path, monkeypatch: Any) ->
         trace.append(weights(model).clone())
         ema_update(average, model, decay)
 
-    monkeypatch.setattr(loop, "ema_update", watched)
+    monkeypatch.setattr(job, "ema_update", watched)
     student = untrained()
     result = run(tmp_path, student, iterations=12, ema=0.5)
     expected = weights(student)
@@ -481,7 +482,7 @@ def test_learning_rate_warms_up_and_fades() -> None:
 
 def test_trained_at_that_rate_with_clipped_gradients(tmp_path: Path, monkeypatch: Any) -> None:
     """The first Adam step moves each weight by the rate of step 0, whatever the gradient."""
-    from sigdeg.training import loop
+    from sigdeg.training import job
 
     trace: list[Tensor] = []
 
@@ -489,7 +490,7 @@ def test_trained_at_that_rate_with_clipped_gradients(tmp_path: Path, monkeypatch
         trace.append(weights(model).clone())
         ema_update(average, model, decay)
 
-    monkeypatch.setattr(loop, "ema_update", watched)
+    monkeypatch.setattr(job, "ema_update", watched)
     student = untrained()
     run(tmp_path, student, iterations=1, warmup=4, learning_rate=0.01)
     moved = (trace[0] - weights(student)).abs()

@@ -13,6 +13,7 @@ from torch import Generator, Tensor
 
 from sigdeg.denoiser import GaussianDenoiser
 from sigdeg.distillation import Batch, Objective, TeacherPaths, simulate
+from sigdeg.distillation.objective import Segments
 from sigdeg.grids import refine
 from sigdeg.networks import ResidualMLP
 from sigdeg.schedule import VPLinear
@@ -71,7 +72,7 @@ def test_by_hand(q: int) -> None:
             target = segments.states[i : i + 1, j + 1]
             x = step(x, grid[k], grid[k + 1], path)
             close(errors[i, j], (x - target).square().mean() / objective.scales[0, k])
-    close(objective(([segments], None)), errors.mean())
+    close(objective(Segments([segments]))["loss"], errors.mean())
 
 
 @pytest.mark.parametrize("q", [1, 3])
@@ -139,7 +140,7 @@ def test_levels_of_an_elastic_student() -> None:
         path = PartialSignature(t - s, part.coefficients[:, 0])
         error = (step(part.states[:, 0], t, s, path) - part.states[:, 1]) ** 2
         expected += float(error.detach().mean()) / (2.0, 3.0, 5.0)[level] / 3
-    close(objective((parts, None)), expected)
+    close(objective(Segments(parts))["loss"], expected)
 
 
 def test_images_are_averaged_over_their_elements() -> None:
@@ -205,7 +206,7 @@ def test_steps_that_are_not_seen_and_perfect_ones_keep_the_loss_finite() -> None
     quiet = Batch(torch.zeros(2, dtype=torch.long), torch.zeros(2, 2, 1), torch.zeros(2, 1, 1, 1))
     objective = Objective(step.float(), [step.grid()])
     objective.normalise(quiet)
-    assert torch.isfinite(objective(([quiet], None)))
+    assert torch.isfinite(objective(Segments([quiet]))["loss"])
     assert objective.scales[0, 1:].tolist() == [1.0, 1.0]
 
 
@@ -273,15 +274,15 @@ def test_gradients_reach_every_weight_through_the_unrolling() -> None:
     step = student(2, steps=(4,))
     objective = Objective(step, [step.grid()]).double()
     segments = batch(6, 3, 2, 1)
-    objective(([segments], None)).backward()
+    objective(Segments([segments]))["loss"].backward()
     for p in step.network.parameters():
         assert p.grad is not None
         i = int(p.grad.flatten().abs().argmax())
         eps = 1e-6
         with torch.no_grad():
             p.flatten()[i] += eps
-            up = objective(([segments], None))
+            up = objective(Segments([segments]))["loss"]
             p.flatten()[i] -= 2 * eps
-            down = objective(([segments], None))
+            down = objective(Segments([segments]))["loss"]
             p.flatten()[i] += eps
         close(p.grad.flatten()[i], (up - down) / (2 * eps), 1e-5)

@@ -1,4 +1,4 @@
-"""Two processes by `torchrun`: one run, one set of files, the same weights in both.
+"""Two processes by `torchrun`: one run, one set of files, and what one process would have learnt.
 
 Run as a program, this file is what is launched.
 """
@@ -9,50 +9,79 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
+import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Generator, nn
 
-from sigdeg.denoiser import GaussianMixtureDenoiser
-from sigdeg.distillation import distill
+from sigdeg.denoiser import GaussianMixtureDenoiser, NetworkDenoiser
+from sigdeg.distillation import Distilled, distill
+from sigdeg.errors import SigdegError
 from sigdeg.networks import ResidualMLP
+from sigdeg.rng import seeded
 from sigdeg.schedule import VPLinear
-from sigdeg.steps import Exponential
+from sigdeg.steps import Exponential, Step
 from sigdeg.student import SignatureStudent
+from sigdeg.training import TrainConfig, make_accelerator
 
 TEACHER = Exponential(GaussianMixtureDenoiser([-2.0, 2.0], [0.5, 0.5], [0.5, 0.5], VPLinear()))
+DATA = torch.randn(50, 1, generator=Generator().manual_seed(5))
+
+# Batches that halves do not fit: 7 and 11 segments of two steps and of one.
+ELASTIC = {"steps": (2, 1), "residual_noise": "energy"}
+KINDS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
+    "cached": ({}, {"paths": 40}),
+    "fresh": ({}, {"paths": 0}),
+    "from data": ({}, {"paths": 0, "states": "data", "data": DATA, "batch_size": 4}),
+    "elastic": (ELASTIC, {"paths": 40, "q": 0, "batch_size": 18}),
+    "matched": (ELASTIC, {"paths": 40, "q": 0, "batch_size": 18, "matching": 1.0}),
+}
+
+
+def run(kind: str, folder: Path) -> Distilled:
+    """Distil one kind of student for twenty steps."""
+    options, arguments = KINDS[kind]
+    noise = options.get("residual_noise")
+    network = ResidualMLP(SignatureStudent.in_channels(1, 2, residual_noise=noise), 1, 8, 1)
+    for i, p in enumerate(network.parameters()):
+        nn.init.uniform_(p, -0.1, 0.1, generator=Generator().manual_seed(i))
+    student = SignatureStudent(network, VPLinear(), 1, data_std=2.06, **{"steps": (3,)} | options)
+    teacher: Step = TEACHER
+    if "matching" in arguments:
+        own = seeded(0, lambda: ResidualMLP(1, 1, 8, 1))
+        teacher = Exponential(NetworkDenoiser(own, VPLinear(), "edm", data_std=2.06))
+    settings: dict[str, Any] = {
+        "iterations": 20,
+        "batch_size": 16,
+        "checkpoint_every": 7,
+        "learning_rate": 1e-2,
+        "warmup": 2,
+        "held_out": 10,
+        "shard_size": 10,
+        "refinement": 3,
+        "judge": 0,
+        **arguments,
+    }
+    return distill(
+        student, teacher, folder / kind, device="cpu", progress=False, resume=False, **settings
+    )
 
 
 def main(folder: Path) -> None:
-    """Distil twice in a row, as an experiment does; each process writes what it ended with."""
-    network = ResidualMLP(SignatureStudent.in_channels(1, 2), 1, 8, 1)
-    for i, p in enumerate(network.parameters()):
-        nn.init.uniform_(p, -0.1, 0.1, generator=Generator().manual_seed(i))
+    """Distil one after the other, as an experiment does; each process writes what it ended with."""
     rank = os.environ["RANK"]
-    for name, paths in (("cached", 40), ("fresh", 0)):
-        student = SignatureStudent(network, VPLinear(), 1, data_std=2.06, steps=(3,))
-        result = distill(
-            student,
-            TEACHER,
-            folder / name,
-            iterations=20,
-            batch_size=16,
-            checkpoint_every=7,
-            paths=paths,
-            held_out=10,
-            shard_size=10,
-            refinement=3,
-            device="cpu",
-            progress=False,
-            resume=False,
-        )
-        tensors = dict(result.student.network.state_dict())
-        tensors["teacher_nfe"] = torch.tensor(result.teacher_nfe)
-        save_file(tensors, folder / f"{name}-{rank}.safetensors")
+    for kind in KINDS:
+        found = run(kind, folder)
+        tensors = {**found.student.network.state_dict(), "history": found.history}
+        tensors["teacher_nfe"] = torch.tensor(found.teacher_nfe)
+        save_file(tensors, folder / f"{kind}-{rank}.safetensors")
+    with pytest.raises(SigdegError, match="2 processes cannot share a batch of 15 evenly"):
+        make_accelerator(TrainConfig(batch_size=15), folder / "odd", "cpu")
 
 
-def test_two_processes(tmp_path: Path) -> None:
+def test_two_processes_learn_what_one_does(tmp_path: Path) -> None:
     # What `accelerate launch` runs on several GPUs; on CPUs it asks for MPI instead.
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
@@ -65,16 +94,48 @@ def test_two_processes(tmp_path: Path) -> None:
         timeout=200,
     )
     assert done.returncode == 0, done.stderr
-    for name in ("cached", "fresh"):
-        first, second = (load_file(tmp_path / f"{name}-{rank}.safetensors") for rank in (0, 1))
+    calls = {}
+    for kind in KINDS:
+        first, second = (load_file(tmp_path / f"{kind}-{rank}.safetensors") for rank in (0, 1))
         for key, value in first.items():
-            assert torch.equal(value, second[key])
-        saved = load_file(tmp_path / name / "student" / "model.safetensors")
+            assert torch.equal(value, second[key]), (kind, key)
+        saved = load_file(tmp_path / kind / "student" / "model.safetensors")
         assert all(torch.equal(value, first[key]) for key, value in saved.items())
-        assert not [p for p in (tmp_path / name).rglob(".*")]
-        assert len(list((tmp_path / name).rglob("events.out.*"))) > 0
-    assert float(first["teacher_nfe"]) == 2 * (10 + 20 * 16) * 9
+        assert not [p for p in (tmp_path / kind).rglob(".*")]
+        assert len(list((tmp_path / kind).rglob("events.out.*"))) > 0
+        alone = run(kind, tmp_path / "alone")
+        for key, value in alone.student.network.state_dict().items():
+            torch.testing.assert_close(first[key], value, rtol=0, atol=1e-5)
+        torch.testing.assert_close(first["history"], alone.history, rtol=0, atol=1e-5)
+        calls[kind] = (float(first["teacher_nfe"]), alone.teacher_nfe)
+    assert calls["cached"] == (40 * 9, 40 * 9)
+    # Each holds out segments of its own; those to learn from are shared.
+    assert calls["fresh"] == ((2 * 10 + 20 * 16) * 9, (10 + 20 * 16) * 9)
     assert len(list((tmp_path / "cached" / "paths").iterdir())) == 4
+
+
+@pytest.mark.parametrize(
+    ("told", "line"),
+    [
+        ({"WORLD_SIZE": "4"}, "4 processes were asked for and 1 came: start them by torchrun"),
+        (
+            {"MASTER_ADDR": "127.0.0.1", "ACCELERATE_MIXED_PRECISION": "no"},
+            "asked for several processes and started one.* torchrun --nproc-per-node N",
+        ),
+    ],
+)
+def test_fewer_processes_than_were_asked_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, told: dict[str, str], line: str
+) -> None:
+    """`accelerate launch --cpu` starts one, whatever number it is given."""
+    make_accelerator(TrainConfig(), tmp_path, "cpu")
+    for name in ("WORLD_SIZE", "MASTER_ADDR", "ACCELERATE_MIXED_PRECISION", "LOCAL_RANK"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in told.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(SigdegError, match=line):
+        make_accelerator(TrainConfig(), tmp_path, "cpu")
+    assert list(tmp_path.iterdir()) == []
 
 
 if __name__ == "__main__":

@@ -22,6 +22,7 @@ from torch import Generator, Tensor, nn
 
 from sigdeg.denoiser import GaussianMixtureDenoiser
 from sigdeg.distillation import Batch, CachedPaths, Distilled, FreshPaths, Objective, distill
+from sigdeg.distillation.objective import Segments
 from sigdeg.errors import SigdegError, TrainingError
 from sigdeg.files import read_tensors
 from sigdeg.networks import ResidualMLP
@@ -29,7 +30,7 @@ from sigdeg.schedule import VPLinear
 from sigdeg.signature import PartialSignature
 from sigdeg.steps import EulerMaruyama
 from sigdeg.student import SignatureStudent
-from sigdeg.training import loop
+from sigdeg.training import job
 
 TEACHER = EulerMaruyama(GaussianMixtureDenoiser([-2.0, 2.0], [0.5, 0.5], [0.5, 0.5], VPLinear()))
 
@@ -183,8 +184,8 @@ class TestDivergence:
         """The weights explode in step 12: the state kept is the one before, and goes on well."""
         options = {"iterations": 30, "checkpoint_every": 1}
         run(tmp_path / "whole", **options)
-        sane = loop.learning_rate
-        monkeypatch.setattr(loop, "learning_rate", lambda k, c: 1e30 if k == 12 else sane(k, c))
+        sane = job.learning_rate
+        monkeypatch.setattr(job, "learning_rate", lambda k, c: 1e30 if k == 12 else sane(k, c))
         with pytest.raises(
             TrainingError, match=r"not finite at step 13: .*learning rate"
         ) as caught:
@@ -201,8 +202,8 @@ class TestDivergence:
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: int
     ) -> None:
         """Weights ruined by the very last step are found out too, and never saved."""
-        sane = loop.learning_rate
-        monkeypatch.setattr(loop, "learning_rate", lambda k, c: 1e30 if k == step else sane(k, c))
+        sane = job.learning_rate
+        monkeypatch.setattr(job, "learning_rate", lambda k, c: 1e30 if k == step else sane(k, c))
         with pytest.raises(TrainingError, match="not finite at step") as caught:
             run(tmp_path, iterations=30, checkpoint_every=29)
         assert ("checkpoint" in str(caught.value)) == (step == 29)
@@ -237,12 +238,12 @@ class TestDivergence:
         """Weights that such a step would ruin are not kept as the last good ones."""
         forward, calls = Objective.forward, iter(range(1000))
 
-        def poisoned(self: Objective, batches: list) -> Tensor:
-            loss = forward(self, batches)
+        def poisoned(self: Objective, drawn: Segments) -> dict[str, Tensor]:
+            loss = forward(self, drawn)["loss"]
             if loss.requires_grad and next(calls) == 19:
                 first = next(self.parameters()).flatten()[0]
                 loss = loss + (first - first.detach()).clamp(min=0).sqrt()  # 0, with slope inf
-            return loss
+            return {"loss": loss}
 
         monkeypatch.setattr(Objective, "forward", poisoned)
         with pytest.raises(TrainingError, match="not finite at step"):

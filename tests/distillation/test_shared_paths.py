@@ -19,7 +19,7 @@ from sigdeg.schedule import VPLinear
 from sigdeg.signature import PartialSignature
 from sigdeg.steps import Exponential
 from sigdeg.student import SignatureStudent
-from sigdeg.training import loop
+from sigdeg.training import job
 
 SCHEDULE = VPLinear()
 GRID = coarse_grid(SCHEDULE, 4)
@@ -181,7 +181,7 @@ def test_interrupted_it_goes_on_to_the_same_bits(
 ) -> None:
     cache, student = make_cache(tmp_path / "cache"), untrained(steps=(1, 2))
     whole = run(tmp_path / "whole", student, cache=cache)
-    update, steps = loop.ema_update, []
+    update, steps = job.ema_update, []
 
     def stop(*arguments: Any) -> None:
         steps.append(1)
@@ -189,7 +189,7 @@ def test_interrupted_it_goes_on_to_the_same_bits(
             raise KeyboardInterrupt
         update(*arguments)
 
-    monkeypatch.setattr(loop, "ema_update", stop)
+    monkeypatch.setattr(job, "ema_update", stop)
     with pytest.raises(KeyboardInterrupt):
         run(tmp_path / "parts", student, cache=cache)
     again = run(tmp_path / "parts", student, cache=make_cache(tmp_path / "cache"))

@@ -20,7 +20,7 @@ from sigdeg.experiments.mnist_networks import (
 )
 from sigdeg.files import save_json, save_tensors
 from sigdeg.networks import Autoencoder, Classifier, network_config
-from sigdeg.training import TrainConfig, loop
+from sigdeg.training import TrainConfig, job
 
 HELD_OUT = 20
 CONFIG = TrainConfig(
@@ -38,7 +38,7 @@ CONFIG = TrainConfig(
 def _small(monkeypatch: pytest.MonkeyPatch) -> None:
     """Few images held out, and a loss curve of more than one point."""
     monkeypatch.setattr(mnist_networks, "HELD_OUT", HELD_OUT)
-    monkeypatch.setattr(loop, "LOG_EVERY", 4)
+    monkeypatch.setattr(job, "LOG_EVERY", 4)
 
 
 def digits(n: int = 100) -> tuple[Tensor, Tensor]:
@@ -90,7 +90,7 @@ def test_interrupted_it_goes_on_to_the_same_bits(
     kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     whole, history = train(kind, tmp_path / "whole")
-    update, steps = loop.ema_update, []
+    update, steps = job.ema_update, []
 
     def stop(*arguments: object) -> None:
         steps.append(1)
@@ -98,7 +98,7 @@ def test_interrupted_it_goes_on_to_the_same_bits(
             raise KeyboardInterrupt
         update(*arguments)
 
-    monkeypatch.setattr(loop, "ema_update", stop)
+    monkeypatch.setattr(job, "ema_update", stop)
     with pytest.raises(KeyboardInterrupt):
         train(kind, tmp_path / "parts")
     again, rest = train(kind, tmp_path / "parts")

@@ -114,11 +114,11 @@ def test_the_teacher_of_the_benchmark_is_taken_over(
     out = Path(arguments[-1])
     trained = out.parent / "rbergomi-quick" / "teacher"
     trained.mkdir(parents=True)
-    (trained / "teacher.json").write_text("{}")
+    (trained / "config.json").write_text("{}")
     # What it holds is checked where it is taken: another teacher would be refused.
     monkeypatch.setattr(planning_mixture.MixtureGrids, "rows", lambda _: [])
     assert main(arguments) == 2
-    assert (out / "rbergomi" / "teacher" / "teacher.json").read_text() == "{}"
+    assert (out / "rbergomi" / "teacher" / "config.json").read_text() == "{}"
 
 
 def test_predictions_come_true() -> None:

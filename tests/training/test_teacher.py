@@ -14,7 +14,7 @@ from sigdeg.denoiser import NetworkDenoiser
 from sigdeg.errors import SigdegError
 from sigdeg.networks import class_labels
 from sigdeg.schedule import VPLinear, expand
-from sigdeg.training import loop, train_teacher
+from sigdeg.training import job, train_teacher
 from sigdeg.training.teacher import DenoisingObjective, Drawn
 
 SCHEDULE = VPLinear()
@@ -67,7 +67,7 @@ def batches(monkeypatch: pytest.MonkeyPatch) -> list[Drawn]:
     """All batches the objective is shown, held-out ones included."""
     forward, seen = DenoisingObjective.forward, []
 
-    def watched(self: DenoisingObjective, batch: Drawn) -> Tensor:
+    def watched(self: DenoisingObjective, batch: Drawn) -> dict[str, Tensor]:
         seen.append(batch)
         return forward(self, batch)
 
@@ -143,7 +143,7 @@ def test_times_are_bent_and_the_loss_is_taken_there(
     t = times[0]
     alpha, sigma = expand(SCHEDULE.alpha(t), clean), expand(SCHEDULE.sigma(t), clean)
     said = denoiser.network(alpha * clean + sigma * noise, t, **condition)
-    loss = DenoisingObjective(denoiser, power)(batches[0])
+    loss = DenoisingObjective(denoiser, power)(batches[0])["loss"]
     torch.testing.assert_close(loss, ((said - clean) ** 2).mean(), rtol=1e-5, atol=1e-6)
 
 
@@ -152,7 +152,7 @@ def test_interrupted_it_goes_on_to_the_same_bits(
 ) -> None:
     options = {"iterations": 20, "checkpoint_every": 5, "time_power": 2.0}
     whole, history = run(tmp_path / "whole", **options)
-    update, steps = loop.ema_update, []
+    update, steps = job.ema_update, []
 
     def stop(*arguments: Any) -> None:
         steps.append(1)
@@ -160,7 +160,7 @@ def test_interrupted_it_goes_on_to_the_same_bits(
             raise KeyboardInterrupt
         update(*arguments)
 
-    monkeypatch.setattr(loop, "ema_update", stop)
+    monkeypatch.setattr(job, "ema_update", stop)
     with pytest.raises(KeyboardInterrupt):
         run(tmp_path / "parts", **options)
     again, rest = run(tmp_path / "parts", **options)

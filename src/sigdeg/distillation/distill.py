@@ -24,7 +24,7 @@ from sigdeg.costs import Costs, check_memory, check_room, judging_bytes
 from sigdeg.distillation.judgement import Verdict, judge_run
 from sigdeg.distillation.matching import Matching
 from sigdeg.distillation.merging import Blocks, rounds
-from sigdeg.distillation.objective import Objective
+from sigdeg.distillation.objective import Objective, Segments
 from sigdeg.errors import SigdegError, check_choice
 from sigdeg.grids import check_grid, refine
 from sigdeg.networks import Widened
@@ -38,11 +38,19 @@ from sigdeg.paths import (
 )
 from sigdeg.planning import LinearStudent, Plan, format_plan, parse_plan, plan_grid
 from sigdeg.rng import Stream, derive_generator
-from sigdeg.runs import claim_folder, fingerprint
+from sigdeg.runs import fingerprint
 from sigdeg.signature import PartialSignature
 from sigdeg.steps import GaussianStep
 from sigdeg.student import SignatureStudent, kind_of_data
-from sigdeg.training import TrainConfig, check_data, fit, make_accelerator, resolve_device
+from sigdeg.training import (
+    Job,
+    TrainConfig,
+    check_data,
+    claim,
+    make_accelerator,
+    resolve_device,
+    train,
+)
 
 __all__ = ["DistillConfig", "Distilled", "distill"]
 
@@ -213,8 +221,8 @@ def distill(
         if grid != "planned" or fine is not None or cache is not None:
             raise SigdegError(f"grid must be planned, without fine times or a cache, got {grid!r}")
         nested_grids(student)
-        check_fit(student, config, config.q or max(student.steps), data, cache)
-        make_accelerator(config, out_dir, device)  # which refuses what there is not
+        count = make_accelerator(config, out_dir, device).num_processes
+        check_fit(student, config, config.q or max(student.steps), data, cache, count)
         check_room(out_dir)
         student, spent = plan_student(student, teacher, config, condition, device, progress)
     if plan is None:
@@ -299,8 +307,7 @@ def distil_rounds(
         "plan": format_plan(plan),
         "fine": [row.tolist() for row in coarse],
     }
-    if make_accelerator(config, out_dir, given["device"]).is_main_process:
-        claim_folder(out_dir, "config.json", identity, given["resume"])
+    claim(make_accelerator(config, out_dir, given["device"]), out_dir, identity, given["resume"])
     made: list[SignatureStudent] = []
     found: list[Distilled] = []
     for number, part in enumerate(todo):
@@ -351,7 +358,8 @@ def distil_steps(
 ) -> Distilled:
     """Distil all coarse steps from one teacher; those of `starts` only, if given."""
     grids, q = nested_grids(student), config.q or max(student.steps)
-    check_fit(student, config, q, data, cache)
+    accelerator = make_accelerator(config, out_dir, device)
+    check_fit(student, config, q, data, cache, accelerator.num_processes)
     if not (out_dir / "config.json").exists():  # another run there is told by its teacher anyway
         check_schedules(student, teacher)
     shared = None
@@ -359,7 +367,6 @@ def distil_steps(
         shared = SharedPaths(cache, grids[0], student.order)
         if fingerprint(teacher) != fingerprint(cache.paths.teacher):
             raise SigdegError("the cache holds the paths of another teacher")
-    accelerator = make_accelerator(config, out_dir, device)
     teacher = on_device(teacher, accelerator.device)
     if shared is not None:
         paths = dataclasses.replace(
@@ -391,9 +398,7 @@ def distil_steps(
     count = config.paths if cached else fresh
     costs = Costs(paths, student, count, config.batch_size, config.iterations, cached)
     costs.check(out_dir)
-    if accelerator.is_main_process:
-        claim_folder(out_dir, "config.json", identity, resume)
-    accelerator.wait_for_everyone()
+    claim(accelerator, out_dir, identity, resume)
     progress = progress and accelerator.is_main_process
     if progress:
         tqdm.write(costs.line(), file=sys.stderr)
@@ -425,7 +430,6 @@ def distil_steps(
             batch.take(own)
             .coarsen(grids[0], (len(grids[0]) - 1) // (len(grid) - 1))
             .window(length, generator, starts)
-            .to(accelerator.device)
             for own, grid, length in zip(rows, grids, lengths, strict=True)
         ]
 
@@ -435,33 +439,35 @@ def distil_steps(
     simulated = time.perf_counter() - began
     matching = Matching(teacher, student.channels, len(grids)) if config.matching else None
 
-    def draw(generator: Generator) -> tuple[list[Batch], int]:
+    def draw(generator: Generator) -> Segments:
         """Segments of each level, and the seed of further noise."""
         segments = levels(source.batch(config.batch_size, generator), generator)
-        return segments, int(torch.randint(2**62, (), generator=generator))
+        return Segments(segments, int(torch.randint(2**62, (), generator=generator)))
 
-    fitted = fit(
+    job = Job(
         Objective(student, grids, matching, config.matching),
         draw,
-        (levels(whole, derive_generator(config.seed, Stream.HELD_OUT)), None),
-        config,
-        accelerator,
+        Segments(levels(whole, derive_generator(config.seed, Stream.HELD_OUT))),
+        identity,
+        (lambda o: o.normalise(whole.to(accelerator.device))) if config.normalise else None,
+        Segments.share,
+    )
+    trained = train(
+        job,
         out_dir,
-        prepare=(lambda objective: objective.normalise(whole.to(accelerator.device)))
-        if config.normalise
-        else None,
+        config,
+        device=device,
         progress=progress,
         label="distil",
         spent=simulated,
-        identity=identity,
     )
     if accelerator.is_main_process:
-        fitted.objective.student.save_pretrained(out_dir / "student")
+        trained.objective.student.save_pretrained(out_dir / "student")
     return Distilled(
-        fitted.objective.student,
-        fitted.history,
-        fitted.seconds,
-        source.calls(config.iterations * config.batch_size * accelerator.num_processes),
+        trained.objective.student,
+        trained.history,
+        trained.seconds,
+        source.calls(config.iterations * config.batch_size),
         whole if source.unseen and data is None else None,
     )
 
@@ -519,6 +525,7 @@ def check_fit(
     q: int,
     data: Tensor | None,
     cache: CachedPaths | None,
+    processes: int,
 ) -> None:
     """Refuse combinations that cannot be trained, before anything is written."""
     longest = max(student.steps)
@@ -534,9 +541,12 @@ def check_fit(
     held_out = max(1, min(config.held_out, config.paths // 2 if config.paths else HELD_OUT))
     # Each step count has its share; the energy score borrows noise from two other segments.
     lengths, each = windows(student, q), 3 if student.residual_noise == "energy" else 1
-    if min(shares(min(config.batch_size, held_out), lengths)) < each:
-        least = next(n for n in itertools.count(1) if min(shares(n, lengths)) >= each)
-        raise SigdegError(f"this student needs at least {least} segments in a batch and held out")
+    for n, needed in ((config.batch_size, max(each, processes)), (held_out, each)):
+        if min(shares(n, lengths)) < needed:
+            least = next(n for n in itertools.count(1) if min(shares(n, lengths)) >= needed)
+            raise SigdegError(
+                f"this student needs at least {least} segments in a batch and held out"
+            )
     if (config.states == "data") != (data is not None):
         raise SigdegError('states="data" needs data, and states="teacher" takes none')
     if data is not None and student.elastic:

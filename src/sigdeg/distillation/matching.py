@@ -33,6 +33,7 @@ from sigdeg.denoiser import NetworkDenoiser
 from sigdeg.errors import SigdegError
 from sigdeg.guidance import Guidance
 from sigdeg.networks import widen
+from sigdeg.paths.batch import Part, integers, normals
 from sigdeg.schedule import Schedule
 from sigdeg.steps import GaussianStep
 from sigdeg.student import maps
@@ -71,22 +72,26 @@ class Matching(nn.Module):
         self.target: Callable[..., Tensor] = lambda *inputs, **given: denoiser(*inputs, **given)
 
     def forward(
-        self, samples: Sequence[Tensor], conditions: Sequence[dict[str, Any]], generator: Generator
+        self,
+        samples: Sequence[Tensor],
+        conditions: Sequence[dict[str, Any]],
+        generator: Generator | Part,
     ) -> tuple[Tensor, Tensor]:
         r"""A loss that has the divergence's gradient, and the critic's own.
 
         Arguments:
             samples: Samples of each level, shape (n, \*); numbers n may differ.
             conditions: What each level's samples were asked to be.
-            generator: The stream of noise and noise levels, on the CPU.
+            generator: The stream of noise and noise levels, on the CPU, or the part of a stream
+                that is for these samples.
         """
         critic, x = self.critic, torch.cat(list(samples))
         sizes = torch.tensor([len(part) for part in samples])
         level = torch.arange(len(samples)).repeat_interleave(sizes)
         condition = {key: torch.cat([c[key] for c in conditions]) for key in conditions[0]}
-        chosen = torch.randint(len(self.times), (len(x),), generator=generator)
+        chosen = integers(len(self.times), len(x), generator)
         t = self.times[chosen].to(x.device)
-        noise = torch.randn(x.shape, generator=generator).to(x)
+        noise = normals(len(x), x.shape[1:], generator, "cpu").to(x)
         clean, (alpha, sigma) = x.detach(), critic.scales(x, t)
         noised = critic.schedule.corrupt(clean, t, noise)
         told = nn.functional.one_hot(level, self.levels).to(x)

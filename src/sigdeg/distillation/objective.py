@@ -3,16 +3,48 @@ r"""The loss: student and teacher driven by the same path, compared at the coars
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from sigdeg.distillation.matching import Matching
 from sigdeg.paths import Batch
+from sigdeg.paths.batch import Part
 from sigdeg.signature import PartialSignature
 from sigdeg.student import SignatureStudent
 
-__all__ = ["Objective"]
+__all__ = ["Objective", "Segments"]
+
+
+class Segments(NamedTuple):
+    """What an objective is shown: segments of each level, and the part that it learns from.
+
+    Every process has all of them, because they lend one another noise.
+
+    Arguments:
+        levels: Segments of each level.
+        seed: Seed of the noise of distribution matching; without one only paths are compared.
+        process: Which one of them learns.
+        processes: The number of them.
+    """
+
+    levels: list[Batch]
+    seed: int | None = None
+    process: int = 0
+    processes: int = 1
+
+    def share(self, process: int, processes: int) -> Segments:
+        """The same segments, for one process of several to learn from its part."""
+        return self._replace(process=process, processes=processes)
+
+    def rows(self) -> list[slice]:
+        """The part of each level."""
+        ends = [
+            [len(batch) * p // self.processes for p in (self.process, self.process + 1)]
+            for batch in self.levels
+        ]
+        return [slice(*pair) for pair in ends]
 
 
 class Objective(nn.Module):
@@ -62,15 +94,20 @@ class Objective(nn.Module):
 
     def errors(self, batches: list[Batch], levels: Sequence[int]) -> list[Tensor]:
         """Losses a segment and step, each (batch, q), of batches on their levels' grids."""
-        return self.unroll(batches, levels)[0]
+        return self.unroll(batches, levels, [slice(None)] * len(batches))[0]
 
     def unroll(
-        self, batches: list[Batch], levels: Sequence[int]
+        self, whole: list[Batch], levels: Sequence[int], rows: Sequence[slice]
     ) -> tuple[list[Tensor], list[Tensor]]:
         """The losses, and where the student ends: two draws a segment for the energy score."""
+        batches = [batch.take(own) for batch, own in zip(whole, rows, strict=True)]
         if self.student.residual_noise != "energy":
             return self.regression(batches, levels)
-        draws = [b.with_noise_of(shift) for shift in (1, 2) for b in batches]
+        draws = [
+            batch.with_noise_of(shift).take(own)
+            for shift in (1, 2)
+            for batch, own in zip(whole, rows, strict=True)
+        ]
         marched = self.march(draws, [*levels, *levels])
         pairs = list(zip(marched[: len(batches)], marched[len(batches) :], strict=True))
 
@@ -131,26 +168,31 @@ class Objective(nn.Module):
                 x[i] = end
         return [torch.stack(steps, dim=1) for steps in states]
 
-    def forward(self, drawn: tuple[list[Batch], int | None]) -> Tensor:
-        """Mean over the batches, one a level, of their mean loss.
+    def forward(self, drawn: Segments) -> dict[str, Tensor]:
+        """Mean over the batches, one a level, of their mean loss, and what it is made of.
 
-        Arguments:
-            drawn: Segments of each level, and the seed of the noise of distribution matching;
-                without one only paths are compared.
+        Over the processes that share the segments the mean is that of the whole.
         """
-        batches, seed = drawn
-        errors, ends = self.unroll(batches, range(len(batches)))
-        loss = torch.stack([error.mean() for error in errors]).mean()
-        if self.matching is None or seed is None:
-            return loss
-        conditions = [
-            {key: value.repeat(len(end) // len(value)) for key, value in batch.condition.items()}
-            for batch, end in zip(batches, ends, strict=True)
-        ]
-        noise = torch.Generator().manual_seed(seed)
-        divergence, denoising = self.matching(ends, conditions, noise)
-        total: Tensor = loss + self.weight * divergence + denoising
-        return total
+        batches, rows = drawn.levels, drawn.rows()
+        errors, ends = self.unroll(batches, range(len(batches)), rows)
+        weights = [drawn.processes * len(e) / len(b) for e, b in zip(errors, batches, strict=True)]
+        paths = torch.stack([w * e.mean() for w, e in zip(weights, errors, strict=True)]).mean()
+        if self.matching is None or drawn.seed is None:
+            return {"loss": paths}
+        conditions, places, first = [], [], 0  # of the student's draws among those of all processes
+        for batch, own, error, end in zip(batches, rows, errors, ends, strict=True):
+            draws = len(end) // len(error)
+            conditions.append(
+                {k: torch.cat([value[own]] * draws) for k, value in batch.condition.items()}
+            )
+            for _ in range(draws):
+                places.append(first + torch.arange(len(batch))[own])
+                first += len(batch)
+        noise = Part(torch.Generator().manual_seed(drawn.seed), first, torch.cat(places))
+        share = drawn.processes * len(noise.rows) / noise.n
+        divergence, denoising = (share * v for v in self.matching(ends, conditions, noise))
+        total = paths + self.weight * divergence + denoising
+        return {"loss": total, "paths": paths, "divergence": divergence, "critic": denoising}
 
     @torch.no_grad()
     def normalise(self, batch: Batch) -> None:

@@ -14,9 +14,8 @@ from sigdeg.errors import SigdegError, extra
 from sigdeg.files import find_folder, load_weights, read_json
 from sigdeg.networks import Autoencoder, Classifier, build_network, set_null_class
 from sigdeg.rng import Stream, derive_generator, seeded
-from sigdeg.runs import claim_folder, fingerprint
-from sigdeg.training import TrainConfig, fit
-from sigdeg.training.loop import make_accelerator
+from sigdeg.runs import fingerprint
+from sigdeg.training import Job, TrainConfig, train
 
 __all__ = [
     "BATCH",
@@ -46,13 +45,13 @@ class Reconstruction(nn.Module):
         super().__init__()
         self.network = network
 
-    def forward(self, batch: tuple[Tensor, Tensor]) -> Tensor:
+    def forward(self, batch: tuple[Tensor, Tensor]) -> dict[str, Tensor]:
         """Loss for images and the noise of their latents."""
         images, noise = batch
         raw = self.network.raw(images)
         std, mean = torch.std_mean(raw, dim=(0, 2, 3), keepdim=True)
         decoded = self.network.decode((raw - mean) / std + NOISE * noise)
-        return nn.functional.mse_loss(decoded, images)
+        return {"loss": nn.functional.mse_loss(decoded, images)}
 
 
 class Classification(nn.Module):
@@ -62,10 +61,10 @@ class Classification(nn.Module):
         super().__init__()
         self.network = network
 
-    def forward(self, batch: tuple[Tensor, Tensor]) -> Tensor:
+    def forward(self, batch: tuple[Tensor, Tensor]) -> dict[str, Tensor]:
         """Loss for images and their classes."""
         images, labels = batch
-        return nn.functional.cross_entropy(self.network(images), labels)
+        return {"loss": nn.functional.cross_entropy(self.network(images), labels)}
 
 
 def unet(widths: tuple[int, ...], blocks: int, classes: int | None = None) -> torch.nn.Module:
@@ -109,9 +108,9 @@ def train_autoencoder(
         shape = (len(rows), *network.latent_shape)
         return images[rows], torch.randn(shape, generator=generator)
 
-    options = {"device": device, "progress": progress}
-    objective, history = train(
-        Reconstruction(network), batch, (images,), out_dir, config, options, "autoencoder"
+    options: dict[str, Any] = {"device": device, "progress": progress, "label": "autoencoder"}
+    objective, history = train_on(
+        (images,), Reconstruction(network), batch, out_dir, config, **options
     )
     network = objective.network
     raw = in_batches(network, "raw", images[:-HELD_OUT])
@@ -138,9 +137,9 @@ def train_classifier(
         parts = zip(images[rows].tensor_split(len(moves)), moves, strict=True)
         return torch.cat([x.roll(move, dims=(2, 3)) for x, move in parts]), labels[rows]
 
-    options = {"device": device, "progress": progress}
-    objective, history = train(
-        Classification(network), batch, (images, labels), out_dir, config, options, "classifier"
+    options: dict[str, Any] = {"device": device, "progress": progress, "label": "classifier"}
+    objective, history = train_on(
+        (images, labels), Classification(network), batch, out_dir, config, **options
     )
     network = objective.network
     features = in_batches(network, "features", images[:-HELD_OUT])
@@ -159,44 +158,25 @@ def load_classifier(path: str | Path = "mnist-classifier") -> Classifier:
     return network.eval()
 
 
-def train(
+def train_on(
+    data: tuple[Tensor, ...],
     objective: M,
     batch: Callable[[Tensor, Generator], tuple[Tensor, Tensor]],
-    data: tuple[Tensor, ...],
     out_dir: Path,
     config: TrainConfig,
-    options: dict[str, Any],
-    label: str,
+    **options: Any,
 ) -> tuple[M, Tensor]:
-    """Fit an objective on batches that are made from rows of the data."""
-    identity = {
-        **dataclasses.asdict(config),
-        "network": fingerprint(objective),
-        "data": [fingerprint(tensor) for tensor in data],
-    }
-    accelerator = make_accelerator(config, out_dir, options["device"])
-    claim_folder(out_dir, "config.json", identity)
+    """Train an objective on batches that are made from rows of the data."""
     kept = len(data[0]) - HELD_OUT
-
-    def move(values: tuple[Tensor, Tensor]) -> tuple[Tensor, ...]:
-        return tuple(value.to(accelerator.device) for value in values)
-
-    def draw(generator: Generator) -> tuple[Tensor, ...]:
-        rows = torch.randint(kept, (config.batch_size,), generator=generator)
-        return move(batch(rows, generator))
-
-    unseen = move(
-        batch(torch.arange(kept, len(data[0])), derive_generator(config.seed, Stream.HELD_OUT))
-    )
-    fitted = fit(
+    job = Job(
         objective,
-        draw,
-        unseen,
-        config,
-        accelerator,
-        out_dir,
-        progress=options["progress"],
-        label=label,
-        identity=identity,
+        lambda g: batch(torch.randint(kept, (config.batch_size,), generator=g), g),
+        batch(torch.arange(kept, len(data[0])), derive_generator(config.seed, Stream.HELD_OUT)),
+        {
+            **dataclasses.asdict(config),
+            "network": fingerprint(objective),
+            "data": [fingerprint(tensor) for tensor in data],
+        },
     )
-    return fitted.objective, fitted.history
+    trained = train(job, out_dir, config, **options)
+    return trained.objective, trained.history

@@ -9,12 +9,21 @@ from typing import Any
 import torch
 from torch import Generator, Tensor
 
-from sigdeg.rng import Generators
+from sigdeg.rng import Generators, randn
 from sigdeg.sampling import march
 from sigdeg.signature import PartialSignature, restriction
 from sigdeg.steps import GaussianStep
 
-__all__ = ["Batch", "draw_starts", "integers"]
+__all__ = ["Batch", "Part", "draw_starts", "integers", "normals"]
+
+
+@dataclass(frozen=True)
+class Part:
+    """Some of the n samples that one stream is drawn from for: processes share them by it."""
+
+    generator: Generator
+    n: int
+    rows: Tensor
 
 
 @dataclass(frozen=True)
@@ -109,8 +118,19 @@ def draw_starts(
     return torch.tensor(starts)[integers(len(starts), n, generator)]
 
 
-def integers(end: int, n: int, generator: Generators) -> Tensor:
-    """Whole numbers below an end, shape (n,)."""
+def integers(end: int, n: int, generator: Generators | Part) -> Tensor:
+    """Whole numbers below an end, shape (n,), or the part of them that is asked for."""
+    if isinstance(generator, Part):
+        return integers(end, generator.n, generator.generator)[generator.rows]
     if isinstance(generator, Generator):
         return torch.randint(end, (n,), generator=generator)
     return torch.cat([torch.randint(end, (1,), generator=own) for own in generator])
+
+
+def normals(
+    n: int, shape: Sequence[int], generator: Generators | Part, device: torch.device | str
+) -> Tensor:
+    r"""Standard normals (n, \*shape), or the part of them that is asked for."""
+    if isinstance(generator, Part):
+        return normals(generator.n, shape, generator.generator, device)[generator.rows]
+    return randn((n, *shape), generator, device=device)

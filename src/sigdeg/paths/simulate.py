@@ -18,7 +18,7 @@ import torch
 from torch import Generator, Tensor
 
 from sigdeg.errors import SigdegError
-from sigdeg.paths.batch import Batch, draw_starts, integers
+from sigdeg.paths.batch import Batch, Part, draw_starts, integers, normals
 from sigdeg.rng import Generators, randn
 from sigdeg.runs import fingerprint
 from sigdeg.signature import PartialSignature, restriction
@@ -33,7 +33,7 @@ def simulate(
     rows: Sequence[Tensor],
     x: Tensor,
     order: int,
-    generator: Generators,
+    generator: Generators | Part,
     **condition: Tensor,
 ) -> tuple[Tensor, Tensor]:
     r"""March the teacher over fine rows, keeping the coarse states and signatures.
@@ -46,7 +46,7 @@ def simulate(
         rows: Fine times of each coarse step, as from `sigdeg.grids.refine`.
         x: States at the first time, shape (batch, \*).
         order: Order of the signatures.
-        generator: The stream of the noise, or one a sample.
+        generator: The stream of the noise, one a sample, or the part of a stream that x is.
         condition: Passed on to the teacher.
 
     Returns:
@@ -63,7 +63,8 @@ def simulate(
         matrices = restriction(order, fractions[:-1], fractions[1:])
         signatures = draw_signatures(row, x, order, generator)
         for (t, s), matrix, fine in zip(pairwise(row), matrices, signatures, strict=True):
-            x = teacher(x, t, s, fine, **condition)
+            if len(x):  # a process may have no part in these
+                x = teacher(x, t, s, fine, **condition)
             c = fine.coefficients
             total = total + (matrix.to(c) @ c.flatten(2)).reshape(c.shape)
         if not bool(torch.isfinite(x).all()):
@@ -78,9 +79,14 @@ def simulate(
 
 
 def draw_signatures(
-    row: Tensor, x: Tensor, order: int, generator: Generators
+    row: Tensor, x: Tensor, order: int, generator: Generators | Part
 ) -> Iterator[PartialSignature]:
     """The signatures of fine steps, drawn one by one, or from streams of samples all at once."""
+    if isinstance(generator, Part):
+        whole = x.new_empty(generator.n, *x.shape[1:])
+        for fine in draw_signatures(row, whole, order, generator.generator):
+            yield PartialSignature(fine.dt, fine.coefficients[generator.rows])
+        return
     if isinstance(generator, Generator):
         for dt in row[:-1] - row[1:]:
             yield PartialSignature.sample(dt, x.shape, order, generator, x.dtype, x.device)
@@ -172,26 +178,29 @@ class TeacherPaths:
             condition = {k: value[row].to(states.device) for k, value in self.condition.items()}
         return Batch(segments["start"], states, segments["coefficients"], condition)
 
-    def segments(self, n: int, generator: Generators) -> dict[str, Tensor]:
+    def segments(self, n: int, generator: Generators | Part) -> dict[str, Tensor]:
         """What `draw` simulates, by name; of a condition the numbers of rows: they may be large."""
+        whole = generator.generator if isinstance(generator, Part) else generator
         if self.data is None:
-            x = self.teacher.schedule.prior((n, *self.shape), generator, device=self.device)
+            x = self.teacher.schedule.prior((n, *self.shape), whole, device=self.device)
+            if isinstance(generator, Part):
+                x = x[generator.rows]
             told = next(iter(self.condition.values()), None)
             row = None if told is None else integers(len(told), n, generator)
             return self.march(0, self.rows, x, row, generator)
         # One group of samples a starting step: times stay scalars, rows may differ in length.
-        starts = draw_starts(n, len(self.rows), self.q, generator, self.starts)
+        starts = draw_starts(n, len(self.rows), self.q, whole, self.starts)
         parts, places = [], []
         for k in starts.unique().tolist():
             place = (starts == k).nonzero()[:, 0]
-            own = generator if isinstance(generator, Generator) else [generator[i] for i in place]
-            row = integers(len(self.data), len(place), own)
+            m, own = len(place), part_of(generator, place)
+            row = integers(len(self.data), m, own)
             clean = self.data[row].to(self.device)
-            noise = randn((len(place), *self.shape), own, device=self.device)
+            noise = normals(m, self.shape, own, self.device)
             rows = self.rows[k : k + self.q]
             noised = self.teacher.schedule.corrupt(clean, rows[0][0], noise)
             parts.append(self.march(k, rows, noised, row, own))
-            places.append(place)
+            places.append(place[own.rows] if isinstance(own, Part) else place)
         # Back in the order drawn: the held-out segments, the last ones, have to cover every step.
         order = torch.cat(places).argsort()
         return {name: torch.cat([part[name] for part in parts])[order] for name in parts[0]}
@@ -202,7 +211,7 @@ class TeacherPaths:
         rows: Sequence[Tensor],
         x: Tensor,
         row: Tensor | None,
-        generator: Generators,
+        generator: Generators | Part,
     ) -> dict[str, Tensor]:
         """Simulate segments that begin with one coarse step, each told a row of the condition."""
         found = {"start": torch.full((len(x),), start)}
@@ -212,3 +221,13 @@ class TeacherPaths:
             condition = {k: value[row].to(self.device) for k, value in self.condition.items()}
         states, coefficients = simulate(self.teacher, rows, x, self.order, generator, **condition)
         return found | {"states": states, "coefficients": coefficients}
+
+
+def part_of(generator: Generators | Part, place: Tensor) -> Generators | Part:
+    """The streams of some samples of a batch; a stream of all of them goes on."""
+    if isinstance(generator, Generator):
+        return generator
+    if isinstance(generator, Part):
+        mine = torch.isin(place, generator.rows).nonzero()[:, 0]
+        return Part(generator.generator, len(place), mine)
+    return [generator[i] for i in place]

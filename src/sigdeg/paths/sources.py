@@ -15,7 +15,7 @@ from tqdm.auto import tqdm
 
 from sigdeg.errors import SigdegError
 from sigdeg.files import read_tensors, save_tensors
-from sigdeg.paths.batch import Batch
+from sigdeg.paths.batch import Batch, Part
 from sigdeg.paths.simulate import TeacherPaths
 from sigdeg.rng import Stream, derive_generator
 
@@ -49,7 +49,7 @@ class PathSource(Protocol):
 
 
 class FreshPaths:
-    """Segments simulated anew for every batch.
+    """Segments simulated anew for every batch: of several processes, each simulates its part.
 
     From data (`states="data"`) that is r teacher calls a pair; whole paths cost K times as many, of
     which a batch sees a window: cache those.
@@ -77,7 +77,12 @@ class FreshPaths:
 
     def batch(self, n: int, generator: Generator) -> Batch:
         """See `PathSource`."""
-        return self.paths.draw(n, generator)
+        count = processes()
+        if n % count or count == 1:
+            return self.paths.draw(n, generator)
+        rows = torch.arange(n).reshape(count, -1)[distributed.get_rank()]
+        part = self.paths.segments(n, Part(generator, n, rows))
+        return self.paths.batch({k: joined(v, self.paths.device) for k, v in part.items()})
 
     def held_out(self, n: int) -> Batch:
         """See `PathSource`."""
@@ -85,8 +90,7 @@ class FreshPaths:
 
     def calls(self, segments: int) -> float:
         """See `PathSource`."""
-        processes = distributed.get_world_size() if distributed.is_initialized() else 1
-        return (processes * self.count + segments) * self.paths.teacher_nfe  # each holds some out
+        return (processes() * self.count + segments) * self.paths.teacher_nfe  # all hold some out
 
 
 class CachedPaths:
@@ -240,6 +244,19 @@ class SharedPaths:
     def calls(self, segments: int) -> float:
         """See `PathSource`."""
         return self.cache.calls(segments)
+
+
+def processes() -> int:
+    """The number of processes at work."""
+    return distributed.get_world_size() if distributed.is_initialized() else 1
+
+
+def joined(value: Tensor, device: torch.device | str) -> Tensor:
+    """The rows of all processes, in their order; each has as many. They travel by the device."""
+    sent = value.to(device).contiguous()
+    parts = [torch.empty_like(sent) for _ in range(processes())]
+    distributed.all_gather(parts, sent)
+    return torch.cat(parts).to(value.device)
 
 
 def read_shard(file: Path, identity: str) -> dict[str, Tensor]:

@@ -1,13 +1,18 @@
-"""Training: one resumable loop for students and teachers, its checkpoints."""
+"""Training: one resumable job for students and teachers, its checkpoints."""
 
-from sigdeg.training.loop import TrainConfig, fit, make_accelerator, resolve_device
+from sigdeg.training.config import TrainConfig
+from sigdeg.training.devices import make_accelerator, resolve_device
+from sigdeg.training.job import Job, Trained, claim, train
 from sigdeg.training.teacher import check_data, train_teacher
 
 __all__ = [
+    "Job",
     "TrainConfig",
+    "Trained",
     "check_data",
-    "fit",
+    "claim",
     "make_accelerator",
     "resolve_device",
+    "train",
     "train_teacher",
 ]

@@ -15,9 +15,10 @@ from sigdeg.errors import SigdegError
 from sigdeg.networks import count_classes, set_null_class
 from sigdeg.prediction import network_target
 from sigdeg.rng import Stream, derive_generator
-from sigdeg.runs import claim_folder, fingerprint
+from sigdeg.runs import fingerprint
 from sigdeg.schedule import expand
-from sigdeg.training.loop import TrainConfig, fit, make_accelerator
+from sigdeg.training.config import TrainConfig
+from sigdeg.training.job import Job, train
 
 __all__ = ["check_data", "train_teacher"]
 
@@ -37,7 +38,7 @@ class DenoisingObjective(nn.Module):
         self.denoiser = denoiser
         self.time_power = time_power
 
-    def forward(self, batch: Drawn) -> Tensor:
+    def forward(self, batch: Drawn) -> dict[str, Tensor]:
         """Loss for clean data, noise (batch, *), positions in [0, 1] (batch,) and conditions."""
         clean, noise, position, condition = batch
         schedule = self.denoiser.schedule
@@ -46,7 +47,7 @@ class DenoisingObjective(nn.Module):
         kind, std = self.denoiser.prediction_type, self.denoiser.data_std
         target = network_target(clean, noise, alpha, sigma, kind, std)
         output = self.denoiser.output(schedule.corrupt(clean, t, noise), t, **condition)
-        return nn.functional.mse_loss(output, target)
+        return {"loss": nn.functional.mse_loss(output, target)}
 
 
 def check_data(data: Tensor) -> None:
@@ -101,7 +102,6 @@ def train_teacher(
     if labels is not None and unlabelled and count_classes(denoiser.network) is not None:
         denoiser = copy.deepcopy(denoiser)
         set_null_class(denoiser.network, int(labels.max()) + 1)
-    out_dir = Path(out_dir)
     identity = {
         **dataclasses.asdict(config),
         "time_power": time_power,
@@ -110,22 +110,17 @@ def train_teacher(
     }
     if labels is not None:
         identity |= {"labels": fingerprint(labels), "unlabelled": unlabelled}
-    accelerator = make_accelerator(config, out_dir, device)
-    if accelerator.is_main_process:
-        claim_folder(out_dir, "teacher.json", identity)
-    accelerator.wait_for_everyone()
     kept = len(data) - len(data) // 20
 
     def draw(rows: Tensor, generator: Generator) -> Drawn:
         clean, n = data[rows], len(rows)
         noise = torch.randn(clean.shape, generator=generator)
         position = (torch.arange(n) + torch.rand(n, generator=generator, dtype=torch.float64)) / n
-        device, condition = accelerator.device, {}
+        condition = {}
         if labels is not None:
             withheld = torch.rand(n, generator=generator) < unlabelled
-            own = torch.where(withheld, labels.max() + 1, labels[rows])
-            condition["class_labels"] = own.to(device)
-        return clean.to(device), noise.to(device), position.to(device), condition
+            condition["class_labels"] = torch.where(withheld, labels.max() + 1, labels[rows])
+        return clean, noise, position, condition
 
     def batch(generator: Generator) -> Drawn:
         return draw(torch.randint(kept, (config.batch_size,), generator=generator), generator)
@@ -133,16 +128,6 @@ def train_teacher(
     unseen = draw(
         torch.arange(kept, len(data))[:HELD_OUT], derive_generator(config.seed, Stream.HELD_OUT)
     )
-    objective = DenoisingObjective(denoiser, time_power)
-    fitted = fit(
-        objective,
-        batch,
-        unseen,
-        config,
-        accelerator,
-        out_dir,
-        progress=progress,
-        label="teacher",
-        identity=identity,
-    )
-    return fitted.objective.denoiser, fitted.history
+    job = Job(DenoisingObjective(denoiser, time_power), batch, unseen, identity)
+    trained = train(job, Path(out_dir), config, device=device, progress=progress, label="teacher")
+    return trained.objective.denoiser, trained.history

@@ -1,0 +1,69 @@
+"""How to train: the settings of every training, and its learning rate."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, fields
+from numbers import Integral
+from typing import Literal
+
+from sigdeg.errors import SigdegError, check_least
+
+__all__ = ["TrainConfig", "learning_rate"]
+
+DEFAULT_TRACKER = "tensorboard"
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """How to train.
+
+    Arguments:
+        iterations: Optimiser steps.
+        batch_size: Samples a step, over all processes.
+        learning_rate: Peak rate of Adam: linear warm-up, then cosine to zero.
+        warmup: Warm-up steps.
+        ema: Decay of the averaged weights, which are the ones that are kept.
+        gradient_clip: Bound on the gradient norm.
+        seed: Seed of everything that is drawn.
+        checkpoint_every: Steps between checkpoints.
+        mixed_precision: Passed on to accelerate.
+        tracker: Passed on to accelerate (tensorboard, wandb ...); none logs nothing, and so does
+            tensorboard where it is not installed.
+    """
+
+    iterations: int = 2000
+    batch_size: int = 1024
+    learning_rate: float = 2e-3
+    warmup: int = 100
+    ema: float = 0.999
+    gradient_clip: float = 1.0
+    seed: int = 0
+    checkpoint_every: int = 500
+    mixed_precision: Literal["no", "bf16"] = "no"
+    tracker: str = DEFAULT_TRACKER
+
+    def __post_init__(self) -> None:
+        self.at_least(1, "iterations", "batch_size", "checkpoint_every")
+        self.at_least(0, "warmup", "seed")
+        if not (self.learning_rate > 0 and self.gradient_clip > 0 and 0 <= self.ema < 1):
+            raise SigdegError(
+                "learning_rate and gradient_clip must be positive, and ema must lie in [0, 1)"
+            )
+
+    def at_least(self, least: int, *names: str) -> None:
+        """Refuse fields below a bound, and whole numbers that are none."""
+        whole = {field.name for field in fields(self) if field.type == "int"}
+        for name in names:
+            value = getattr(self, name)
+            if name in whole and (isinstance(value, bool) or not isinstance(value, Integral)):
+                raise SigdegError(f"{name} must be a whole number, got {value!r:.60}")
+            check_least(value, least, name)
+
+
+def learning_rate(step: int, config: TrainConfig) -> float:
+    """Learning rate at a step, a function of the step alone: nothing of it needs to be saved."""
+    if step < config.warmup:
+        return config.learning_rate * (step + 1) / config.warmup
+    progress = (step - config.warmup) / max(1, config.iterations - config.warmup)
+    return config.learning_rate * (1 + math.cos(math.pi * progress)) / 2
