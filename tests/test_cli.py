@@ -12,15 +12,19 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from sigdeg import ResidualMLP, SignatureStudent, VPLinear, cli, planning
+from sigdeg import ResidualMLP, SignatureStudent, VPLinear, planning
 from sigdeg.cli import main
 from sigdeg.codec import Decoder, find_codec, save_codec
 from sigdeg.distillation import DistillConfig
-from sigdeg.experiments import images, mixture1d
+from sigdeg.experiments import mixture1d
 from sigdeg.integrations import load_teacher, save_latent_pipeline
+from sigdeg.model import Model
 from sigdeg.networks import Autoencoder, set_null_class
 from sigdeg.report import write_report
 from sigdeg.sampling import sample
+from sigdeg.workflows import evaluate
+from sigdeg.workflows.distill import configure
+from sigdeg.workflows.recipe import Recipe
 
 
 def student(shape: tuple[int, ...] = (1,), **options) -> SignatureStudent:
@@ -321,7 +325,7 @@ def test_a_student_is_sampled_from_within_its_folder(saved: Path, monkeypatch) -
 def timed_once(monkeypatch: pytest.MonkeyPatch) -> None:
     """What is to be timed runs once: its times matter elsewhere."""
     monkeypatch.setattr(
-        images,
+        evaluate,
         "paired_seconds",
         lambda functions: {k: 1.0 + len(f()) for k, f in functions.items()},
     )
@@ -345,8 +349,15 @@ def test_guided_latents_from_end_to_end(tmp_path: Path, capsys) -> None:
     assert (out / "student" / "decoder" / "config.json").exists()
     student = SignatureStudent.from_pretrained(out / "student")
     assert student.classes == 2
-    made = {"guidance": 2.0, "guidance_until": 1.0, "null_class": 2, "seed": 0}
-    assert student.origin == {"teacher": "teacher", **made}
+    made = {"teacher": "teacher", "guidance": 2.0, "guidance_until": 1.0, "null_class": 2}
+    assert {**student.origin, **made, "seed": 0} == student.origin
+    card = Model.from_pretrained(out).card
+    assert card.teacher_calls == 8 * 2 * 2 * 2  # paths, steps, refinement, guidance
+    assert (card.configuration["iterations"], card.fingerprint) == (
+        2,
+        student.origin["fingerprint"],
+    )
+    assert card.verdict.startswith("2 calls instead of 8: ")
     student.save_pretrained(tmp_path / "copy")
     assert json.loads((tmp_path / "copy" / "config.json").read_text())["origin"]["guidance"] == 2.0
     other = [*command[:-4], "--guidance", "1.0", "--out", str(out)]
@@ -354,7 +365,10 @@ def test_guided_latents_from_end_to_end(tmp_path: Path, capsys) -> None:
     pair = ["evaluate", str(out / "student"), str(teacher), *options, "--out", str(compared)]
     pair += ["--null-class", "2"]
     assert main([*pair, "--guidance", "2.0"]) == 0
-    assert "holds another run (it differs in guidance)" in refused(capsys, *pair)
+    assert "holds another run (it differs in guidance)" in refused(capsys, *pair, "--guidance", 1)
+    capsys.readouterr()
+    assert main(pair) == 0  # as the card says
+    assert capsys.readouterr().err == "note: guidance 2, as the student's card says\n"
     results = json.loads((compared / "results.json").read_text())
     assert results["guidance"] == 2.0
     assert results["rows"][0]["metrics"]["path"]["mean"] == 0
@@ -490,16 +504,12 @@ def test_data_that_is_not_there(tmp_path: Path, capsys) -> None:
     assert not (tmp_path / "o").exists()
 
 
-def test_the_batch_size_leaves_the_paths_alone(
-    teacher: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_batch_size_leaves_the_paths_alone(teacher: Path) -> None:
     """It is an option of the training: what is simulated, and how it is filed, does not follow."""
-    seen = []
-    monkeypatch.setattr(images, "distil_images", lambda *given, **_: seen.append(given[4]))
-    monkeypatch.setattr(cli, "tell", lambda _: None)
-    for size in ("4", "200"):
-        assert main(["distill", str(teacher), "--batch-size", size, "--out", str(tmp_path)]) == 0
-    few, many = seen
+    own, recipe = load_teacher(teacher), Recipe()
+    few, many = (configure(own, recipe, batch_size=size) for size in (4, 200))
     assert (few.batch_size, many.batch_size) == (4, 200)
     for name in ("paths", "shard_size", "refinement", "fine_power", "seed"):
         assert getattr(few, name) == getattr(many, name), name
+    assert (few.iterations, few.learning_rate, few.paths) == (3000, 2e-4, 5000)
+    assert (few.q, configure(own, recipe, matching=1.0).q) == (1, 0)

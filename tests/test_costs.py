@@ -21,7 +21,7 @@ from sigdeg import (
 )
 from sigdeg.cli import main
 from sigdeg.costs import check_room, size
-from sigdeg.experiments.output import write_samples
+from sigdeg.workflows.sample import write_samples
 
 SMALL = {"iterations": 3, "batch_size": 8, "paths": 32, "refinement": 4, "tracker": "none"}
 

@@ -97,7 +97,7 @@ def test_the_command_line_starts_without_torch() -> None:
 
 def test_the_package_gives_what_it_lists() -> None:
     assert {"SignatureStudent", "distill", "__version__"} <= set(dir(sigdeg))
-    assert sigdeg.distill is sys.modules["sigdeg.distillation"].distill
+    assert sigdeg.distill is sys.modules["sigdeg.workflows.distill"].distill
     assert sigdeg.cli is cli
     with pytest.raises(AttributeError, match="no attribute 'nothing'"):
         sigdeg.nothing  # noqa: B018

@@ -49,5 +49,5 @@ def test_what_is_no_image_is_refused(tmp_path: Path) -> None:
 
 def test_matplotlib_is_left_out() -> None:
     """It would cost the command line as long as drawing the samples."""
-    line = "import sys, sigdeg.experiments.output; sys.exit('matplotlib' in sys.modules)"
+    line = "import sys, sigdeg.workflows.sample; sys.exit('matplotlib' in sys.modules)"
     subprocess.run([sys.executable, "-c", line], check=True)

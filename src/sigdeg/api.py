@@ -6,10 +6,12 @@ from sigdeg.denoiser import (
     GaussianMixtureDenoiser,
     NetworkDenoiser,
 )
-from sigdeg.distillation import DistillConfig, distill
+from sigdeg.distillation import DistillConfig
 from sigdeg.errors import SigdegError, TrainingError
 from sigdeg.grids import coarse_grid, fine_grid, refine
 from sigdeg.guidance import AutoGuidance, ClassifierFreeGuidance
+from sigdeg.integrations import as_teacher, load_teacher
+from sigdeg.model import Card, Model
 from sigdeg.networks import ModulatedMLP, ResidualMLP
 from sigdeg.sampling import march, sample
 from sigdeg.schedule import (
@@ -24,10 +26,12 @@ from sigdeg.schedule import (
 from sigdeg.signature import PartialSignature
 from sigdeg.steps import EulerMaruyama, Exponential, GaussianStep, ShARK, Step, StochasticTaylor
 from sigdeg.student import SignatureStudent
+from sigdeg.workflows.distill import distill
 
 __all__ = [
     "EDM",
     "AutoGuidance",
+    "Card",
     "ClassifierFreeGuidance",
     "Cosine",
     "Denoiser",
@@ -38,6 +42,7 @@ __all__ = [
     "GaussianDenoiser",
     "GaussianMixtureDenoiser",
     "GaussianStep",
+    "Model",
     "ModulatedMLP",
     "NetworkDenoiser",
     "PartialSignature",
@@ -51,10 +56,12 @@ __all__ = [
     "StochasticTaylor",
     "TrainingError",
     "VPLinear",
+    "as_teacher",
     "coarse_grid",
     "distill",
     "fine_grid",
     "from_scheduler",
+    "load_teacher",
     "march",
     "refine",
     "sample",

@@ -20,7 +20,7 @@ from sigdeg.errors import SigdegError
 
 __all__ = ["AnyFolder", "AnyText", "Folder", "Group", "Seed", "Text", "number", "parse", "whole"]
 
-Command = Callable[..., None]
+Command = Callable[..., Any]
 Values = int | Literal["*"] | None  # None: one, and not a tuple of one
 
 
@@ -88,13 +88,13 @@ Seed = Annotated[int, whole(0, 2**32 - 1)]
 
 
 class Group(NamedTuple):
-    """Commands under one name."""
+    """Commands under one name: functions, or dataclasses of their options to be called."""
 
     help: str
     commands: Mapping[str, Command | Group]
 
 
-def parse(group: Group, arguments: Sequence[str]) -> functools.partial[None]:
+def parse(group: Group, arguments: Sequence[str]) -> Callable[[], None]:
     """The command that arguments ask for, with all its options, ready to be called.
 
     Raises:
@@ -104,7 +104,7 @@ def parse(group: Group, arguments: Sequence[str]) -> functools.partial[None]:
     shown = io.StringIO()
     try:
         with contextlib.redirect_stderr(shown):
-            asked: functools.partial[None] = app(group).cli(prog="sigdeg", args=arguments)
+            asked: Callable[[], None] = app(group).cli(prog="sigdeg", args=arguments)
     except SystemExit as stop:
         if not stop.code:
             raise
@@ -119,7 +119,7 @@ def app(group: Group) -> SubcommandApp:
         if isinstance(found, Group):
             made.command(app(found), name=name, help=found.help)
         else:
-            made.command(name=name)(later(found))
+            made.command(name=name)(found if isinstance(found, type) else later(found))
     return made
 
 

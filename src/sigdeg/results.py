@@ -380,7 +380,7 @@ RESULTS = record(  # results.json, as far as the report reads it
         "quality": maybe(record({"metric": text}, {"label": text, "lower_is_better": flag})),
         "figures": maybe(listed(record({"file": text}, {"caption": text}))),
         "training": maybe(mapped(maybe(listed(listed(maybe(number()), 3))))),
-        "example": maybe(record({}, {"classes": flag, "decoder": flag})),
+        "example": maybe(mapped()),
         "warnings": maybe(listed(text)),
         "versions": maybe(mapped()),
         "hardware": maybe(mapped()),

@@ -163,16 +163,13 @@ def usage(results: Results) -> tuple[str, str] | None:
     student = results.get("student")
     if not student:
         return None
-    example = results.get("example") or {}
-    steps, given = example.get("steps"), "seeds=range(16)"
+    steps = (results.get("example") or {}).get("steps")
     steps = steps if type(steps) is int else None  # what is copied is run
-    if example.get("classes"):
-        given += ", class_labels=student.labels(16)"
-    draw = f"sample(student, student.grid({steps or ''}), (16, *student.sample_shape), {given})"
+    asked = f"16, {steps}, seed=0" if steps else "16, seed=0"
     python = (
-        "from sigdeg import SignatureStudent, sample\n"
-        f"student = SignatureStudent.from_pretrained({json.dumps(student)})\n"
-        f"x = {f'student.decode({draw})' if example.get('decoder') else draw}"
+        "from sigdeg import Model\n"
+        f"student = Model.from_pretrained({json.dumps(student)})\n"
+        f"x = student.sample({asked})"
     )
     option = f" --steps {steps}" if steps else ""
     return python, f"sigdeg sample {shlex.quote(student)} -n 16{option} --seed 0 --out samples"

@@ -1,44 +1,34 @@
-"""Distil any image teacher and show what came of it: the path `sigdeg distill` takes."""
+"""Compare a student with its teacher, and show what came of it: tables, pictures, verdict."""
 
 from __future__ import annotations
 
 import copy
-import dataclasses
-from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import torch
-from accelerate import PartialState
 from torch import Tensor
 
-from sigdeg.codec import Identity, save_codec
-from sigdeg.conditions import Classes
-from sigdeg.costs import check_memory, judging_bytes, tell_calls
-from sigdeg.distillation import (
-    Batch,
-    DistillConfig,
-    TeacherPaths,
-    Verdict,
-    distill,
-    judge,
-    replay,
-)
+from sigdeg.costs import check_room, judging_bytes, tell_calls
+from sigdeg.datasets.images import load_images
+from sigdeg.distillation import DistillConfig, Verdict, judge, replay
+from sigdeg.distillation.distill import fine_rows
 from sigdeg.distillation.judgement import SPLITS, Level
-from sigdeg.errors import SigdegError, check_least
-from sigdeg.experiments.real import Real
-from sigdeg.grids import refine
+from sigdeg.errors import SigdegError
 from sigdeg.model import Model
-from sigdeg.report import image_grid, write_report
+from sigdeg.paths import Batch, TeacherPaths
+from sigdeg.report import histogram_plot, image_grid, scatter_plot, write_report
 from sigdeg.results import Row, Summary, count_calls, make_row, save_results
+from sigdeg.runs import claim_folder, fingerprint
 from sigdeg.sampling import sample
 from sigdeg.steps import Step
-from sigdeg.student import ResidualNoise, SignatureStudent
+from sigdeg.student import SignatureStudent
 from sigdeg.timing import paired_seconds
 from sigdeg.training import resolve_device
+from sigdeg.workflows.real import Features, Real
 
-__all__ = ["Comparison", "check_pair", "distil_images", "evaluate", "save_comparison"]
+__all__ = ["Comparison", "check_pair", "compare", "evaluate", "finer_grid", "save_comparison"]
 
 PICTURES = 32  # samples of each method in the figure
 TIMED = 16  # samples behind the seconds
@@ -48,134 +38,19 @@ CAPTION = (
 )
 
 
-def distil_images(
-    teacher: Model,
-    out: Path,
-    steps: tuple[int, ...] = (10,),
-    order: int = 4,
-    config: DistillConfig | None = None,
-    evaluation_n: int = 256,
-    device: str | None = None,
-    progress: bool = True,
-    residual_noise: ResidualNoise | None = "energy",
-    times: Sequence[float] | None = None,
-    lookahead: float = 0.5,
-    start: str | Path | None = None,
-    plan: str | None = None,
-    grid: Literal["planned"] | None = None,
-) -> Path:
-    """Distil a teacher into a run folder, with results and a report.
-
-    Arguments:
-        teacher: The teacher.
-        out: The run folder.
-        steps: Step counts of the student; several make it elastic.
-        order: Order of the signatures.
-        config: How to distil.
-        evaluation_n: Samples in each of the two sets that are compared.
-        device: Where to compute.
-        progress: Show progress bars.
-        residual_noise: What the student does about what the coefficients leave open.
-        times: The student's finest grid (default: power spacing).
-        lookahead: Fraction of a step after which the student's network looks.
-        start: Folder or hub id of a student to go on from: its order, noise, look-ahead and times
-            stay.
-        plan: Rounds of merges to distil in, see `distill`.
-        grid: `planned` measures the teacher for the student's times, see `distill`.
-
-    Returns:
-        The report.
-    """
-    config = config or DistillConfig.for_samples(teacher.shape, max(steps))
-    if times is not None and (grid is not None or start is not None):
-        raise SigdegError(
-            "times are given, planned, or those of the student that is gone on from: leave the "
-            "others out"
-        )
-    if start is None:
-        student = SignatureStudent.from_denoiser(
-            teacher.denoiser,
-            teacher.shape[0],
-            order,
-            steps=steps,
-            sample_shape=teacher.shape,
-            residual_noise=residual_noise,
-            times=times,
-            lookahead=lookahead,
-        )
-    else:
-        known = SignatureStudent.from_pretrained(start)
-        check_pair(known, teacher)
-        student = known.at_times(known.grid(max(steps)), steps)
-    check_least(evaluation_n, 2, "samples")
-    check_memory(judging_bytes(evaluation_n, teacher.shape, len(steps)))
-    card = dataclasses.replace(
-        teacher.card,
-        name=None,
-        teacher=teacher.name,
-        start=None if start is None else str(start),
-        plan=plan,
-        grid=grid,
-        seed=config.seed,
-    )
-    student.origin = card.written
-    result = distill(
-        student,
-        teacher.step,
-        out,
-        config,
-        condition=teacher.conditions(),
-        plan=plan,
-        grid=grid,
-        judge=0,
-        device=device,
-        progress=progress,
-    )
-    if not PartialState().is_main_process:
-        return out / "report.html"
-    save_codec(teacher.codec, out / "student")
-    kept = out / "verdict.json"
-    if (out / "results.json").exists() and kept.exists() and Verdict.load(kept).n == evaluation_n:
-        return write_report(out)  # this run has been judged
-    compared = evaluate(
-        result.student,
-        teacher,
-        config,
-        evaluation_n,
-        held_out=result.held_out,
-        device=resolve_device(device),
-        progress=progress,
-    )
-    for row in compared.rows:
-        if row["role"] == "student":
-            row |= {"train_seconds": result.seconds, "teacher_nfe": result.teacher_nfe}
-    results = {
-        "title": f"{teacher.name}, distilled",
-        "experiment": "distill",
-        "preset": None,
-        "training": {"student": result.history.tolist()},
-        "student": "student",
-        "example": {
-            "steps": max(steps),
-            "classes": isinstance(teacher.conditions, Classes),
-            "decoder": not isinstance(teacher.codec, Identity),
-        },
-    }
-    return save_comparison(out, results, compared, config.seed, device)
-
-
 def check_pair(student: SignatureStudent, teacher: Model) -> None:
     """Refuse a student of another teacher.
 
     Raises:
         SigdegError: If samples, classes, noise levels or predictions are not the same.
     """
-    own: Any = teacher.denoiser
+    own: Any = teacher.step if finer_grid(teacher) is not None else teacher.denoiser
     labels = teacher.conditions().get("class_labels")
+    kind = getattr(own, "prediction_type", student.prediction_type)  # exact laws predict nothing
     for what, mine, other in (
         ("samples of shape", teacher.shape, student.sample_shape),
         ("classes", None if labels is None else labels.tolist(), student.class_labels),
-        ("the prediction type", own.prediction_type, student.prediction_type),
+        ("the prediction type", kind, student.prediction_type),
     ):
         if mine != other and (student.kind == "warm" or what != "the prediction type"):
             raise SigdegError(
@@ -185,6 +60,11 @@ def check_pair(student: SignatureStudent, teacher: Model) -> None:
         raise SigdegError(
             f"the student has other noise levels than {teacher.name}: it is not its teacher"
         )
+
+
+def finer_grid(teacher: Model) -> Tensor | None:
+    """The grid of a student that is a teacher; what another marches over refines its student's."""
+    return teacher.grid.at() if isinstance(teacher.step, SignatureStudent) else None
 
 
 class Comparison(NamedTuple):
@@ -230,14 +110,28 @@ def save_comparison(
     }
     save_results(out, results, device)
     try:
-        images = [(planes(v).clamp(-1, 1) + 1) / 2 for v in found.pictures.values()]
-        image_grid(images, out / "figures" / "samples.png", titles=list(found.pictures))
+        shown = draw_pictures(found.pictures, out / "figures" / "samples.png")
     except (SigdegError, RuntimeError, ValueError, OSError) as error:
         results["warnings"] = [*results["warnings"], f"there is no picture of samples: {error}"]
     else:
-        results["figures"] = [{"file": "figures/samples.png", "caption": CAPTION}]
+        results["figures"] = [{"file": "figures/samples.png", "caption": CAPTION}] if shown else []
     save_results(out, results, device)
     return write_report(out)
+
+
+def draw_pictures(samples: dict[str, Tensor], path: Path) -> bool:
+    """A picture of images, of numbers or of points in the plane; whether there is one."""
+    shape = next(iter(samples.values())).shape
+    if len(shape) == 4:
+        images = [(planes(v).clamp(-1, 1) + 1) / 2 for v in samples.values()]
+        image_grid(images, path, titles=list(samples))
+    elif shape[1:].numel() == 1:
+        histogram_plot(samples, None, path)
+    elif shape[1:] == (2,):
+        scatter_plot(samples, path)
+    else:
+        return False
+    return True
 
 
 def planes(images: Tensor) -> Tensor:
@@ -275,7 +169,7 @@ def evaluate(
     teacher = teacher.to(device)
     fine, student = teacher.step, copy.deepcopy(student).to(device)
     finest, condition = student.grid(max(student.steps)), teacher.conditions()
-    rows = list(refine(student.schedule, finest, config.refinement, config.fine_power))
+    rows = fine_rows(student, finest, config, finer_grid(teacher))
     paths = TeacherPaths(
         fine, rows, teacher.shape, student.order, device=device, condition=condition
     )
@@ -316,8 +210,10 @@ def evaluate(
         return metrics(level, of) | ({} if real is None else real.compare(samples))
 
     own = measure(verdict.levels[0], "floor", drawn.teacher)
-    table = [make_row("teacher", teacher.denoiser, calls, own)]
-    pictures = {f"teacher, {calls} calls": drawn.teacher[:PICTURES]}
+    called: Any = fine if finer_grid(teacher) is not None else teacher.denoiser
+    table = [make_row("teacher", called, calls, own)]
+    few = PICTURES if drawn.teacher.ndim == 4 else len(drawn.teacher)
+    pictures = {f"teacher, {count_calls(calls)}": drawn.teacher[:few]}
     whole = torch.cat([rows[0], *(row[1:] for row in rows[1:])])
     timed: dict[int, tuple[Step, Tensor]] = {calls: (fine, whole)}
     for level in verdict.levels:
@@ -335,13 +231,13 @@ def evaluate(
             ),
             make_row(
                 "untrained",
-                teacher.denoiser,
+                called,
                 level.calls,
                 measure(level, "untrained", drawn.untrained[level.calls]),
                 **told,
             ),
         ]
-        pictures[f"student, {count_calls(level.calls)}"] = drawn.student[level.calls][:PICTURES]
+        pictures[f"student, {count_calls(level.calls)}"] = drawn.student[level.calls][:few]
         timed[level.calls] = (student, student.grid(level.calls))
 
     condition = teacher.condition(TIMED)
@@ -367,3 +263,51 @@ def metrics(level: Level, of: str) -> dict[str, Summary]:
     names = {"sliced_w1": "distance", "off": "off", "missed": "missed", "path": "path"}
     found = {key: getattr(getattr(level, name), of) for key, name in names.items()}
     return {key: {"mean": m.mean, "std": m.se, "n": SPLITS} for key, m in found.items()}
+
+
+def compare(
+    student: Model,
+    teacher: Model,
+    out: Path,
+    identity: dict[str, Any],
+    config: DistillConfig,
+    samples: int = 256,
+    data: tuple[str, Features, bool] | None = None,
+    device: str | None = None,
+    progress: bool = True,
+) -> Path:
+    """Compare a student with its teacher, and with real images, in a folder of its own.
+
+    Arguments:
+        student: The student.
+        teacher: The teacher, guided as it was when the student learned from it.
+        out: The folder.
+        identity: What tells this comparison from another.
+        config: The teacher's refinement, and the seed of the noise.
+        samples: Samples in each of the two sets that are compared.
+        data: Where real images are, what they are compared by, and whether to resize them.
+        device: Where to compute.
+        progress: Show a progress bar.
+
+    Returns:
+        The report.
+
+    Raises:
+        SigdegError: If the student is another teacher's, or the folder holds something else.
+    """
+    own: Any = student.step
+    check_pair(own, teacher)
+    fine_rows(own, own.grid(), config, finer_grid(teacher))  # refuses what cannot be, at once
+    check_room(out, memory=judging_bytes(samples, teacher.shape, len(own.steps)))
+    device, real = resolve_device(device), None
+    if data is not None:
+        place, features, resize = data
+        shape = teacher.codec.decode(torch.zeros(1, *teacher.shape)).shape[1:]
+        images = load_images(place, tuple(shape), resize)
+        real = Real(images, features, 2 * samples, device)
+        identity = {**identity, "data": fingerprint(images), "features": features}
+    identity = {**identity, "samples": samples, "refinement": config.refinement}
+    claim_folder(out, "config.json", identity)
+    found = evaluate(own, teacher, config, samples, real=real, device=device, progress=progress)
+    results = {**identity, "title": f"{teacher.name}: student and teacher", "preset": None}
+    return save_comparison(out, results, found, config.seed, device)

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from sigdeg.errors import SigdegError
-from sigdeg.experiments.real import Real
+from sigdeg.workflows.real import Real
 
 
 def pictures(n: int, seed: int, brightness: float = 0.0) -> Tensor:

@@ -19,12 +19,14 @@ from sigdeg.codec import Decoder
 from sigdeg.denoiser import NetworkDenoiser
 from sigdeg.distillation import DistillConfig, Verdict
 from sigdeg.errors import SigdegError
-from sigdeg.experiments import images
 from sigdeg.integrations import load_teacher
 from sigdeg.model import Model, as_model
 from sigdeg.networks import Autoencoder
 from sigdeg.report import write_report
 from sigdeg.schedule import VPLinear
+from sigdeg.workflows import distill, evaluate
+from sigdeg.workflows.distill import distil
+from sigdeg.workflows.recipe import Recipe
 
 CONFIG = DistillConfig(
     iterations=2, batch_size=8, paths=16, held_out=8, refinement=2, tracker="none"
@@ -35,7 +37,7 @@ CONFIG = DistillConfig(
 def timed_once(monkeypatch: pytest.MonkeyPatch) -> None:
     """What is to be timed runs once: its times matter elsewhere."""
     monkeypatch.setattr(
-        images,
+        evaluate,
         "paired_seconds",
         lambda functions: {k: 1.0 for k in functions if functions[k]()[0] is not None},
     )
@@ -63,7 +65,8 @@ def teacher(channels: int, classes: int | None = None, latent: bool = False) -> 
 
 
 def run(out: Path, own: Model, n: int = 6, steps: tuple[int, ...] = (2,)) -> dict[str, Any]:
-    images.distil_images(own, out, steps, 1, CONFIG, n, "cpu", progress=False)
+    recipe = Recipe(steps=steps, order=1, lookahead=0.5)
+    distil(own, out, recipe, CONFIG, n, "cpu", progress=False)
     found: dict[str, Any] = json.loads((out / "results.json").read_text())
     return found
 
@@ -72,7 +75,7 @@ def run(out: Path, own: Model, n: int = 6, steps: tuple[int, ...] = (2,)) -> dic
 def test_any_number_of_channels(tmp_path: Path, channels: int) -> None:
     results = run(tmp_path, teacher(channels))
     assert results["figures"][0]["file"] == "figures/samples.png"
-    shown = images.planes(torch.rand(3, channels, 8, 8))
+    shown = evaluate.planes(torch.rand(3, channels, 8, 8))
     assert shown.shape == (3, 1, 8, 8 * channels)
     assert (tmp_path / "report.html").exists()
 
@@ -83,7 +86,7 @@ def test_a_picture_that_fails_takes_nothing_along(
     def fail(*_: Any, **__: Any) -> None:
         raise SigdegError("no ink")
 
-    monkeypatch.setattr(images, "image_grid", fail)
+    monkeypatch.setattr(evaluate, "image_grid", fail)
     results = run(tmp_path, teacher(1))
     assert results["figures"] == []
     assert results["warnings"][-1] == "there is no picture of samples: no ink"
@@ -113,8 +116,8 @@ def test_like_is_shown_with_like(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
         shown.update(zip(titles, sets, strict=True))
         path.parent.mkdir(parents=True, exist_ok=True)
 
-    monkeypatch.setattr(images, "image_grid", keep)
-    monkeypatch.setattr(images, "write_report", lambda out: out)
+    monkeypatch.setattr(evaluate, "image_grid", keep)
+    monkeypatch.setattr(evaluate, "write_report", lambda out: out)
     run(tmp_path, teacher(1), n=3, steps=(2, 1))
     assert list(shown) == ["teacher, 4 calls", "student, 2 calls", "student, 1 call"]
     assert {len(sets) for sets in shown.values()} == {6}
@@ -125,7 +128,7 @@ def test_what_is_judged_is_not_judged_again(
 ) -> None:
     first = run(tmp_path, teacher(1))
     with monkeypatch.context() as patch:
-        patch.setattr(images, "evaluate", None)
+        patch.setattr(distill, "evaluate", None)
         assert run(tmp_path, teacher(1)) == first
     assert len(run(tmp_path, teacher(1), n=7)["rows"]) == 3
     assert Verdict.load(tmp_path / "verdict.json").n == 7

@@ -1,0 +1,42 @@
+"""The command line: `sigdeg run | distill | sample | evaluate | report | plan`.
+
+A command is a dataclass: its fields are the options, its docstring their help; calling it does the
+work. What only one command needs is imported in its call: --help and errors need not wait for it.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+
+from sigdeg.cli.distill import Distill
+from sigdeg.cli.evaluate import Evaluate
+from sigdeg.cli.run import Report, Run
+from sigdeg.cli.sample import Sample
+from sigdeg.errors import guard
+from sigdeg.options import Group, parse
+from sigdeg.plan_cli import PLAN
+
+__all__ = ["main"]
+
+COMMANDS = Group(
+    "",
+    {
+        "run": Run,
+        "distill": Distill,
+        "sample": Sample,
+        "evaluate": Evaluate,
+        "report": Report,
+        "plan": PLAN,
+    },
+)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Entry point; returns the exit code: 0, 1 for work that failed, 2 for bad input."""
+
+    def work() -> int:
+        parse(COMMANDS, sys.argv[1:] if arguments is None else arguments)()
+        return 0
+
+    return guard(work)

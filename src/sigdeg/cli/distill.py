@@ -1,0 +1,71 @@
+"""`sigdeg distill`: a teacher into a few-step student."""
+
+from __future__ import annotations
+
+import shlex
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Literal
+
+from sigdeg.cli.shared import Guided, Refinement, Samples, TeacherName, tell
+from sigdeg.options import AnyText, Folder, Seed, Text, number, whole
+from sigdeg.workflows.recipe import Recipe
+
+__all__ = ["Distill"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Distill(Guided, Recipe):
+    """Distil a teacher into a few-step student; the same command resumes it.
+
+    Arguments:
+        teacher: Folder or hub id of a DDPMPipeline, DDIMPipeline or LDMPipeline, or mnist-teacher,
+            which comes with the package. FOLDER:unet_ema takes that network of it. Or the folder of
+            a model of this package: a teacher that train_teacher made, a student of more steps.
+        out: Run folder.
+        iterations: Optimiser steps (default: by the kind of data, 3000 for images).
+        batch_size: Segments a step (default: by the kind of data, 64 for images).
+        learning_rate: Peak learning rate (default: by the kind of data, 2e-4 for images).
+        paths: Teacher paths to cache and reuse; 0 simulates fresh ones for every batch (default: by
+            the kind of data, 5000 for images).
+        refinement: Fine teacher steps a coarse step (default: 120 in all).
+        q: Consecutive coarse steps in a loss term; 0 for all of them (default: 1, or 0 with
+            matching).
+        matching: Weight of distribution matching beside the loss on paths, such as 4: samples that
+            look right. Start from a student that is trained already.
+        samples: Samples behind the metrics of the report.
+        mixed_precision: Precision of the training.
+        tracker: tensorboard, wandb ... or none.
+        seed: Seed of everything that is drawn.
+        device: cpu or cuda (default: what is found).
+        progress: Show progress bars.
+    """
+
+    teacher: TeacherName
+    out: Folder = Path("runs/distilled")
+    iterations: Annotated[int | None, whole(1, 10**9)] = None
+    batch_size: Annotated[int | None, whole(1, 10**7)] = None
+    learning_rate: Annotated[float | None, number(1e-12, 1e12)] = None
+    paths: Annotated[int | None, whole(0, 10**9)] = None
+    refinement: Refinement = None
+    q: Annotated[int | None, whole(0, 1000)] = None
+    matching: Annotated[float, number(0, 1e6)] = 0.0
+    samples: Samples = 256
+    mixed_precision: Literal["no", "bf16"] = "no"
+    tracker: Text = "tensorboard"
+    seed: Seed = 0
+    device: AnyText = None
+    progress: bool = True
+
+    def __call__(self) -> None:
+        """Distil it."""
+        from sigdeg.workflows.distill import configure, distil
+
+        teacher = self.load(self.teacher)
+        training = ("iterations", "batch_size", "learning_rate", "paths", "refinement", "q")
+        more = ("matching", "mixed_precision", "tracker", "seed")
+        config = configure(teacher, self, **{key: getattr(self, key) for key in training + more})
+        command = shlex.join(["sigdeg", *sys.argv[1:]])
+        distil(teacher, self.out, self, config, self.samples, self.device, self.progress, command)
+        tell(self.out / "report.html")

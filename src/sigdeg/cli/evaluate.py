@@ -1,0 +1,110 @@
+"""`sigdeg evaluate`: a student beside its teacher."""
+
+from __future__ import annotations
+
+import dataclasses
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+from sigdeg.cli.shared import Guided, Refinement, Samples, StudentName, TeacherName, tell
+from sigdeg.errors import SigdegError
+from sigdeg.options import AnyText, Folder, Seed
+
+if TYPE_CHECKING:
+    from sigdeg.model import Card
+
+__all__ = ["Evaluate"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Evaluate(Guided):
+    """Compare a student with its teacher on the same noise, and write results and a report.
+
+    Arguments:
+        student: Folder or hub id of a student.
+        teacher: Folder or hub id of the teacher it was distilled from.
+        samples: Samples in each of the two sets that are compared.
+        refinement: Fine teacher steps a coarse step (default: 120 in all).
+        weak: Folder or hub id of the weaker version that guided the teacher.
+        guidance: Scale of guidance that the student was distilled with (default: as its card says).
+        guidance_until: Time above which there was none.
+        null_class: The label that means no class, as it was given to distill.
+        data: Real images to compare with as well, for FID, KID, precision, recall and diversity: a
+            folder of pictures, a .npy, a .safetensors or an IDX file.
+        features: What images are compared by: the FID Inception (fetched once, 96 MB), the MNIST
+            classifier that comes with the package, or pixels as they are (default: inception).
+        resize: Cut and resize pictures of another size.
+        out: Run folder.
+        seed: Seed of the noise.
+        device: cpu or cuda (default: what is found).
+        progress: Show a progress bar.
+    """
+
+    student: StudentName
+    teacher: TeacherName
+    samples: Samples = 256
+    refinement: Refinement = None
+    data: AnyText = None
+    features: Literal["inception", "mnist", "pixels"] | None = None
+    resize: bool = False
+    out: Folder = Path("runs/evaluation")
+    seed: Seed = 1
+    device: AnyText = None
+    progress: bool = True
+
+    def __call__(self) -> None:
+        """Compare them."""
+        from sigdeg.model import Model
+        from sigdeg.student import SignatureStudent
+        from sigdeg.workflows.distill import configure
+        from sigdeg.workflows.evaluate import compare
+        from sigdeg.workflows.recipe import Recipe
+
+        if self.data is None and (self.features is not None or self.resize):
+            raise SigdegError("--features and --resize are for real images: give --data, too")
+        student = Model.from_pretrained(self.student)
+        if not isinstance(student.step, SignatureStudent):
+            raise SigdegError(f"{self.student} is a teacher: evaluate compares a student with it")
+        asked = self.as_card(student.card)
+        teacher = asked.load(self.teacher)
+        identity = {"experiment": "evaluate", "student": self.student, "teacher": self.teacher}
+        told = {
+            key: value
+            for key in ("guidance", "guidance_until", "weak", "null_class")
+            if (value := getattr(asked, key)) != getattr(Evaluate, key)
+        }
+        recipe = Recipe(steps=student.step.steps)
+        config = configure(teacher, recipe, refinement=self.refinement, seed=self.seed)
+        page = compare(
+            student,
+            teacher,
+            self.out,
+            {**identity, "seed": self.seed, **told},
+            config,
+            self.samples,
+            None if self.data is None else (self.data, self.features or "inception", self.resize),
+            self.device,
+            self.progress,
+        )
+        tell(page)
+
+    def as_card(self, card: Card) -> Evaluate:
+        """With the guidance of the card where none is asked for; says so on stderr."""
+        if card.guidance is None or self.guidance is not None or self.weak is not None:
+            return self
+        until = 1.0 if card.guidance_until is None else card.guidance_until
+        said = f"guidance {card.guidance:g}" + (f" below t = {until:g}" if until < 1 else "")
+        if card.weak is not None:
+            print(
+                f"warning: the student was distilled with {said} by {card.weak}, and is compared "
+                f"without: give --guidance {card.guidance:g} --weak {card.weak}",
+                file=sys.stderr,
+            )
+            return self
+        print(f"note: {said}, as the student's card says", file=sys.stderr)
+        null = card.null_class if self.null_class is None else self.null_class
+        return dataclasses.replace(
+            self, guidance=card.guidance, guidance_until=until, null_class=null
+        )

@@ -1,0 +1,218 @@
+"""Distil any teacher and show what came of it: the path of `sigdeg distill`, and in Python."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Any, overload
+
+from accelerate import PartialState
+
+from sigdeg.costs import check_memory, judging_bytes
+from sigdeg.distillation import DistillConfig, Distilled, Verdict
+from sigdeg.distillation import distill as distil_steps
+from sigdeg.errors import SigdegError, check_least
+from sigdeg.integrations import load_teacher
+from sigdeg.model import Model, as_model
+from sigdeg.report import write_report
+from sigdeg.results import versions
+from sigdeg.runs import fingerprint
+from sigdeg.student import SignatureStudent
+from sigdeg.training import resolve_device
+from sigdeg.workflows.evaluate import check_pair, evaluate, finer_grid, save_comparison
+from sigdeg.workflows.recipe import Recipe
+
+__all__ = ["configure", "distil", "distill"]
+
+TRAINING = {field.name for field in dataclasses.fields(DistillConfig)}
+
+
+@overload
+def distill(student: SignatureStudent, /, *given: Any, **options: Any) -> Distilled: ...
+@overload
+def distill(teacher: Any, /, **options: Any) -> Model: ...
+def distill(first: Any, /, *given: Any, **options: Any) -> Distilled | Model:
+    """Distil: a teacher into a new student, or into one that is given.
+
+    `distill(teacher, steps=(10, 5), out="runs/cifar")` takes a `Model`, a diffusers pipeline, or
+    the folder or hub id of either, and gives the student as a `Model`, as `sigdeg distill` does: in
+    `out` are its folder, `student/`, and `report.html`. Options are those of `Recipe` and
+    `DistillConfig`, and
+
+    - `out`: The run folder (default: runs/distilled).
+    - `samples`: Samples in each of the two sets that the student is judged by (default: 256).
+    - `device`, `progress`: Where to compute; whether to show progress.
+
+    `distill(student, teacher, out_dir, ...)` trains that student on that teacher's step, see
+    `sigdeg.distillation.distill`.
+
+    Raises:
+        SigdegError: If options do not fit together, or the folder holds another run.
+        TrainingError: If the loss stops being finite; the last good checkpoint is kept.
+    """
+    if isinstance(first, SignatureStudent):
+        return distil_steps(first, *given, **options)
+    if given:
+        raise SigdegError("a teacher is followed by named options: steps=10, out='runs/distilled'")
+    known = {f.name for f in dataclasses.fields(Recipe)} | TRAINING
+    own = ("out", "samples", "device", "progress")
+    unknown = [name for name in options if name not in known and name not in own]
+    if unknown:
+        raise SigdegError(
+            f"unknown option {unknown[0]!r}: a Recipe's are {', '.join(sorted(known - TRAINING))}, "
+            f"a DistillConfig's {', '.join(sorted(TRAINING))}, and {', '.join(own)}"
+        )
+    recipe = {name: value for name, value in options.items() if name in known - TRAINING}
+    if isinstance(recipe.get("steps"), int):
+        recipe["steps"] = (recipe["steps"],)
+    asked, teacher = Recipe(**recipe), load_teacher(first)
+    config = configure(teacher, asked, **{k: v for k, v in options.items() if k in TRAINING})
+    rest = {name: value for name, value in options.items() if name in own[1:]}
+    return distil(teacher, Path(options.get("out", "runs/distilled")), asked, config, **rest)
+
+
+def configure(teacher: Model, recipe: Recipe, **options: Any) -> DistillConfig:
+    """How to distil: the defaults for the teacher's kind of data, but for options that are given.
+
+    Distribution matching judges samples, and so takes whole paths. An interruption costs a quarter
+    of the teacher's paths at most.
+    """
+    given = {name: value for name, value in options.items() if value is not None}
+    given.setdefault("q", 0 if given.get("matching") else 1)
+    config = DistillConfig.for_samples(teacher.shape, max(recipe.steps, default=1), **given)
+    if "shard_size" in given:
+        return config
+    return dataclasses.replace(config, shard_size=max(1, config.paths // 4))
+
+
+def distil(
+    teacher: Model,
+    out: Path,
+    recipe: Recipe,
+    config: DistillConfig,
+    samples: int = 256,
+    device: str | None = None,
+    progress: bool = True,
+    command: str | None = None,
+) -> Model:
+    """Distil a teacher into a run folder, with results and a report.
+
+    Arguments:
+        teacher: The teacher.
+        out: The run folder.
+        recipe: What student it gets.
+        config: How to distil.
+        samples: Samples in each of the two sets that are compared.
+        device: Where to compute.
+        progress: Show progress bars.
+        command: The command line, for the card.
+
+    Returns:
+        The student.
+    """
+    student = new_student(teacher, recipe)
+    check_least(samples, 2, "samples")
+    check_memory(judging_bytes(samples, teacher.shape, len(student.steps)))
+    card = dataclasses.replace(
+        teacher.card,
+        name=None,
+        teacher=teacher.name,
+        fingerprint=fingerprint(teacher.step),
+        start=recipe.start,
+        plan=recipe.plan,
+        grid=recipe.grid,
+        seed=config.seed,
+        configuration=dataclasses.asdict(config),
+        versions=versions(),
+        command=command,
+    )
+    student.origin = card.written
+    result = distil_steps(
+        student,
+        teacher.step,
+        out,
+        config,
+        condition=teacher.conditions(),
+        fine=finer_grid(teacher),
+        plan=recipe.plan,
+        grid=recipe.grid,
+        judge=0,
+        device=device,
+        progress=progress,
+    )
+    made = dataclasses.replace(
+        as_model(result.student),
+        codec=teacher.codec,
+        conditions=teacher.conditions,
+        card=dataclasses.replace(card, name=out.name, teacher_calls=result.teacher_nfe),
+    )
+    if not PartialState().is_main_process:
+        return made
+    kept = out / "verdict.json"
+    if (out / "results.json").exists() and kept.exists() and Verdict.load(kept).n == samples:
+        made = judged(made, Verdict.load(kept))  # this run has been judged
+        made.save_pretrained(out / "student")
+        write_report(out)
+        return made
+    made.save_pretrained(out / "student")
+    compared = evaluate(
+        result.student,
+        teacher,
+        config,
+        samples,
+        held_out=result.held_out,
+        device=resolve_device(device),
+        progress=progress,
+    )
+    for row in compared.rows:
+        if row["role"] == "student":
+            row |= {"train_seconds": result.seconds, "teacher_nfe": result.teacher_nfe}
+    made = judged(made, compared.verdict)
+    made.save_pretrained(out / "student")
+    results = {
+        "title": f"{teacher.name}, distilled",
+        "experiment": "distill",
+        "preset": None,
+        "training": {"student": result.history.tolist()},
+        "student": "student",
+        "example": {"steps": max(student.steps)},
+    }
+    save_comparison(out, results, compared, config.seed, device)
+    return made
+
+
+def judged(model: Model, verdict: Verdict) -> Model:
+    """A model whose card says what came of judging it."""
+    said = " ".join([verdict.headline(), *verdict.warnings])
+    return dataclasses.replace(model, card=dataclasses.replace(model.card, verdict=said))
+
+
+def new_student(teacher: Model, recipe: Recipe) -> SignatureStudent:
+    """The student to start with: the teacher's network, or a student that is gone on from."""
+    steps = recipe.steps
+    if recipe.times is not None and (recipe.grid is not None or recipe.start is not None):
+        raise SigdegError(
+            "times are given, planned, or those of the student that is gone on from: leave the "
+            "others out"
+        )
+    if recipe.start is not None:
+        known = SignatureStudent.from_pretrained(recipe.start)
+        check_pair(known, teacher)
+        return known.at_times(known.grid(max(steps)), steps)
+    if isinstance(teacher.step, SignatureStudent):
+        return teacher.step.at_times(teacher.grid.at(max(steps, default=1)), steps)
+    options: dict[str, Any] = {}
+    if recipe.lookahead is not None:
+        options["lookahead"] = recipe.lookahead
+    return SignatureStudent.from_denoiser(
+        teacher.denoiser,
+        teacher.shape[0],
+        recipe.order,
+        steps=steps,
+        sample_shape=teacher.shape,
+        residual_noise=None if recipe.residual_noise == "none" else recipe.residual_noise,
+        times=recipe.times,
+        condition=teacher.condition(1),
+        covariance=getattr(teacher.codec, "covariance", None),
+        **options,
+    )

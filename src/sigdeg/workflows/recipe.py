@@ -1,0 +1,44 @@
+"""What student a teacher is to get: the options that `sigdeg distill` and `sigdeg.distill` share.
+
+Without torch: the command line tells of bad options before it is there.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Annotated, Literal
+
+from sigdeg.options import AnyText, number, whole
+
+__all__ = ["Recipe"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recipe:
+    """What student a teacher gets.
+
+    Arguments:
+        steps: Step counts of the student; several, each dividing the largest, make it elastic.
+        order: Signature coefficients a dimension: more for fewer steps.
+        residual_noise: What to do about what the coefficients leave open: learn its law (energy,
+            at twice the cost of training) or its mean (none).
+        times: The largest step count's times, from 1 down to 0 (default: power spacing); fewer
+            steps take every so many of them.
+        lookahead: Fraction of a step after which the student's network looks: it is called on the
+            state that Gaussian data would have there; 0 calls it at the step's start (default:
+            0.5, of points 0.75).
+        start: Folder or hub id of a student to go on from. Its order, noise, look-ahead and times
+            stay.
+        plan: Distil in rounds: vanilla, progressive, consistency, boot, hybrid-M or a tree such as
+            "(1 (2 3..6))" over leaves that divide the refinement, see docs/planning.md.
+        grid: planned measures the teacher and puts the student's times where that loses least.
+    """
+
+    steps: Annotated[tuple[int, ...], whole(1, 1000, "*")] = (10,)
+    order: Annotated[int, whole(1, 64)] = 4
+    residual_noise: Literal["energy", "none"] = "energy"
+    times: Annotated[tuple[float, ...] | None, number(0, 1, "*")] = None
+    lookahead: Annotated[float | None, number(0, 1)] = None
+    start: AnyText = None
+    plan: AnyText = None
+    grid: Literal["planned"] | None = None
