@@ -345,7 +345,7 @@ def test_guided_latents_from_end_to_end(tmp_path: Path, capsys) -> None:
     command[2:2] = ["--null-class", "2"]
     assert main(command) == 0
     weights = out / "paths" / "paths-00000.safetensors"
-    assert set(load_file(weights)["labels"].tolist()) <= {0, 1}
+    assert set(load_file(weights)["row"].tolist()) <= {0, 1}
     assert (out / "student" / "decoder" / "config.json").exists()
     student = SignatureStudent.from_pretrained(out / "student")
     assert student.classes == 2

@@ -386,10 +386,10 @@ def distil_steps(
         )
     check_teacher(paths, student)
     identity = {
-        **dataclasses.asdict(config),
+        **(shared or paths).identity(),
+        **dataclasses.asdict(config),  # its q as it was asked for
         "student": fingerprint(student),
         "grids": [grid.tolist() for grid in grids],
-        **(shared or paths).identity(),
     }
     # Segments from data that call no teacher are drawn anew: there is nothing to save.
     free = data is not None and not paths.teacher_nfe
