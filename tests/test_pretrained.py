@@ -11,10 +11,10 @@ from sigdeg import SignatureStudent, sample
 from sigdeg.cli import main
 from sigdeg.codec import find_codec
 from sigdeg.errors import SigdegError
-from sigdeg.experiments.mnist_networks import load_classifier
 from sigdeg.files import SHIPPED, find_folder
 from sigdeg.integrations import load_teacher
 from sigdeg.metrics import ClassifierExtractor, class_histogram
+from sigdeg.metrics.extractors import load_classifier
 from sigdeg.student import SignatureStudent as Student
 
 ROOT = Path(__file__).parents[1]

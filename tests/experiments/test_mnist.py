@@ -26,6 +26,7 @@ from sigdeg.metrics import (
     frechet_distance,
 )
 from sigdeg.metrics import images as image_metrics_module
+from sigdeg.metrics.extractors import load_classifier
 from sigdeg.networks import Classifier, Mixer
 from sigdeg.training import TrainConfig
 
@@ -139,7 +140,7 @@ def test_runs_from_end_to_end(tmp_path, capsys):
     teacher.check_version(weak)
     assert teacher.shape == student.sample_shape
     classifiers = [shipped / f"mnist-classifier{end}" for end in ("", "-2")]
-    kinds = [type(mnist_networks.load_classifier(folder)) for folder in classifiers]
+    kinds = [type(load_classifier(folder)) for folder in classifiers]
     assert kinds == [Classifier, Mixer]
     assert not isinstance(find_codec(shipped / "mnist"), Identity)
     assert main(["sample", str(shipped / "mnist"), "-n", "2", "--out", str(tmp_path / "s")]) == 0
@@ -246,7 +247,7 @@ def test_the_shipped_models_are_judged_without_training(tmp_path, monkeypatch):
     for extractor, (_, folder) in zip(
         results["extractors"], mnist.EXTRACTORS.values(), strict=True
     ):
-        network = mnist_networks.load_classifier(SHIPPED / folder)
+        network = load_classifier(SHIPPED / folder)
         assert extractor["digest"] == ClassifierExtractor(network).digest
     assert not (out / "pretrained").exists()
 

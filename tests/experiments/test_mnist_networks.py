@@ -14,11 +14,11 @@ from sigdeg.errors import SigdegError
 from sigdeg.experiments import mnist_networks
 from sigdeg.experiments.mnist_networks import (
     in_batches,
-    load_classifier,
     train_autoencoder,
     train_classifier,
 )
 from sigdeg.files import save_json, save_tensors
+from sigdeg.metrics.extractors import load_classifier
 from sigdeg.networks import Autoencoder, Classifier, network_config
 from sigdeg.training import TrainConfig, job
 

@@ -38,7 +38,6 @@ from sigdeg.experiments.mnist_networks import (
     BATCH,
     CLASSES,
     in_batches,
-    load_classifier,
     train_autoencoder,
     train_classifier,
     unet,
@@ -68,6 +67,7 @@ from sigdeg.metrics import (
     path_error,
     total_variation,
 )
+from sigdeg.metrics.extractors import load_classifier
 from sigdeg.model import Model
 from sigdeg.networks import Classifier, Mixer, network_config
 from sigdeg.report import image_grid, write_report

@@ -10,9 +10,8 @@ from typing import Any, TypeVar
 import torch
 from torch import Generator, Tensor, nn
 
-from sigdeg.errors import SigdegError, extra
-from sigdeg.files import find_folder, load_weights, read_json
-from sigdeg.networks import Autoencoder, Classifier, build_network, set_null_class
+from sigdeg.errors import extra
+from sigdeg.networks import Autoencoder, Classifier, set_null_class
 from sigdeg.rng import Stream, derive_generator, seeded
 from sigdeg.runs import fingerprint
 from sigdeg.training import Job, TrainConfig, train
@@ -21,7 +20,6 @@ __all__ = [
     "BATCH",
     "CLASSES",
     "in_batches",
-    "load_classifier",
     "train_autoencoder",
     "train_classifier",
     "unet",
@@ -145,17 +143,6 @@ def train_classifier(
     features = in_batches(network, "features", images[:-HELD_OUT])
     network.scale.copy_(features.var(dim=0).mean().sqrt())
     return network, history
-
-
-def load_classifier(path: str | Path = "mnist-classifier") -> Classifier:
-    """The classifier that comes with the package, or one from a folder of its form."""
-    folder = find_folder(path)
-    config, weights = read_json(folder / "config.json"), folder / "model.safetensors"
-    network = build_network(config, weights)
-    if not isinstance(network, Classifier):
-        raise SigdegError(f"{folder} holds a {type(network).__name__}, not a Classifier")
-    load_weights(network, weights, config=config)
-    return network.eval()
 
 
 def train_on(

@@ -11,11 +11,18 @@ import torch
 from torch import Tensor, nn
 
 from sigdeg.errors import SigdegError
+from sigdeg.files import find_folder, load_weights, read_json
 from sigdeg.metrics.inception import FIDInception
 from sigdeg.metrics.inception_weights import load_inception
-from sigdeg.networks import Classifier
+from sigdeg.networks import Classifier, build_network
 
-__all__ = ["Activations", "ClassifierExtractor", "Extractor", "InceptionExtractor"]
+__all__ = [
+    "Activations",
+    "ClassifierExtractor",
+    "Extractor",
+    "InceptionExtractor",
+    "load_classifier",
+]
 
 
 class Activations(NamedTuple):
@@ -148,3 +155,14 @@ def weights_digest(network: nn.Module) -> str:
         digest.update(f"{name} {value.dtype} {tuple(value.shape)}\n".encode())
         digest.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
     return digest.hexdigest()
+
+
+def load_classifier(path: str | Path = "mnist-classifier") -> Classifier:
+    """The classifier that comes with the package, or one from a folder of its form."""
+    folder = find_folder(path)
+    config, weights = read_json(folder / "config.json"), folder / "model.safetensors"
+    network = build_network(config, weights)
+    if not isinstance(network, Classifier):
+        raise SigdegError(f"{folder} holds a {type(network).__name__}, not a Classifier")
+    load_weights(network, weights, config=config)
+    return network.eval()

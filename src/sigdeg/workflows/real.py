@@ -19,6 +19,7 @@ from sigdeg.metrics import (
     kernel_inception_distance,
     precision_recall,
 )
+from sigdeg.metrics.extractors import load_classifier
 from sigdeg.metrics.images import MINIMUM
 from sigdeg.results import Summary
 
@@ -106,7 +107,5 @@ def load_extractor(features: Features, device: torch.device | str) -> Extractor 
     if features == "inception":
         return InceptionExtractor.load(device=device)
     if features == "mnist":
-        from sigdeg.experiments.mnist_networks import load_classifier
-
         return ClassifierExtractor(load_classifier().to(device))
     return None
