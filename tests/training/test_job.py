@@ -10,7 +10,8 @@ from torch import Tensor, nn
 
 from sigdeg.errors import SigdegError, TrainingError
 from sigdeg.training import Job, TrainConfig, make_accelerator, train
-from sigdeg.training.job import parameter_groups, rows_of, start_tracking
+from sigdeg.training.job import rows_of, start_tracking
+from sigdeg.training.optimizer import parameter_groups
 
 
 class Fast(nn.Module):

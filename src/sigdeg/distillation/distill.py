@@ -59,7 +59,7 @@ LARGEST = 1024  # elements of a sample whose covariance is taken: a matrix a coe
 FINE = 120  # teacher steps a path: fewer are felt, more are not (docs/recipe.md)
 # What is not said here is as in `DistillConfig`: that is how series are distilled.
 KINDS: dict[str, dict[str, Any]] = {
-    "points": {"paths": 100_000, "learning_rate": 4e-3, "ema": 0.99},
+    "points": {"paths": 100_000, "learning_rate": 4e-3, "ema": 0.99, "optimizer": "muon"},
     "series": {},
     "images": {"iterations": 3000, "batch_size": 64, "learning_rate": 2e-4, "paths": 5000},
 }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -17,25 +18,27 @@ __all__ = ["load_checkpoint", "save_checkpoint"]
 def save_checkpoint(
     path: Path,
     modules: dict[str, nn.Module],
-    optimizer: Optimizer,
+    optimizers: Sequence[Optimizer],
     extra: dict[str, Tensor],
     step: int,
     run: str = "",
 ) -> None:
-    """Write modules, optimiser state and further tensors, as they are after `step` steps of a run.
+    """Write modules, optimisers and further tensors, as they are after `step` steps of a run.
 
     All of it, step and run included, is under the file's digest.
     """
     tensors = {f"extra.{name}": value for name, value in extra.items()}
     for prefix, module in modules.items():
         tensors |= {f"{prefix}.{name}": value for name, value in module.state_dict().items()}
-    for index, state in optimizer.state_dict()["state"].items():
-        tensors |= {f"optimizer.{index}.{name}": value for name, value in state.items()}
+    for number, optimizer in enumerate(optimizers):
+        for index, state in optimizer.state_dict()["state"].items():
+            prefix = f"optimizer-{number}.{index}"
+            tensors |= {f"{prefix}.{name}": value for name, value in state.items()}
     save_tensors(path, tensors, {"step": str(step), "run": run})
 
 
 def load_checkpoint(
-    path: Path, modules: dict[str, nn.Module], optimizer: Optimizer, run: str = ""
+    path: Path, modules: dict[str, nn.Module], optimizers: Sequence[Optimizer], run: str = ""
 ) -> tuple[int, dict[str, Tensor]]:
     """Restore what `save_checkpoint` wrote; returns the step and the further tensors.
 
@@ -59,12 +62,12 @@ def load_checkpoint(
     try:
         for prefix, module in modules.items():
             module.load_state_dict(groups[prefix])
-        whole = optimizer.state_dict()
-        states: dict[int, dict[str, Tensor]] = {}
-        for name, value in groups.get("optimizer", {}).items():
-            index, _, key = name.partition(".")
-            states.setdefault(int(index), {})[key] = value
-        optimizer.load_state_dict({**whole, "state": states})
+        for number, optimizer in enumerate(optimizers):
+            states: dict[int, dict[str, Tensor]] = {}
+            for name, value in groups.get(f"optimizer-{number}", {}).items():
+                index, _, key = name.partition(".")
+                states.setdefault(int(index), {})[key] = value
+            optimizer.load_state_dict({**optimizer.state_dict(), "state": states})
     except (KeyError, RuntimeError, ValueError) as error:
         reason = str(error).splitlines()[0]
         raise SigdegError(f"{path} belongs to another model: {reason}") from None

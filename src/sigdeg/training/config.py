@@ -7,7 +7,7 @@ from dataclasses import dataclass, fields
 from numbers import Integral
 from typing import Literal
 
-from sigdeg.errors import SigdegError, check_least
+from sigdeg.errors import SigdegError, check_choice, check_least
 
 __all__ = ["TrainConfig", "learning_rate"]
 
@@ -21,7 +21,9 @@ class TrainConfig:
     Arguments:
         iterations: Optimiser steps.
         batch_size: Samples a step, over all processes.
-        learning_rate: Peak rate of Adam: linear warm-up, then cosine to zero.
+        learning_rate: Peak rate: linear warm-up, then cosine to zero.
+        optimizer: `adam`, or `muon` for the matrices of hidden layers and Adam for the rest, see
+            `sigdeg.training.optimizer`: better for networks that start from nothing.
         warmup: Warm-up steps.
         ema: Decay of the averaged weights, which are the ones that are kept.
         gradient_clip: Bound on the gradient norm.
@@ -35,6 +37,7 @@ class TrainConfig:
     iterations: int = 2000
     batch_size: int = 1024
     learning_rate: float = 2e-3
+    optimizer: Literal["adam", "muon"] = "adam"
     warmup: int = 100
     ema: float = 0.999
     gradient_clip: float = 1.0
@@ -46,6 +49,7 @@ class TrainConfig:
     def __post_init__(self) -> None:
         self.at_least(1, "iterations", "batch_size", "checkpoint_every")
         self.at_least(0, "warmup", "seed")
+        check_choice(self.optimizer, ("adam", "muon"), "optimizer")
         if not (self.learning_rate > 0 and self.gradient_clip > 0 and 0 <= self.ema < 1):
             raise SigdegError(
                 "learning_rate and gradient_clip must be positive, and ema must lie in [0, 1)"

@@ -24,6 +24,7 @@ from sigdeg.schema import number, record
 from sigdeg.training.checkpoint import ema_update, load_checkpoint, save_checkpoint
 from sigdeg.training.config import TrainConfig, learning_rate
 from sigdeg.training.devices import make_accelerator
+from sigdeg.training.optimizer import make_optimizers
 
 __all__ = ["Job", "Trained", "claim", "train"]
 
@@ -123,7 +124,7 @@ def train(
     claim(accelerator, out_dir, job.identity, resume)
     place, main = accelerator.device, accelerator.is_main_process
     objective = copy.deepcopy(job.objective).to(place)
-    optimizer = torch.optim.Adam(parameter_groups(objective), lr=config.learning_rate)
+    optimizers = make_optimizers(objective, config)
     checkpoint = out_dir / "checkpoints" / "last.safetensors"
     clock = checkpoint.with_name("seconds.json")
     run = seal(job.identity)["_digest"]
@@ -135,10 +136,11 @@ def train(
     history: list[list[float]] = []
     first = 0
     if checkpoint.exists():
-        first, extra = load_checkpoint(checkpoint, modules, optimizer, run)
+        first, extra = load_checkpoint(checkpoint, modules, optimizers, run)
         history = extra["history"].tolist()
         before = read_seconds(clock) if clock.exists() else 0.0
-    model, optimizer = accelerator.prepare(objective, optimizer)
+    model, *optimizers = accelerator.prepare(objective, *optimizers)
+    groups = [group for optimizer in optimizers for group in optimizer.param_groups]
     start_tracking(accelerator, config, progress)
     held_out = send_to_device(job.held_out, place)
     with tqdm(
@@ -149,16 +151,17 @@ def train(
             generator = derive_generator(config.seed, Stream.BATCHES, step, 0)
             whole = job.batch(generator)
             own = job.share(whole, accelerator.process_index, accelerator.num_processes)
-            for group in optimizer.param_groups:
+            for group in groups:
                 group["lr"] = group["factor"] * learning_rate(step, config)
             with accelerator.autocast():
                 losses = model(send_to_device(own, place))
             check_finite(losses["loss"], step, checkpoint)
-            optimizer.zero_grad()
+            model.zero_grad()
             accelerator.backward(losses["loss"])
-            for group in optimizer.param_groups:
+            for group in groups:
                 accelerator.clip_grad_norm_(group["params"], config.gradient_clip)
-            optimizer.step()
+            for optimizer in optimizers:
+                optimizer.step()
             ema_update(average, objective, min(config.ema, (1 + step) / (10 + step)))
             bar.update()
             done = step + 1
@@ -181,7 +184,7 @@ def train(
                 extra = {"history": torch.tensor(history, dtype=torch.float64).reshape(-1, 3)}
                 # Beside the checkpoint: that is the same to the bit, time is not.
                 save_json(clock, seal({"seconds": before + time.perf_counter() - began}))
-                save_checkpoint(checkpoint, modules, optimizer, extra, done, run)
+                save_checkpoint(checkpoint, modules, optimizers, extra, done, run)
     for tracker in accelerator.trackers:  # end_training would end the process group as well
         tracker.finish()
     seconds = before + (time.perf_counter() - began if first < config.iterations else 0.0)
@@ -209,19 +212,6 @@ def read_seconds(clock: Path) -> float:
     except SigdegError as error:
         raise SigdegError(f"{error} in {clock}: delete it to count from 0") from None
     return float(found["seconds"])
-
-
-def parameter_groups(objective: nn.Module) -> list[dict[str, Any]]:
-    """Parameters with the factor on their learning rate: that of the module they are part of."""
-    factors = dict.fromkeys(objective.parameters(), 1.0)
-    for module in objective.modules():
-        factor: Any = getattr(module, "rate_factor", None)
-        if factor is not None:
-            factors |= dict.fromkeys(module.parameters(), factor)
-    return [
-        {"params": [p for p, own in factors.items() if own == factor], "factor": factor}
-        for factor in dict.fromkeys(factors.values())
-    ]
 
 
 def check_finite(loss: Tensor, step: int, checkpoint: Path) -> None:
