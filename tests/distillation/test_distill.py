@@ -20,7 +20,7 @@ from sigdeg.denoiser import (
     NetworkDenoiser,
 )
 from sigdeg.distillation import DistillConfig, Distilled, Objective, TeacherPaths, distill
-from sigdeg.distillation.distill import shares
+from sigdeg.distillation.levels import neyman_split
 from sigdeg.distillation.objective import Segments
 from sigdeg.errors import SigdegError
 from sigdeg.grids import coarse_grid, refine
@@ -268,9 +268,9 @@ def test_elastic_learns_from_one_set_of_paths(tmp_path: Path) -> None:
 
 def test_shares_of_a_batch() -> None:
     """All of it is dealt out; of all splits at its cost it leaves the least noise."""
-    assert shares(64, [1, 1, 1, 1]) == [16] * 4
+    assert neyman_split(64, [1, 1, 1, 1]) == [16] * 4
     costs = [9, 4, 1]
-    found = shares(1100, costs)
+    found = neyman_split(1100, costs)
     assert found == [200, 300, 600]
     budget = sum(n * c for n, c in zip(found, costs, strict=True))
     noise = {
@@ -281,7 +281,7 @@ def test_shares_of_a_batch() -> None:
     }
     assert min(noise, key=noise.__getitem__) == (200, 300)
     for n in range(4, 100):
-        assert sum(shares(n, [10, 5, 2, 1])) == n
+        assert sum(neyman_split(n, [10, 5, 2, 1])) == n
 
 
 @pytest.mark.parametrize(

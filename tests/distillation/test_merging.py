@@ -13,7 +13,7 @@ from torch import Generator, Tensor
 from sigdeg.datasets.mixture import GaussianMixture1D
 from sigdeg.denoiser import Denoiser, GaussianDenoiser, GaussianMixtureDenoiser
 from sigdeg.distillation import Distilled, distill
-from sigdeg.distillation.merging import Blocks, rounds
+from sigdeg.distillation.merging import PartlyMerged, rounds
 from sigdeg.errors import SigdegError
 from sigdeg.grids import coarse_grid, refine
 from sigdeg.metrics import w1_exact
@@ -115,7 +115,7 @@ def test_blocks_are_the_steps_that_they_hold() -> None:
     """Marching blocks is marching each step over its own times."""
     teacher, other = Exponential(MIXTURE), EulerMaruyama(MIXTURE)
     grid = torch.tensor([1.0, 0.8, 0.6, 0.3], dtype=torch.float64)
-    blocks = Blocks(teacher, [other], [1.0, 0.8, 0.6], [None, 0, None])
+    blocks = PartlyMerged(teacher, [other], [1.0, 0.8, 0.6], [None, 0, None])
     x = torch.randn(10, 1, generator=seeded())
     paths = [PartialSignature.sample(0.2, (10, 1), 2, seeded(i)) for i in range(3)]
     found = march(blocks, x, grid, paths)

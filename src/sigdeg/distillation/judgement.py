@@ -42,7 +42,8 @@ from sigdeg.steps import Exponential, GaussianStep
 from sigdeg.student import SignatureStudent
 
 if TYPE_CHECKING:
-    from sigdeg.distillation.distill import DistillConfig, Distilled
+    from sigdeg.distillation.config import DistillConfig
+    from sigdeg.distillation.regression import Distilled
 
 __all__ = [
     "Level",

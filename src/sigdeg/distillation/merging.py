@@ -15,24 +15,31 @@ References:
 from __future__ import annotations
 
 import bisect
+import copy
+import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
 from operator import neg
+from pathlib import Path
 from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 
+from sigdeg.distillation.regression import Distilled, Task, distil_steps, fine_rows
 from sigdeg.errors import SigdegError
-from sigdeg.planning.plans import Plan, merges, plan_steps
+from sigdeg.planning.plans import Plan, format_plan, merges, parse_plan, plan_steps
+from sigdeg.runs import fingerprint
 from sigdeg.schedule import Schedule
 from sigdeg.signature import PartialSignature
 from sigdeg.steps import GaussianStep, Time
+from sigdeg.student import SignatureStudent
+from sigdeg.training import claim, make_accelerator
 
-__all__ = ["Blocks", "Round", "rounds"]
+__all__ = ["PartlyMerged", "Round", "distil_rounds", "rounds"]
 
 
-class Blocks(GaussianStep):
+class PartlyMerged(GaussianStep):
     """Steps that tile the time axis, as one step: what a plan has made so far.
 
     Arguments:
@@ -159,3 +166,48 @@ def rounds(plan: Plan, fine: Sequence[Tensor]) -> list[Round]:
         )
         tiles = {whole: number if whole in now else tiles[whole] for whole in parts}
     return done
+
+
+def distil_rounds(
+    student: SignatureStudent,
+    teacher: GaussianStep,
+    out_dir: Path,
+    task: Task,
+    plan: Plan | str,
+    fine: Tensor | None,
+) -> Distilled:
+    """Distil in the rounds of a plan, each in a folder of its own that resumes."""
+    config = task.config
+    if student.elastic or config.q != 1:
+        raise SigdegError("a plan is for a student of one step count, with q=1")
+    coarse = fine_rows(student, student.grid(), config, fine)
+    if isinstance(plan, str):
+        plan = parse_plan(plan, len(coarse[0]) - 1)
+    todo = rounds(plan, coarse)
+    identity = {
+        **dataclasses.asdict(config),
+        "teacher": fingerprint(teacher),
+        "student": fingerprint(student),
+        "plan": format_plan(plan),
+        "fine": [row.tolist() for row in coarse],
+    }
+    claim(make_accelerator(config, out_dir, task.device), out_dir, identity, task.resume)
+    made: list[SignatureStudent] = []
+    found: list[Distilled] = []
+    for number, part in enumerate(todo):
+        times = torch.stack([*(row[0] for row in part.rows), part.rows[-1][-1]])
+        stage = (made[-1] if made else student).at_times(times)
+        merged = PartlyMerged(teacher, made, part.starts, part.made)
+        folder = out_dir / "rounds" / f"{number + 1:02d}"
+        found.append(distil_steps(stage, merged, folder, task, rows=part.rows, starts=part.merged))
+        made.append(found[-1].student)
+    final = copy.deepcopy(made[-1])
+    final.times, final.steps = student.times, student.steps
+    final.save_pretrained(out_dir / "student")
+    clock = torch.tensor([[i * config.iterations, 0, 0] for i in range(len(found))])
+    return Distilled(
+        final.eval(),
+        torch.cat([result.history + start for result, start in zip(found, clock, strict=True)]),
+        sum(result.seconds for result in found),
+        sum(result.teacher_nfe for result in found),
+    )

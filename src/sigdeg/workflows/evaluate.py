@@ -13,8 +13,8 @@ from torch import Tensor
 from sigdeg.costs import check_room, judging_bytes, tell_calls
 from sigdeg.datasets.images import load_images
 from sigdeg.distillation import DistillConfig, Verdict, judge, replay
-from sigdeg.distillation.distill import fine_rows
 from sigdeg.distillation.judgement import SPLITS, Level
+from sigdeg.distillation.regression import fine_rows
 from sigdeg.errors import SigdegError
 from sigdeg.model import Model
 from sigdeg.paths import Batch, TeacherPaths
