@@ -15,8 +15,9 @@ from torch import Generator, Tensor, nn
 from sigdeg.datasets import GaussianMixture1D
 from sigdeg.denoiser import Denoiser, GaussianDenoiser, GaussianMixtureDenoiser, NetworkDenoiser
 from sigdeg.errors import SigdegError
-from sigdeg.integrations import SOLVERS, solver_grids, solver_sample, solver_times
+from sigdeg.integrations import SOLVERS, Solver, solver_grids, solver_sample, solver_times
 from sigdeg.metrics import w1_exact
+from sigdeg.sampling import sample
 from sigdeg.schedule import EDM, Cosine, DiscreteVP, RectifiedFlow, Schedule, VPLinear
 
 SCHEDULE = VPLinear()
@@ -269,6 +270,23 @@ def test_all_noise_comes_from_the_generator(method: str) -> None:
     torch.set_rng_state(state)
     draw(0)
     assert torch.equal(torch.get_rng_state(), state)
+
+
+@every_solver
+def test_a_seed_gives_its_sample_in_any_batch_and_at_every_count(method: str) -> None:
+    solver, times = Solver(MIXTURE, method, "karras", 4), list[float]()
+    whole = sample(solver, solver.grid, (9, 1), seeds=range(9))
+    some = sample(solver, solver.grid, (3, 1), seeds=[7, 2, 8], batch_size=2)
+    torch.testing.assert_close(some, whole[[7, 2, 8]], rtol=1e-6, atol=1e-6)
+    sample(solver, solver.grid, (1, 1), seeds=[0], callback=lambda k, t, x: times.append(float(t)))
+    assert times == solver.grid.tolist()
+
+
+def test_a_multistep_solver_goes_over_its_own_grid() -> None:
+    solver = Solver(MIXTURE, "dpm-solver++", "karras", 4)
+    x, noise = torch.zeros(2, 1), solver.noise(0.5, 0.2, (2, 1))
+    with pytest.raises(SigdegError, match="karras with 4 steps goes over its own grid"):
+        solver(x, solver.grid[2], solver.grid[3], noise)
 
 
 @pytest.mark.parametrize("method", ["ddim", "dpm-solver++", "unipc"])

@@ -23,7 +23,7 @@ from torch import Generator, Tensor
 from sigdeg.denoiser import Denoiser
 from sigdeg.distillation import Distilled, distill
 from sigdeg.grids import coarse_grid
-from sigdeg.integrations.solvers import solver_sample
+from sigdeg.integrations.solvers import Solver
 from sigdeg.networks import ResidualMLP
 from sigdeg.report import write_report
 from sigdeg.results import (
@@ -245,14 +245,8 @@ class Bench:
 
     def solver(self, denoiser: Denoiser, method: str, grid: str, steps: int) -> Draw:
         """How a training-free solver draws."""
-
-        def draw(n: int, generator: Generator) -> Tensor:
-            shape = (n, *self.shape)
-            return solver_sample(
-                denoiser, method, grid, steps, shape, generator, batch_size=self.batch
-            )
-
-        return draw
+        step = Solver(denoiser, method, grid, steps)
+        return self.march(step, step.grid)
 
     def best_row(
         self, method: str, calls: int, draws: Mapping[str, Draw], teacher: str = "", **more: Any

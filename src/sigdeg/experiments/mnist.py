@@ -48,10 +48,10 @@ from sigdeg.files import SHIPPED, save_model, save_tensors
 from sigdeg.grids import coarse_grid, fine_grid, refine
 from sigdeg.integrations import (
     SOLVERS,
+    Solver,
     load_teacher,
     save_latent_pipeline,
     solver_grids,
-    solver_sample,
     solver_times,
 )
 from sigdeg.metrics import (
@@ -617,13 +617,8 @@ class Bench:
 
     def solver(self, method: str, grid: str, steps: int, guided: bool = False) -> Draw:
         """How a training-free solver draws n latents."""
-        denoiser = self.sources[guided].step.denoiser
-
-        def draw(n: int, generator: Generator) -> Tensor:
-            shape = (n, *self.shape)
-            return solver_sample(denoiser, method, grid, steps, shape, generator, batch_size=BATCH)
-
-        return draw
+        step = Solver(self.sources[guided].step.denoiser, method, grid, steps)
+        return self.march(step, step.grid)
 
     def peer_row(self, method: str, steps: int) -> tuple[Draw, Row]:
         """A training-free solver."""

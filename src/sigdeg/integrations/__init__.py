@@ -6,10 +6,11 @@ from sigdeg.integrations.diffusers import (
     load_teacher,
     save_latent_pipeline,
 )
-from sigdeg.integrations.solvers import SOLVERS, solver_grids, solver_sample, solver_times
+from sigdeg.integrations.solvers import SOLVERS, Solver, solver_grids, solver_sample, solver_times
 
 __all__ = [
     "SOLVERS",
+    "Solver",
     "as_teacher",
     "load_guided",
     "load_teacher",

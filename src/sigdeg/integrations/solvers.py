@@ -23,13 +23,18 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from torch import Generator, Tensor
+from torch import Tensor
 
 from sigdeg.denoiser import Denoiser
 from sigdeg.errors import SigdegError, check_choice, check_least, extra
+from sigdeg.protocols import Time
+from sigdeg.rng import Generators
+from sigdeg.sampling import sample
 from sigdeg.schedule import Schedule, VPLinear
+from sigdeg.signature import PartialSignature
+from sigdeg.steps import GaussianStep
 
-__all__ = ["SOLVERS", "solver_grids", "solver_sample", "solver_times"]
+__all__ = ["SOLVERS", "Solver", "solver_grids", "solver_sample", "solver_times"]
 
 MULTISTEP = "DPMSolverMultistepScheduler"
 SOLVERS: dict[str, tuple[str, dict[str, Any]]] = {
@@ -95,22 +100,15 @@ def solver_times(schedule: Schedule, method: str, grid: str, steps: int) -> Tens
     scheduler = build(method, grid, schedule)
     if not prepare(scheduler, steps):
         raise SigdegError(f"{method} has no {grid} grid of {steps} steps: use another grid")
-    # The table of the scheduler is in single precision, its ends as well.
-    times = schedule.time_at(-scheduler.sigmas[:-1].double().log())
-    return times.clamp(schedule.t_min, schedule.t_max)
+    return times_of(scheduler, schedule)[:-1]
 
 
-@torch.no_grad()
-def solver_sample(
-    denoiser: Denoiser,
-    method: str,
-    grid: str,
-    steps: int,
-    shape: Sequence[int],
-    generator: Generator,
-    batch_size: int | None = None,
-) -> Tensor:
-    r"""Draw samples with a training-free solver, at exactly K calls of the denoiser a sample.
+class Solver(GaussianStep):
+    r"""A training-free solver of K steps as a step: `sample(solver, solver.grid, shape, ...)`.
+
+    The noise of the SDE solver is the first coefficient of the path; the others draw none. Of its
+    calls a multistep method remembers the latest, so it goes over its own grid, from the first time
+    to the last.
 
     Arguments:
         denoiser: The posterior mean, with a variance-preserving schedule
@@ -118,35 +116,79 @@ def solver_sample(
         method: A name in `SOLVERS`.
         grid: A name in `solver_grids(method, steps)`.
         steps: The number of steps K, at least 1.
-        shape: Shape of the samples, (n, \*).
-        generator: Draws the starting noise and, for the SDE solver, the noise of every step.
-        batch_size: Split into batches of at most this many samples (default: all at once).
 
-    Returns:
-        The samples in float32, with shape `shape`.
+    Attributes:
+        grid: Its K + 1 times, from `t_max` on.
+        times: The K times at which it calls the denoiser.
 
     Raises:
-        SigdegError: If a name is unknown, steps or batch_size < 1, the grid cannot have so many
-            steps, the schedule does not preserve variance, or a sample is not finite.
+        SigdegError: If a name is unknown, steps < 1, the grid cannot have so many steps or the
+            schedule does not preserve variance.
     """
-    if batch_size is not None:
-        check_least(batch_size, 1, "batch_size")
-    schedule = denoiser.schedule
-    times, scheduler = solver_times(schedule, method, grid, steps), build(method, grid, schedule)
-    # UniPC's step takes no generator: it draws nothing.
-    source = {} if method == "unipc" else {"generator": generator}
-    device = next((p.device for p in denoiser.parameters()), None)
-    noise = schedule.prior(shape, generator, dtype=torch.float32, device=device)
-    batches = []
-    for x in noise.split(batch_size or len(noise)):
-        prepare(scheduler, steps)
-        for timestep, t in zip(scheduler.timesteps, times, strict=True):
-            x = scheduler.step(denoiser(x, t), timestep, x, **source).prev_sample
-        batches.append(x)
-    samples = torch.cat(batches)
-    if not bool(torch.isfinite(samples).all()):
-        raise SigdegError(f"{method} on {grid} with {steps} steps gave NaN or infinite values")
-    return samples
+
+    def __init__(self, denoiser: Denoiser, method: str, grid: str, steps: int) -> None:
+        super().__init__()
+        self.denoiser, self.schedule = denoiser, denoiser.schedule
+        self.name = f"{method} on {grid} with {steps} steps"
+        self.times = solver_times(self.schedule, method, grid, steps)
+        self.scheduler = build(method, grid, self.schedule)
+        self.stochastic = method.startswith("sde")
+        prepare(self.scheduler, steps)
+        self.grid = times_of(self.scheduler, self.schedule)
+        self.grid[0] = self.schedule.t_max
+
+    def calls(self, t: float, s: float) -> int:
+        """One a step, and those of guidance."""
+        return self.denoiser.calls(torch.tensor([t], dtype=torch.float64))
+
+    def noise(
+        self,
+        t: Time,
+        s: Time,
+        shape: Sequence[int],
+        generator: Generators | None = None,
+        **kind: Any,
+    ) -> PartialSignature:
+        """A signature of order 1; of a deterministic solver it is zero."""
+        if self.stochastic:
+            return super().noise(t, s, shape, generator, **kind)
+        return PartialSignature(
+            torch.as_tensor(t - s), torch.zeros(shape[0], 1, *shape[1:], **kind)
+        )
+
+    def forward(
+        self, x: Tensor, t: Time, s: Time, noise: PartialSignature, **condition: Any
+    ) -> Tensor:
+        """One step, see `sigdeg.protocols.Step`.
+
+        Raises:
+            SigdegError: If it is not the next one of its grid, or the end is not finite.
+        """
+        k, last = int((self.grid - t).abs().argmin()), len(self.times) - 1
+        if k == 0:
+            prepare(self.scheduler, len(self.times))
+        elif k != self.scheduler.step_index:
+            raise SigdegError(f"{self.name} goes over its own grid, from the first time on")
+        more = {"variance_noise": noise.coefficients[:, 0]} if self.stochastic else {}
+        mean = self.denoiser(x, self.times[k], **condition)
+        x = self.scheduler.step(mean, self.scheduler.timesteps[k], x, **more).prev_sample
+        if k == last and not bool(torch.isfinite(x).all()):
+            raise SigdegError(f"{self.name} gave NaN or infinite values")
+        return x
+
+
+def solver_sample(
+    denoiser: Denoiser,
+    method: str,
+    grid: str,
+    steps: int,
+    shape: Sequence[int],
+    generator: Generators,
+    batch_size: int | None = None,
+) -> Tensor:
+    """Draw samples with a `Solver`, at exactly K calls of the denoiser a sample."""
+    solver = Solver(denoiser, method, grid, steps)
+    return sample(solver, solver.grid, shape, generator=generator, batch_size=batch_size)
 
 
 def build(method: str, grid: str, schedule: Schedule) -> Any:
@@ -183,3 +225,11 @@ def prepare(scheduler: Any, steps: int) -> bool:
     scheduler.set_begin_index(0)  # or it skips a level where the first timestep stands twice
     levels: Tensor = scheduler.sigmas
     return len(levels) == steps + 1 and bool((levels.diff() < 0).all())
+
+
+def times_of(scheduler: Any, schedule: Schedule) -> Tensor:
+    """The times of a scheduler's noise levels, K + 1; a level of zero is at 0."""
+    levels = scheduler.sigmas.double()
+    # The table of the scheduler is in single precision, its ends as well.
+    times = schedule.time_at(-levels.log()).clamp(schedule.t_min, schedule.t_max)
+    return times.where(levels > 0, 0.0)
