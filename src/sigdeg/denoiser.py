@@ -16,12 +16,11 @@ import torch
 from torch import Tensor, nn
 
 from sigdeg.errors import SigdegError, check_choice
-from sigdeg.networks.call import call_network
+from sigdeg.networks import Call, Function, call_network
 from sigdeg.prediction import Preconditioning, Prediction, preconditioning
 from sigdeg.schedule import Schedule, expand
 
 __all__ = [
-    "Call",
     "CalledNetwork",
     "Denoiser",
     "GaussianDenoiser",
@@ -31,7 +30,6 @@ __all__ = [
     "unwrap",
 ]
 
-Call = Callable[[nn.Module, Tensor, Tensor, Mapping[str, Any]], Any]
 Timesteps = Literal["continuous", "integer", "time"]
 MIN_TIMESTEPS = 8  # a schedule of fewer does not count them: EDM's run from -1.6 to 1.1
 
@@ -89,7 +87,8 @@ class CalledNetwork(nn.Module):
     Arguments:
         network: Called as `network(x, timestep, **condition)`, the timestep by its name where that
             is not the second argument. A diffusers output object or a tuple is unwrapped; of twice
-            as many channels as `x` has (a learned variance) half go.
+            as many channels as `x` has (a learned variance) half go. A function is a network that
+            cannot be trained: an ONNX session, say, with its inputs and outputs turned to tensors.
         schedule: The schedule it was trained with.
         prediction_type: What it predicts, see `sigdeg.prediction`.
         clip: Clamp the mean to [-clip, clip], as diffusers' `clip_sample` does for pixel models.
@@ -111,7 +110,7 @@ class CalledNetwork(nn.Module):
 
     def __init__(
         self,
-        network: nn.Module,
+        network: nn.Module | Callable[..., Any],
         schedule: Schedule,
         prediction_type: Prediction = "epsilon",
         clip: float | None = None,
@@ -125,7 +124,7 @@ class CalledNetwork(nn.Module):
             self.timesteps = timesteps
         check_choice(prediction_type, get_args(Prediction), "prediction type")
         self.schedule = schedule
-        self.network = network
+        self.network = network if isinstance(network, nn.Module) else Function(network)
         self.prediction_type: Prediction = prediction_type
         self.clip = clip
         self.data_std = data_std

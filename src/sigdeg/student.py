@@ -37,8 +37,12 @@ from sigdeg.denoiser import CalledNetwork, Denoiser, NetworkDenoiser
 from sigdeg.errors import SigdegError, check_choice
 from sigdeg.files import count_weights, find_student, load_weights, read_json, save_model
 from sigdeg.grids import Spacing, check_span, coarse_grid
+from sigdeg.inside import Corrected
 from sigdeg.networks import (
+    Call,
+    Function,
     ModulatedMLP,
+    Widened,
     build_network,
     class_labels,
     network_config,
@@ -229,12 +233,15 @@ class SignatureStudent(CalledNetwork, GaussianStep):
         channels: int,
         order: int = 4,
         condition: Mapping[str, Tensor] | None = None,
+        inside: bool | nn.Module = False,
         **options: Any,
     ) -> SignatureStudent:
         """The student to start with, of any teacher's denoiser.
 
         A network's student has that network, copied and widened: it starts as its teacher. One of
-        another denoiser (an exact law, a function) has a `ModulatedMLP` of its own.
+        another denoiser (an exact law, a function) has a `ModulatedMLP` of its own; or it has the
+        denoiser inside, frozen, with that network beside it, and starts as its teacher too. That
+        costs the denoiser's calls in every step, and is the better the shorter the training.
 
         Unless `options` say otherwise it looks ahead, half of each step's way, three quarters for
         points, and learns the whole law of what its coefficients leave open: on laws with sharp
@@ -247,6 +254,10 @@ class SignatureStudent(CalledNetwork, GaussianStep):
                 is learned too.
             condition: What a network of one's own takes beside state and timestep, one row each: it
                 is called once, to find its first layer (see `sigdeg.networks.Widened`).
+            inside: Whether the student is to have the denoiser inside; or the network beside it, of
+                `in_channels` inputs, whose last layer should start at zero (default: a
+                `ModulatedMLP`, for samples that are vectors). To load such a student, give
+                `from_pretrained` the network of one that is built the same way.
             options: Further arguments of the class.
 
         Raises:
@@ -258,7 +269,8 @@ class SignatureStudent(CalledNetwork, GaussianStep):
         options.setdefault("lookahead", 0.75 if kind_of_data(shape) == "points" else 0.5)
         options.setdefault("residual_noise", "energy")
         inputs = cls.in_channels(channels, order, options["residual_noise"])
-        if isinstance(denoiser, NetworkDenoiser):
+        network = getattr(denoiser, "network", None)
+        if isinstance(denoiser, NetworkDenoiser) and not (inside or isinstance(network, Function)):
             own = denoiser.data_std if denoiser.prediction_type == "edm" else 0.0
             if options.setdefault("data_std", own) != own and own:
                 raise SigdegError(
@@ -267,20 +279,29 @@ class SignatureStudent(CalledNetwork, GaussianStep):
             x = torch.randn(1, *shape, generator=torch.Generator().manual_seed(0))
             x = x.to(next(denoiser.network.parameters(), x))
             told = denoiser.timestep(x, denoiser.schedule.t_max)
-            network = widen(
-                denoiser.network, inputs, channels, channels, (x, told), **condition or {}
-            )
-            called = ("prediction_type", "clip", "timesteps", "call")
+            network = widen(denoiser.network, channels, inputs, (x, told), condition, denoiser.call)
+            called = ("prediction_type", "clip", "timesteps")
             options |= {name: getattr(denoiser, name) for name in called}
         else:
-            if len(shape) != 1:
+            if len(shape) != 1 and not isinstance(inside, nn.Module):
                 raise SigdegError(
                     "a teacher without a network of its own needs samples that are vectors, got "
                     f"{shape}: build the student with a network for them"
                 )
-            network = ModulatedMLP(inputs, channels)
-            options.setdefault("data_std", 0.0)
+            network = inside if isinstance(inside, nn.Module) else ModulatedMLP(inputs, channels)
+            std = options.setdefault("data_std", 0.0)
+            if inside:
+                network = Corrected(denoiser, network, channels, std or 1.0)
+                options |= {"prediction_type": "sample", "timesteps": "time"}
         return cls(network, denoiser.schedule, channels, order, **options)
+
+    def requires_grad_(self, requires_grad: bool = True) -> SignatureStudent:
+        """Of all parameters but those of a denoiser inside."""
+        super().requires_grad_(requires_grad)
+        for part in self.modules():
+            if isinstance(part, Denoiser):
+                part.requires_grad_(False)
+        return self
 
     def at_times(
         self, times: Tensor | Sequence[float], steps: tuple[int, ...] | None = None
@@ -448,6 +469,7 @@ class SignatureStudent(CalledNetwork, GaussianStep):
         path: str | Path,
         network: nn.Module | None = None,
         schedule: Schedule | None = None,
+        call: Call | None = None,
     ) -> SignatureStudent:
         """Load a student from a folder, or from a repository id of the Hugging Face hub.
 
@@ -455,6 +477,7 @@ class SignatureStudent(CalledNetwork, GaussianStep):
             path: Folder written by `save_pretrained`, that of the run which made it, or a hub id.
             network: The network, where it is a class of your own; its weights are loaded into it.
             schedule: The schedule, where it is a class of your own.
+            call: How the network is called, where that is different, see `CalledNetwork`.
 
         Raises:
             SigdegError: If the folder is missing, is no student, or its weights are damaged, of
@@ -499,6 +522,9 @@ class SignatureStudent(CalledNetwork, GaussianStep):
             lambda name: f"{'response' if name in COVARIANCE else 'network'}.{name}",
             written,
         )
+        if call is not None:
+            called = student.network if isinstance(student.network, Widened) else student
+            called.call = call
         student._folder, student.origin = folder, origin
         return student.eval()
 

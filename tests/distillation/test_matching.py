@@ -155,7 +155,7 @@ def test_it_stands_beside_any_loss_on_paths(tmp_path: Path, noise: Any) -> None:
     own = teacher()
     wrong = student(own, steps=(1,), residual_noise=noise)
     with torch.no_grad():
-        wrong.network.head.bias[0] = 0.6
+        wrong.network.network.head.bias[0] = 0.6
     found = run(tmp_path, own, wrong, iterations=160, learning_rate=1e-2, warmup=5, ema=0.9)
     means = [
         abs(float(sample(step, step.grid(), (20_000, 1), generator=seeded()).mean()))

@@ -18,6 +18,7 @@ from sigdeg.schedule import DiscreteVP, VPLinear
 from sigdeg.signature import PartialSignature
 from sigdeg.steps import EulerMaruyama, Exponential, StochasticTaylor
 from sigdeg.student import SignatureStudent
+from sigdeg.workflows.evaluate import check_pair
 
 SCHEDULE = DiscreteVP.from_alphas_cumprod(torch.cumprod(1 - torch.linspace(1e-4, 0.4, 20), 0))
 
@@ -134,10 +135,7 @@ def student(unet):
     )
     torch.manual_seed(2)
     with torch.no_grad():
-        student.network.conv_in.weight.add_(0.1 * torch.randn_like(student.network.conv_in.weight))
-        student.network.conv_out.weight.add_(
-            0.1 * torch.randn_like(student.network.conv_out.weight)
-        )
+        student.network.beside.weight.add_(0.1 * torch.randn_like(student.network.beside.weight))
     return student.eval()
 
 
@@ -236,12 +234,12 @@ BROKEN = {
     "truncated": (cut, "not a whole safetensors file"),
     "of text": (lambda f: (f / "model.safetensors").write_text("no"), "not a whole safetensors"),
     "wrong shape": (
-        lambda f: reweigh(f, lambda w: w.update({"conv_in.bias": torch.zeros(9)})),
-        r"conv_in\.bias has shape \(9,\) in .*, the network needs \(8,\)",
+        lambda f: reweigh(f, lambda w: w.update({"network.conv_in.bias": torch.zeros(9)})),
+        r"network\.conv_in\.bias has shape \(9,\) in .*, the network needs \(8,\)",
     ),
     "missing weight": (
-        lambda f: reweigh(f, lambda w: w.pop("conv_in.bias")),
-        r"conv_in\.bias is missing from",
+        lambda f: reweigh(f, lambda w: w.pop("network.conv_in.bias")),
+        r"network\.conv_in\.bias is missing from",
     ),
 }
 
@@ -317,13 +315,13 @@ def test_another_teacher_is_not_its_teacher(
     student = SignatureStudent.from_denoiser(
         teacher.denoiser, 1, 1, steps=(2,), sample_shape=teacher.shape
     )
-    teacher.check(student)
+    check_pair(student, teacher)
     student.save_pretrained(tmp_path / "student")
     made = {key: unet(**value) if key == "unet" else value for key, value in made.items()}
     other = tmp_path / "other"
     pipeline(**made).save_pretrained(other)
     with pytest.raises(SigdegError, match=message):
-        load_teacher(other).check(student)
+        check_pair(student, load_teacher(other))
     out, start = ["--out", str(tmp_path / "out")], str(tmp_path / "student")
     for command in (["evaluate", start, str(other)], ["distill", str(other), "--start", start]):
         assert (

@@ -128,7 +128,7 @@ def test_bad_descriptions_are_refused_in_one_line(
 
 def test_an_autoencoder_cannot_be_widened() -> None:
     with pytest.raises(SigdegError, match="Autoencoder cannot be widened"):
-        widen(small(), 2)
+        widen(small(), 1, 2)
 
 
 def test_no_class_embedding_stands_for_none_unless_it_is_said() -> None:
@@ -139,10 +139,10 @@ def test_no_class_embedding_stands_for_none_unless_it_is_said() -> None:
         "norm_num_groups": 4,
     }
     conditional = UNet2DModel(num_class_embeds=4, **options)
-    assert class_labels(conditional) == class_labels(widen(conditional, 7)) == [0, 1, 2, 3]
+    assert class_labels(conditional) == class_labels(widen(conditional, 3, 7)) == [0, 1, 2, 3]
     for null_class, labels in ((3, [0, 1, 2]), (0, [1, 2, 3])):
         set_null_class(conditional, null_class)
-        for again in (conditional, widen(conditional, 7), copy.deepcopy(conditional)):
+        for again in (conditional, widen(conditional, 3, 7), copy.deepcopy(conditional)):
             assert class_labels(again) == labels
             assert count_classes(again) == 3
     for null_class in (4, -1, "none"):

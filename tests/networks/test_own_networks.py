@@ -189,9 +189,8 @@ def test_classes_are_told_and_distilled(tmp_path: Path) -> None:
         "device": "cpu",
         "progress": False,
     }
-    with pytest.raises(SigdegError, match="distribution matching needs a critic like the teacher"):
-        distill(student, Exponential(denoiser), tmp_path / "m", matching=1.0, q=0, **options)
-    assert not (tmp_path / "m").exists()
+    matched = distill(student, Exponential(denoiser), tmp_path / "m", matching=1.0, q=0, **options)
+    assert bool(matched.history.isfinite().all())
     found = distill(student, Exponential(denoiser), tmp_path / "run", **options).student
     again = SignatureStudent.from_pretrained(tmp_path / "run" / "student", network=Joined(2))
     labels = torch.tensor([0, 1, 1])

@@ -10,7 +10,6 @@ from torch import Tensor
 from sigdeg.distillation.config import HELD_OUT, DistillConfig
 from sigdeg.distillation.levels import Levels
 from sigdeg.errors import SigdegError
-from sigdeg.networks import Widened
 from sigdeg.paths import CachedPaths, TeacherPaths
 from sigdeg.signature import PartialSignature
 from sigdeg.steps import GaussianStep
@@ -41,11 +40,6 @@ def check_fit(
     q, longest = config.q or max(student.steps), max(student.steps)
     if q > longest:
         raise SigdegError(f"q must lie between 1 and {longest} steps, got {q}")
-    if config.matching and isinstance(student.network, Widened):
-        raise SigdegError(
-            "distribution matching needs a critic like the teacher, which only diffusers U-Nets "
-            "and a ResidualMLP can be widened to: leave matching out"
-        )
     if config.matching and q != longest:
         raise SigdegError(f"distribution matching judges samples: it needs q=0, got q={config.q}")
     held_out = max(1, min(config.held_out, config.paths // 2 if config.paths else HELD_OUT))

@@ -22,7 +22,6 @@ References:
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -51,6 +50,7 @@ class Matching(nn.Module):
         channels: Channels of the samples.
         levels: How many kinds of samples there are, one a step count of the student. The critic
             is told of which kind a sample is.
+        like: The student's network: where it was widened, the critic is widened alike.
 
     Raises:
         SigdegError: If the teacher has no network to start a critic from.
@@ -58,7 +58,9 @@ class Matching(nn.Module):
 
     rate_factor = 3.0  # a critic slower than the student goes round in circles with it
 
-    def __init__(self, teacher: GaussianStep, channels: int, levels: int = 1) -> None:
+    def __init__(
+        self, teacher: GaussianStep, channels: int, levels: int = 1, like: nn.Module | None = None
+    ) -> None:
         super().__init__()
         denoiser: Any = getattr(teacher, "denoiser", None)
         own = denoiser.denoiser if isinstance(denoiser, Guidance) else denoiser
@@ -66,8 +68,14 @@ class Matching(nn.Module):
             raise SigdegError("distribution matching needs a teacher whose denoiser is a network")
         self.levels = levels
         self.times = times_by_share(own.schedule)
-        self.critic = copy.deepcopy(own).train().requires_grad_(True)
-        self.critic.network = Told(own.network, channels, levels)
+        self.critic = NetworkDenoiser(
+            Told(own, channels, levels, like),
+            own.schedule,
+            own.prediction_type,
+            own.clip,
+            own.data_std,
+            own.timesteps,
+        ).train()
         # A function is no part of this module, and copies of the module share it.
         self.target: Callable[..., Tensor] = lambda *inputs, **given: denoiser(*inputs, **given)
 
@@ -117,9 +125,13 @@ def times_by_share(schedule: Schedule) -> Tensor:
 class Told(nn.Module):
     """A network told, by constant maps, the kind of its samples; at first it does not listen."""
 
-    def __init__(self, network: nn.Module, channels: int, kinds: int) -> None:
+    def __init__(
+        self, denoiser: NetworkDenoiser, channels: int, kinds: int, like: nn.Module | None
+    ) -> None:
         super().__init__()
-        self.network = widen(network, channels + kinds)
+        self.network = widen(
+            denoiser.network, channels, channels + kinds, call=denoiser.call, like=like
+        )
 
     def forward(self, x: Tensor, timestep: Tensor, told: Tensor, **condition: Any) -> Any:
         return self.network(torch.cat([x, maps(told, x)], dim=1), timestep, **condition)

@@ -126,7 +126,9 @@ def distil_steps(
     student = copy.deepcopy(student).train().requires_grad_(True)  # it may come from a training
     whole = source.held_out(min(HELD_OUT, max(1, config.held_out)))
     scale_student(student, source.ends if data is None else data)
-    matching = Matching(teacher, student.channels, len(student.steps)) if config.matching else None
+    matching = None
+    if config.matching:
+        matching = Matching(teacher, student.channels, len(student.steps), student.network)
 
     def draw(generator: Generator) -> Segments:
         """Segments of each level, and the seed of further noise."""

@@ -11,11 +11,18 @@ import torch
 from torch import nn
 
 from sigdeg.codec import Decoder, Identity, check_decoder, load_decoder, modern, save_decoder
-from sigdeg.denoiser import Call, NetworkDenoiser, Timesteps
+from sigdeg.denoiser import NetworkDenoiser, Timesteps
 from sigdeg.errors import SigdegError, extra, reason
 from sigdeg.files import find_folder, load_weights, read_json, save_json
 from sigdeg.model import Model, as_model, conditions_of
-from sigdeg.networks import build_network, check_call, check_kinds, network_config, set_null_class
+from sigdeg.networks import (
+    Call,
+    build_network,
+    check_call,
+    check_kinds,
+    network_config,
+    set_null_class,
+)
 from sigdeg.prediction import Prediction
 from sigdeg.schedule import EDM, RectifiedFlow, Schedule, from_scheduler, scheduler_config
 from sigdeg.schema import listed, maybe, number, record, whole

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import copy
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from sigdeg.errors import SigdegError
+from sigdeg.networks.call import Call, call_network
+from sigdeg.networks.mlp import ModulatedMLP, ResidualMLP
 
-__all__ = ["Widened", "find_input"]
+__all__ = ["Widened", "find_input", "widen"]
 
 LAYERS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Linear)
 # How a state may reach a network's first layer.
@@ -25,19 +28,28 @@ class Widened(nn.Module):
     r"""A network F that takes further channels, $F(x) + $ what they add in its first layer.
 
     The layer that sees the state x keeps its weights; one of the same kind beside it sees the
-    further channels, and what it says is added. Its weights start at zero.
+    further channels, and what it says is added. Its weights start at zero. The network inside stays
+    what it is: its weights may be shared with a teacher's, frozen, or saved by themselves.
 
     Arguments:
-        network: Called as `network(x, timestep, **condition)`.
+        network: The network, called as `call_network` does it.
         layer: Name of its first layer: a convolution or a linear one.
         way: How the state reaches that layer, a name in `WAYS`.
         channels: Channels of the state.
         in_channels: Channels coming in, those of the state first.
         size: Elements a channel.
+        call: How the network is called, where that is different, see `CalledNetwork`.
     """
 
     def __init__(
-        self, network: nn.Module, layer: str, way: str, channels: int, in_channels: int, size: int
+        self,
+        network: nn.Module,
+        layer: str,
+        way: str,
+        channels: int,
+        in_channels: int,
+        size: int,
+        call: Call | None = None,
     ) -> None:
         super().__init__()
         self.config: dict[str, Any] = {
@@ -48,7 +60,7 @@ class Widened(nn.Module):
             "size": size,
         }
         self.network = network
-        self.layer, self.way, self.channels = layer, way, channels
+        self.layer, self.way, self.channels, self.call = layer, way, channels, call
         first: Any = network.get_submodule(layer)
         kind: Any = next(k for k in LAYERS if isinstance(first, k))
         extra = (in_channels - channels) * (size if way == "flat" else 1)
@@ -72,14 +84,77 @@ class Widened(nn.Module):
 
         handle = self.network.get_submodule(self.layer).register_forward_hook(add)
         try:
-            return self.network(x, timestep, **condition)
+            return (self.call or call_network)(self.network, x, timestep, condition)
         finally:
             handle.remove()
 
 
+def widen(
+    network: nn.Module,
+    channels: int,
+    in_channels: int,
+    example: tuple[Tensor, Tensor] | None = None,
+    condition: Mapping[str, Any] | None = None,
+    call: Call | None = None,
+    like: nn.Module | None = None,
+) -> Widened:
+    """A copy of a network that takes more input channels, and does not listen to them yet.
+
+    Arguments:
+        network: A `ResidualMLP`, a `ModulatedMLP`, a U-Net of diffusers with `conv_in`; or, with an
+            example to find its first layer by, any network that sees the state in a convolution or
+            a linear layer.
+        channels: Channels of the state.
+        in_channels: Channels coming in, those of the state first.
+        example: A state and its timesteps.
+        condition: What else such a network is called with.
+        call: How it is called, see `Widened`.
+        like: A widened network of the same build, whose first layer was found: no example needed.
+
+    Returns:
+        The wide copy, on the same device and in the same mode, ready to train.
+
+    Raises:
+        SigdegError: If the network cannot be called so, has no such layer, or would have to shrink.
+    """
+    name, layer = type(network).__name__, first_layer(network)
+    way, size = "as it is", 1
+    if layer is not None:
+        config: Any = network.config
+        if config["in_channels"] != channels or in_channels < channels:
+            raise SigdegError(
+                f"a {name} of {config['in_channels']} channels cannot be widened from {channels} "
+                f"to {in_channels}"
+            )
+    elif isinstance(like, Widened):
+        layer, way, size, call = like.layer, like.way, like.config["size"], like.call
+    elif example is not None:
+        layer, way = find_input(network, *example, condition or {}, call)
+        size = example[0][0, 0].numel()
+    else:
+        raise SigdegError(
+            f"{name} cannot be widened without an example: only a ResidualMLP, a ModulatedMLP and "
+            "a diffusers U-Net with conv_in can"
+        )
+    wide = Widened(copy.deepcopy(network), layer, way, channels, in_channels, size, call)
+    return wide.train(network.training).requires_grad_(True)
+
+
+def first_layer(network: nn.Module) -> str | None:
+    """The name of the layer that sees the state first, of networks that are known."""
+    if isinstance(network, ResidualMLP | ModulatedMLP):
+        return "embed"
+    unet = type(network).__module__.startswith("diffusers.models.unets")
+    return "conv_in" if unet and hasattr(network, "conv_in") else None
+
+
 @torch.no_grad()
 def find_input(
-    network: nn.Module, x: Tensor, timestep: Tensor, **condition: Any
+    network: nn.Module,
+    x: Tensor,
+    timestep: Tensor,
+    condition: Mapping[str, Any],
+    call: Call | None = None,
 ) -> tuple[str, str]:
     """The layer of a network that sees its state first, and how the state reaches it.
 
@@ -96,7 +171,7 @@ def find_input(
     ]
     training = network.training
     try:
-        network.eval()(x, timestep, **condition)
+        (call or call_network)(network.eval(), x, timestep, condition)
     except (RuntimeError, ValueError, TypeError, IndexError) as error:
         raise SigdegError(
             f"{type(network).__name__} cannot be called on a state of shape {tuple(x.shape[1:])} "

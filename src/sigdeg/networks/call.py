@@ -9,7 +9,21 @@ from typing import Any
 
 from torch import Tensor, nn
 
-__all__ = ["call_network"]
+__all__ = ["Call", "Function", "call_network"]
+
+Call = Callable[[nn.Module, Tensor, Tensor, Mapping[str, Any]], Any]
+
+
+class Function(nn.Module):
+    """A function in the place of a network: of a state, its timestep and a condition."""
+
+    def __init__(self, function: Callable[..., Any]) -> None:
+        super().__init__()
+        self.function = function
+
+    def forward(self, x: Tensor, timestep: Tensor, **condition: Any) -> Any:
+        """What the function gives."""
+        return self.function(x, timestep, **condition)
 
 
 @functools.cache

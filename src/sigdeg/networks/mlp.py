@@ -25,6 +25,16 @@ def sinusoidal(time: Tensor, dim: int) -> Tensor:
     return torch.cat([angle.sin(), angle.cos()], dim=1)
 
 
+class JoinedLinear(nn.Linear):
+    """A linear layer of two vectors, without joining them: with many features that takes time."""
+
+    def forward(self, x: Tensor, features: Tensor) -> Tensor:  # type: ignore[override]
+        """Map (batch, m) and (batch, n), m + n features, to (batch, out_features)."""
+        own, other = self.weight[:, : x.shape[1]], self.weight[:, x.shape[1] :]
+        linear = nn.functional.linear
+        return linear(x, own) + linear(features, other, self.bias)
+
+
 class ResidualMLP(nn.Module):
     r"""Residual network after the paper's (C.2.3): blocks of three linear layers with SiLU.
 
@@ -57,7 +67,7 @@ class ResidualMLP(nn.Module):
             "time_dim": time_dim,
         }
         self.time_dim = time_dim
-        self.embed = nn.Linear(in_channels + time_dim, width)
+        self.embed = JoinedLinear(in_channels + time_dim, width)
         self.blocks = nn.ModuleList(
             nn.Sequential(
                 *(layer for _ in range(3) for layer in (nn.SiLU(), nn.Linear(width, width)))
@@ -70,10 +80,7 @@ class ResidualMLP(nn.Module):
 
     def forward(self, x: Tensor, timestep: Tensor) -> Tensor:
         """Map (batch, in_channels) and times (batch,) to (batch, out_channels)."""
-        # The embedding of both without joining them: with many coefficients that copy costs time.
-        features, weight = sinusoidal(timestep, self.time_dim).to(x), self.embed.weight
-        own, time = weight[:, : x.shape[1]], weight[:, x.shape[1] :]
-        h = nn.functional.linear(x, own) + nn.functional.linear(features, time, self.embed.bias)
+        h = self.embed(x, sinusoidal(timestep, self.time_dim).to(x))
         for block in self.blocks:
             h = h + block(h)
         out: Tensor = self.head(nn.functional.silu(h))
