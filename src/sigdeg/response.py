@@ -90,6 +90,10 @@ def response(
         return alpha, alpha**2 * v + schedule.sigma(time) ** 2
 
     alpha_end, n2_end = moments(end, variance)
+    alpha_t, n2_t = moments(t, variance)
+    total = (n2_end - (alpha_t * n2_end / alpha_end) ** 2 / n2_t).clamp(min=0).sqrt()
+    if order == 1 and until is None:  # one coefficient has it all
+        return total[..., None]
     v, weights = (q.to(t.device) for q in gauss_legendre(nodes))
     power = 4  # tau = end + (t - end) v^4
     tau = end[..., None] + (t - end)[..., None] * v**power
@@ -101,9 +105,7 @@ def response(
         projected: Tensor = torch.einsum("...n,...nk->...k", kappa, basis)
         return projected * ((t - end) / (t - s).sqrt())[..., None]
     w: Tensor = torch.einsum("...n,nk->...k", kappa, legendre_basis(order, 1 - v**power))
-    alpha_t, n2_t = moments(t, variance)
-    total = n2_end - (alpha_t * n2_end / alpha_end) ** 2 / n2_t
-    scale: Tensor = total.clamp(min=0).sqrt() / w.norm(dim=-1).clamp(min=torch.finfo(w.dtype).tiny)
+    scale: Tensor = total / w.norm(dim=-1).clamp(min=torch.finfo(w.dtype).tiny)
     return w * scale[..., None]
 
 
