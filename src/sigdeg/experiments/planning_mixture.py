@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import statistics
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -11,23 +11,22 @@ import torch
 from torch import Tensor, nn
 
 from sigdeg.denoiser import GaussianMixtureDenoiser
-from sigdeg.distillation import Distilled, TeacherPaths, distill
+from sigdeg.distillation import Distilled, TeacherPaths
+from sigdeg.experiments.bench import Spec
 from sigdeg.experiments.mixture1d import LAW, SCHEDULE, STD, density
+from sigdeg.experiments.planning_grids import Grids, GridSpec
 from sigdeg.experiments.planning_presets import MixtureSettings
 from sigdeg.grids import coarse_grid, fine_grid, refine
 from sigdeg.metrics import w1_exact
-from sigdeg.networks import ResidualMLP
-from sigdeg.planning import FineSDE, MeasuredCost, dp_grid, measured_cost
+from sigdeg.planning import FineSDE, dp_grid, measured_cost
 from sigdeg.planning.measured import StepRegression
+from sigdeg.planning.spectrum import Floats
 from sigdeg.report import histogram_plot
-from sigdeg.results import Row, Summary, grid_name, make_row, merge, single, summarise
-from sigdeg.rng import Stream, derive_generator, seeded
-from sigdeg.runs import remember
-from sigdeg.sampling import sample
-from sigdeg.steps import EulerMaruyama, Step
-from sigdeg.student import SignatureStudent
+from sigdeg.results import Row, Summary, grid_name, make_row, summarise
+from sigdeg.rng import Stream, derive_generator
+from sigdeg.steps import EulerMaruyama
 
-__all__ = ["MixtureGrids"]
+__all__ = ["LEAST_SQUARES", "MixtureGrids"]
 
 CANDIDATES = 18  # steps between candidate times: 19 of them, denser near the data
 REFINEMENT = 16  # fine steps between two
@@ -38,166 +37,130 @@ TRAINED = ("planned", "uniform")  # the grids of trained students
 LEAST_SQUARES = "1DN, the most flexible student: least squares on cubic features"
 
 
-class MixtureGrids:
+class MixtureGrids(Grids):
     """The mixture's exact teacher, its measured costs, and students on planned and other grids."""
 
-    def __init__(
-        self, settings: MixtureSettings, out: Path, seed: int, device: str, progress: bool
-    ) -> None:
-        self.settings, self.out, self.seed = settings, out, seed
-        self.options: dict[str, Any] = {"device": device, "progress": progress}
+    batch = 20_000
+    shape = (1,)
+
+    def __init__(self, settings: MixtureSettings, out: Path, **options: Any) -> None:
+        super().__init__(out, **options)
+        self.settings, self.fine_steps = settings, settings.fine_steps
         denoiser = GaussianMixtureDenoiser(LAW.means, LAW.stds, LAW.weights, SCHEDULE)
         self.teacher = EulerMaruyama(denoiser)
-        self.cost: MeasuredCost = measured_cost(
+        self.teachers = {"": self.teacher}
+        self.students: dict[tuple[int, str], list[Distilled]] = {}
+
+    def fill(self) -> None:
+        """Measure, and add the teacher, trained students, and those of least squares."""
+        cost = measured_cost(
             self.teacher,
             coarse_grid(SCHEDULE, CANDIDATES),
-            (1,),
+            self.shape,
             ORDER,
             MEASURED_PATHS,
             REFINEMENT,
             features="cubic",
-            generator=derive_generator(seed, Stream.PLANNING_MIXTURE_COST),
+            generator=derive_generator(self.seed, Stream.PLANNING_MIXTURE_COST),
         )
-        self.students: dict[tuple[int, str], list[Distilled]] = {}
-
-    def grids(self, steps: int) -> dict[str, Tensor]:
-        """Grids of as many steps by name; `spectrum` is the plan for Gaussian data."""
-        spectrum = dp_grid(FineSDE([LAW.variance], 256, SCHEDULE), steps).times
-        powers = {grid_name(p): coarse_grid(SCHEDULE, steps, power=p) for p in POWERS}
-        return {"planned": self.cost.grid(steps).times, **powers, "spectrum": spectrum}
-
-    @property
-    def planning_nfe(self) -> int:
-        """Teacher calls behind the measured costs."""
-        return MEASURED_PATHS * CANDIDATES * REFINEMENT
-
-    def rows(self) -> list[Row]:
-        """The teacher, trained students, and the side table of least-squares students."""
-        seeds = range(self.seed, self.seed + self.settings.seeds)
+        self.planning_nfe = cost.teacher_nfe
+        for steps in self.settings.steps:
+            powers = {grid_name(p): coarse_grid(SCHEDULE, steps, power=p) for p in POWERS}
+            # The plan for Gaussian data.
+            spectrum = dp_grid(FineSDE([LAW.variance], 256, SCHEDULE), steps).times
+            self.tables[steps] = {"planned": cost.grid(steps).times, **powers, "spectrum": spectrum}
+        seeds = [self.seed + i for i in range(self.settings.seeds)]
         fine = fine_grid(SCHEDULE, self.settings.fine_steps, "power")
-        metrics = merge([self.judge(self.teacher, fine, s) for s in seeds])
-        rows = [make_row("teacher", self.teacher, len(fine) - 1, metrics, grid="power 2", order=1)]
+        march = self.march(self.teacher, fine)
+        metrics = self.measure("teacher", lambda i: march(*self.drawn(seeds[i])))
+        row = make_row("teacher", self.teacher, len(fine) - 1, metrics, grid="power 2", order=1)
+        self.add(row)
         for steps in self.settings.steps:
-            grids = self.grids(steps)
             for name in TRAINED:
-                results = [self.distil(steps, name, grids[name], s) for s in seeds]
+                spec = GridSpec((steps,), ORDER, pretrained=False, grid=name)
+                results = [self.distil(spec, seed) for seed in seeds]
                 self.students[steps, name] = results
-                metrics = merge(
-                    [
-                        self.judge(r.student, r.student.grid(), s)
-                        for r, s in zip(results, seeds, strict=True)
-                    ]
-                )
-                student = results[0].student
-                more: dict[str, Any] = {
-                    "train_seconds": statistics.fmean(r.seconds for r in results),
-                    "teacher_nfe": results[0].teacher_nfe,
-                }
-                rows.append(self.row(student, steps, name, grids[name], metrics, **more))
-        for steps in self.settings.steps:
-            for name, grid in self.grids(steps).items():
-                file = self.out / "judged" / f"least-squares-{steps}-{name.replace(' ', '-')}.json"
-                found = remember(file, partial(self.regressions, grid))
-                more = {
-                    "study": LEAST_SQUARES,
-                    "variant": f"{steps} steps, {name}",
-                    "teacher_nfe": self.settings.regression_paths * self.refinement(steps) * steps,
-                }
-                metrics = summarise(found["draws"])
-                rows.append(self.row(nn.Identity(), steps, name, grid, metrics, **more))
-        return rows
+                metrics = self.measure(spec.slug, partial(self.draw, results))
+                more = self.told(steps, name)
+                self.add(self.student_row(spec, steps, results, metrics, **more))
+        for steps, grids in self.tables.items():
+            for name, grid in grids.items():
+                regression = partial(self.regression, grid)
+                metrics = self.measure(f"least squares {steps} {name}", regression)
+                self.add(self.regression_row(steps, name, metrics))
 
-    def row(
-        self,
-        model: nn.Module,
-        steps: int,
-        name: str,
-        grid: Tensor,
-        metrics: dict[str, Summary],
-        **more: Any,
-    ) -> Row:
-        """A student's row."""
+    def regression_row(self, steps: int, name: str, metrics: dict[str, Summary]) -> Row:
+        """The row of a least-squares student."""
         return make_row(
             "sig-deg",
-            model,
+            nn.Identity(),
             steps,
             metrics,
             order=ORDER,
-            grid=name,
-            times=grid.tolist(),
             seeds=self.settings.seeds,
-            planning_nfe=self.planning_nfe if name == "planned" else None,
-            **more,
+            teacher_nfe=self.settings.regression_paths * self.refinement(steps) * steps,
+            study=LEAST_SQUARES,
+            variant=f"{steps} steps, {name}",
+            **self.told(steps, name),
         )
 
-    def refinement(self, steps: int) -> int:
-        """Fine teacher steps a coarse step."""
-        return max(2, self.settings.fine_steps // steps)
+    def distil(self, spec: Spec, seed: int) -> Distilled:
+        times = self.times(spec).tolist()
+        student = self.make_student(spec, seed, times=times, data_std=STD)
+        refinement = self.refinement(max(spec.steps))
+        return self.train(spec, seed, student, config=self.settings.config, refinement=refinement)
 
-    def distil(self, steps: int, name: str, grid: Tensor, seed: int) -> Distilled:
-        """Distil one student on a grid with one seed."""
-        network = seeded(seed, lambda: ResidualMLP(SignatureStudent.in_channels(1, ORDER), 1))
-        times = grid.tolist()
-        student = SignatureStudent(
-            network, SCHEDULE, 1, ORDER, steps=(steps,), times=times, data_std=STD
-        )
-        return distill(
-            student,
-            self.teacher,
-            self.out / "students" / f"mixture-{steps}-{name.replace(' ', '-')}-seed-{seed}",
-            self.settings.config,
-            judge=0,
-            refinement=self.refinement(steps),
-            seed=seed,
-            **self.options,
-        )
+    def drawn(self, seed: int) -> tuple[int, torch.Generator]:
+        """How many samples a seed draws, and by what."""
+        return self.settings.exact_n, derive_generator(seed, Stream.MIXTURE_DRAWS)
 
-    def judge(self, step: Step, grid: Tensor, seed: int) -> dict[str, Summary]:
-        """Distance of a step's samples to the exact law."""
-        n, generator = self.settings.exact_n, derive_generator(seed, Stream.MIXTURE_DRAWS)
-        drawn = sample(step, grid, (n, 1), generator=generator, batch_size=20_000)
-        return {"w1_exact": single(w1_exact(drawn, LAW), 1)}
+    def draw(self, results: list[Distilled], i: int) -> Tensor:
+        """Samples of the student of one seed."""
+        student = results[i].student
+        return self.march(student, student.grid())(*self.drawn(self.seed + i))
+
+    def measure(self, name: str, draw: Callable[[int], Tensor | Floats]) -> dict[str, Summary]:
+        """Distance to the exact law of what is drawn with every seed."""
+
+        def work(i: int) -> dict[str, float]:
+            return {"w1_exact": w1_exact(draw(i), LAW)}
+
+        return summarise(self.recall(name, work, self.settings.seeds))
 
     def floor(self) -> dict[str, Summary]:
         """The same of real samples, ten times over."""
-        generators = [derive_generator(self.seed, Stream.MIXTURE_FLOOR, i) for i in range(10)]
         n = self.settings.exact_n
+        generators = [derive_generator(self.seed, Stream.MIXTURE_FLOOR, i) for i in range(10)]
         return summarise([{"w1_exact": w1_exact(LAW.sample(n, g), LAW)} for g in generators])
 
-    def regressions(self, grid: Tensor) -> dict[str, Any]:
-        """The same of students fitted by least squares, step by step, one a seed."""
-        seeds = range(self.seed, self.seed + self.settings.seeds)
-        return {"draws": [{"w1_exact": self.regression(grid, seed)} for seed in seeds]}
-
-    def regression(self, grid: Tensor, seed: int) -> float:
-        """Fit a least-squares student of a grid, march it, and compare with the exact law."""
+    def regression(self, grid: Tensor, i: int) -> Floats:
+        """Fit a least-squares student of a grid with one seed, and march it."""
         rows = list(refine(SCHEDULE, grid, self.refinement(len(grid) - 1)))
-        paths = TeacherPaths(self.teacher, rows, (1,), ORDER)
-        batch = paths.draw(
-            self.settings.regression_paths, derive_generator(seed, Stream.PLANNING_MIXTURE_PATHS)
-        )
+        paths = TeacherPaths(self.teacher, rows, self.shape, ORDER)
+        generator = derive_generator(self.seed + i, Stream.PLANNING_MIXTURE_PATHS)
+        batch = paths.draw(self.settings.regression_paths, generator)
         # The law is symmetric: with every path its mirror image, no mode has more of them.
         states, coefficients = (
             torch.cat([v, -v]).double().numpy() for v in (batch.states, batch.coefficients)
         )
-        n, generator = self.settings.exact_n, derive_generator(seed, Stream.PLANNING_MIXTURE_DRAWS)
-        z = SCHEDULE.prior_std * torch.randn(n, 1, generator=generator).double().numpy()
+        n = self.settings.exact_n
+        generator = derive_generator(self.seed + i, Stream.PLANNING_MIXTURE_DRAWS)
+        z: Floats = SCHEDULE.prior_std * torch.randn(n, 1, generator=generator).double().numpy()
         for k in range(len(rows)):
             step = StepRegression.fit(
                 states[:, k], coefficients[:, k], states[:, k + 1], "cubic", knots=16
             )
             z = step(z, torch.randn(n, ORDER, 1, generator=generator).double().numpy())
-        return w1_exact(z, LAW)
+        return z
 
-    def histograms(self, path: Path) -> None:
+    def draw_histograms(self, path: Path) -> None:
         """Histograms of trained students of the fewest steps."""
         steps, n = min(self.settings.steps), min(20_000, self.settings.exact_n)
-        histograms = {
-            "data": LAW.sample(n, derive_generator(self.seed, Stream.MIXTURE_DATA_FIGURE))
-        }
+        generator = derive_generator(self.seed, Stream.MIXTURE_DATA_FIGURE)
+        histograms = {"data": LAW.sample(n, generator)}
         for name in TRAINED:
             student = self.students[steps, name][0].student
-            label = f"student, {steps} steps, {name}"
             generator = derive_generator(self.seed, Stream.MIXTURE_FIGURE)
-            histograms[label] = sample(student, student.grid(), (n, 1), generator=generator)
+            drawn = self.march(student, student.grid())(n, generator)
+            histograms[f"student, {steps} steps, {name}"] = drawn
         histogram_plot(histograms, density, path)

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 from sigdeg.distillation import DistillConfig
+from sigdeg.experiments.planning_grids import PLANS, GridSpec
 
-__all__ = ["DEFAULT", "PRESETS", "MixtureSettings", "PlanSpec", "SeriesSettings", "Settings"]
+__all__ = ["DEFAULT", "PRESETS", "MixtureSettings", "SeriesSettings", "Settings", "plan"]
 
 
 @dataclass(frozen=True)
@@ -31,25 +33,6 @@ class MixtureSettings:
 
 
 @dataclass(frozen=True)
-class PlanSpec:
-    """A student of rough Bergomi to be distilled by a plan.
-
-    Arguments:
-        name: What it is called.
-        plan: The plan over leaves inside every coarse step; None is the one-shot student.
-        paths: Cached teacher paths, or segments that start from data, in every round.
-        iterations: Optimiser steps of every round.
-        data: Segments start from noised data, where what is merged costs no teacher calls.
-    """
-
-    name: str
-    plan: str | None
-    paths: int
-    iterations: int = 1600
-    data: bool = True
-
-
-@dataclass(frozen=True)
 class SeriesSettings:
     """Grids and plans on rough Bergomi.
 
@@ -58,13 +41,12 @@ class SeriesSettings:
         steps: Step counts.
         config: How students are distilled.
         seeds: Training seeds.
-        draws: Sampling seeds a training seed.
+        draws: Sampling seeds a training seed of what is judged by test paths.
         fine_steps: Teacher steps a path that students learn from.
         order: Signature coefficients a dimension.
         measured_paths: Teacher paths behind the measured costs.
-        n: Simulated paths, of which a fifth are the test paths.
-        plans: Students of `plan_steps` steps distilled by plans.
-        plan_steps: Their steps.
+        n: Simulated paths, of which a fifth validate and a fifth test.
+        plans: Students distilled by plans, the first of them the one to compare with.
     """
 
     teacher: str
@@ -76,8 +58,7 @@ class SeriesSettings:
     order: int = 4
     measured_paths: int = 5000
     n: int = 100_000
-    plans: tuple[PlanSpec, ...] = ()
-    plan_steps: int = 5
+    plans: tuple[GridSpec, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -101,13 +82,23 @@ class Settings:
 
 DEFAULT = "default"
 
+
+def plan(name: str, tree: str | None, paths: int, **options: Any) -> GridSpec:
+    """A student of five steps by a plan.
+
+    Segments start from noised data, where what is merged costs no teacher calls.
+    """
+    told: dict[str, Any] = {"steps": (5,), "iterations": 1600, "data": True, **options}
+    return GridSpec(plan=name, tree=tree, paths=paths, study=PLANS, variant=name, **told)
+
+
 # At 24 teacher calls a coarse step: 960,000 calls, then a fifth of them. Merging pairs of eight
 # leaves costs 6 calls a segment, and the rounds after it none.
-PLANS = (
-    PlanSpec("one shot, whole paths", None, 8000, data=False),
-    PlanSpec("one shot", None, 8000),
-    PlanSpec("progressive", "(((1 2) (3 4)) ((5 6) (7 8)))", 32_000),
-    PlanSpec("hybrid of pairs", "((1 2) ((3 4) (5 6) (7 8)))", 32_000),
+PLANNED = (
+    plan("one shot, whole paths", None, 8000, data=False),
+    plan("one shot", None, 8000),
+    plan("progressive", "(((1 2) (3 4)) ((5 6) (7 8)))", 32_000),
+    plan("hybrid of pairs", "((1 2) ((3 4) (5 6) (7 8)))", 32_000),
 )
 
 PRESETS = {
@@ -135,7 +126,7 @@ PRESETS = {
             config=DistillConfig(iterations=600, paths=4000),
             seeds=2,
             draws=3,
-            plans=PLANS,
+            plans=PLANNED,
         ),
     ),
 }

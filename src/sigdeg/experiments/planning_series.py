@@ -1,244 +1,173 @@
-"""Rough Bergomi: grids from costs along the data's principal components, and plans of merges."""
+"""Rough Bergomi: grids from costs along the data's principal components, and plans of merges.
+
+Side tables are judged by validation paths. What they choose, a power grid and a plan, is judged by
+test paths beside what needs no choice.
+"""
 
 from __future__ import annotations
 
 import dataclasses
-import re
 import shutil
-import statistics
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from sigdeg.distillation import CachedPaths, Distilled, TeacherPaths, distill
+from sigdeg.distillation import Distilled
 from sigdeg.experiments import rbergomi
-from sigdeg.experiments.bench import Draw
+from sigdeg.experiments.bench import Spec, slugify
+from sigdeg.experiments.planning_grids import CHOSEN, GRIDS, Grids, GridSpec
 from sigdeg.experiments.planning_presets import SeriesSettings
-from sigdeg.experiments.rbergomi import MODEL, SCHEDULE, Series
+from sigdeg.experiments.rbergomi import QUALITY, SCHEDULE, Series
 from sigdeg.grids import coarse_grid, fine_grid, refine
-from sigdeg.metrics import median_path_error, path_error
+from sigdeg.paths import CachedPaths, TeacherPaths
 from sigdeg.planning import LinearStudent, Spectrum, measured_cost, recommend_grid
-from sigdeg.results import Row, Summary, grid_name, make_row, merge, summarise
+from sigdeg.results import Row, grid_name, make_row
 from sigdeg.rng import Stream, derive_generator
 from sigdeg.runs import remember
-from sigdeg.student import SignatureStudent
 
-__all__ = ["GRIDS", "PLANS", "SeriesGrids"]
+__all__ = ["SeriesGrids"]
 
 CANDIDATES = 18  # steps between candidate times
 REFINEMENT = 8  # fine steps between two
-POWERS = (1.0, 1.5, 2.0, 3.0)
+POWERS = {grid_name(power): power for power in (1.0, 1.5, 2.0, 3.0)}
 METRICS = ("w1", "iw1", "marginal", "correlation")
 TEACHER_SEED = 0  # one teacher, whatever the seed of the run
-PATHS = 2000  # fresh teacher paths behind `path`
-GRIDS = "Rough Bergomi: grids, one small training budget"
-PLANS = "Rough Bergomi: plans, as many optimiser steps a round"
 
 
-class SeriesGrids:
+class SeriesGrids(Grids, Series):
     """The teacher of rough Bergomi, its measured costs, and students on planned and other grids."""
 
-    def __init__(
-        self, settings: SeriesSettings, out: Path, seed: int, device: str, progress: bool
-    ) -> None:
-        self.settings, self.out, self.seed = settings, out, seed
-        self.options: dict[str, Any] = {"device": device, "progress": progress}
-        folder = out / "rbergomi"
-        trained = out.parent / f"rbergomi-{settings.teacher}" / "teacher"
-        if trained.is_dir() and not (folder / "teacher").exists():
-            part = folder / ".teacher"  # whole or not at all
+    def __init__(self, settings: SeriesSettings, out: Path, **options: Any) -> None:
+        names = ("n", "config", "seeds", "draws", "fine_steps")
+        shared: dict[str, Any] = {name: getattr(settings, name) for name in names}
+        super().__init__(
+            dataclasses.replace(rbergomi.PRESETS[settings.teacher], **shared), out, **options
+        )
+        self.preset, self.fine_steps = settings, settings.fine_steps
+
+    def prepare(self) -> None:
+        """Take the teacher of the benchmark's run beside this one, or train it."""
+        trained = self.out.parents[1] / f"rbergomi-{self.preset.teacher}" / "teacher"
+        if trained.is_dir() and not (self.out / "teacher").exists():
+            part = self.out / ".teacher"  # whole or not at all
             shutil.rmtree(part, ignore_errors=True)
-            shutil.copytree(trained, part).rename(folder / "teacher")
-        preset = dataclasses.replace(rbergomi.PRESETS[settings.teacher], n=settings.n)
-        self.bench = Series(preset, folder, seed=TEACHER_SEED, **self.options)
-        self.bench.prepare()
-        self.covariance = torch.cov(self.bench.data.double().T)
+            shutil.copytree(trained, part).rename(self.out / "teacher")
+        seed, self.seed = self.seed, TEACHER_SEED
+        super().prepare()
+        self.seed, self.timing_n = seed, 0
+        self.covariance = torch.cov(self.data.double().T)
 
-    @property
-    def planning_nfe(self) -> int:
-        """Teacher calls behind the measured costs."""
-        return self.settings.measured_paths * CANDIDATES * REFINEMENT
-
-    def planned(self) -> dict[str, Any]:
-        """Planned times by step count and name, as in the file that keeps them."""
-
-        def measure() -> dict[str, Any]:
-            spectrum, directions = torch.linalg.eigh(self.covariance)
-            cost = measured_cost(
-                self.bench.teacher,
-                coarse_grid(SCHEDULE, CANDIDATES),
-                self.bench.shape,
-                self.settings.order,
-                self.settings.measured_paths,
-                REFINEMENT,
-                directions=directions,
-                generator=derive_generator(self.seed, Stream.PLANNING_SERIES_COST),
-                device=self.options["device"],
-            )
-            known, student = Spectrum.of_eigenvalues(spectrum), LinearStudent(self.settings.order)
+    def plan(self) -> dict[str, Any]:
+        """Planned times by step count and name, and the teacher calls that they took."""
+        spectrum, directions = torch.linalg.eigh(self.covariance)
+        cost = measured_cost(
+            self.teacher,
+            coarse_grid(SCHEDULE, CANDIDATES),
+            self.shape,
+            self.preset.order,
+            self.preset.measured_paths,
+            REFINEMENT,
+            directions=directions,
+            generator=derive_generator(self.seed, Stream.PLANNING_SERIES_COST),
+            device=self.device,
+        )
+        known, student = Spectrum.of_eigenvalues(spectrum), LinearStudent(self.preset.order)
+        found: dict[str, Any] = {"teacher_nfe": cost.teacher_nfe}
+        for steps in self.preset.steps:
+            advice = recommend_grid(known, SCHEDULE, steps, student).with_measured(cost)
             plans = {
-                steps: {
-                    "planned": recommend_grid(known, SCHEDULE, steps, student)
-                    .with_measured(cost)
-                    .best,
-                    "measured": cost.grid(steps),
-                    "measured, relative cost": cost.grid(steps, "relative"),
-                    "measured, plain cost": cost.grid(steps, "plain"),
-                }
-                for steps in self.settings.steps
+                "planned": advice.best,
+                "measured": cost.grid(steps),
+                "measured, relative cost": cost.grid(steps, "relative"),
+                "measured, plain cost": cost.grid(steps, "plain"),
             }
-            return {
-                str(steps): {name: plan.times.tolist() for name, plan in named.items()}
-                for steps, named in plans.items()
+            found[str(steps)] = {name: plan.times.tolist() for name, plan in plans.items()}
+        return found
+
+    def fill(self) -> None:
+        """Add the side tables, then what they choose."""
+        found = remember(self.out / "judged" / "planned.json", self.plan)
+        self.planning_nfe = found["teacher_nfe"]
+        plans = list(self.preset.plans)
+        for steps in {*self.preset.steps, *(max(spec.steps) for spec in plans)}:
+            planned = found.get(str(steps), {})
+            self.tables[steps] = {
+                **{name: coarse_grid(SCHEDULE, steps, power=p) for name, p in POWERS.items()},
+                **{name: torch.tensor(t, dtype=torch.float64) for name, t in planned.items()},
             }
-
-        return remember(self.out / "judged" / "series-planned.json", measure)
-
-    def rows(self) -> list[Row]:
-        """The teacher's row and those of students on every grid."""
-        plans, fine = self.plan_rows(), fine_grid(SCHEDULE, self.settings.fine_steps, "power")
-        draw = self.bench.march(self.bench.teacher, fine)
-        calls = len(fine) - 1
-        found = self.judge(f"teacher-{calls}", draw, self.seed)
-        rows = [
-            make_row("teacher", self.bench.denoiser, calls, found, study=GRIDS, variant="teacher")
-        ]
-        for steps in self.settings.steps:
-            grids = {grid_name(p): coarse_grid(SCHEDULE, steps, power=p) for p in POWERS}
-            planned = self.planned()[str(steps)]
-            grids |= {name: torch.tensor(t, dtype=torch.float64) for name, t in planned.items()}
-            for name, grid in grids.items():
-                slug = f"series-{steps}-{re.sub('[^a-z0-9]+', '-', name)}"
-                row = self.row(slug, grid)
-                row.update({"grid": name, "times": grid.tolist()})
-                row.update({"study": GRIDS, "variant": f"{steps} steps, {name}"})
-                rows.append(row)
-                if name in planned:
-                    rows[-1]["planning_nfe"] = self.planning_nfe
-        return rows + plans
-
-    def plan_rows(self) -> list[Row]:
-        """Students of one grid: one shot, and merged by plans."""
-        rows, steps = [], self.settings.plan_steps
-        grid = coarse_grid(SCHEDULE, steps)
-        for spec in self.settings.plans:
-            slug = f"plan-{re.sub('[^a-z0-9]+', '-', spec.name)}"
-            options: dict[str, Any] = {"paths": spec.paths, "iterations": spec.iterations}
-            if spec.data:
-                options |= {"states": "data", "data": self.bench.data}
-            row = self.judged_row(slug, grid, plan=spec.plan, **options)
-            row.update({"study": PLANS, "variant": spec.name, "plan": spec.name})
-            row.update({"tree": spec.plan, "grid": grid_name(1.5), "iterations": spec.iterations})
-            rows.append(row)
-        return rows
-
-    def row(self, slug: str, grid: Tensor) -> Row:
-        """Distil students on a grid, one a seed, from the same paths, and judge them."""
-        config, refinement = self.settings.config, self.refinement(len(grid) - 1)
-        rows = list(refine(SCHEDULE, grid, refinement, config.fine_power))
-        shape, order = self.bench.shape, self.settings.order
-        cache = CachedPaths(
-            TeacherPaths(self.bench.teacher, rows, shape, order, device=self.options["device"]),
-            self.out / "paths" / slug,
-            config.paths,
-            self.seed,
-            config.held_out,
-            progress=self.options["progress"],
-        )
-        return self.judged_row(slug, grid, cache=cache)
-
-    def judged_row(self, slug: str, grid: Tensor, **options: Any) -> Row:
-        """The row of a grid's students, one a seed; `options` are those of `distill`."""
-        results, parts = [], []
-        for seed in range(self.seed, self.seed + self.settings.seeds):
-            own = f"{slug}-seed-{seed}"
-            results.append(self.distil(own, grid, seed, **options))
-            student = results[-1].student
-            found = self.judge(own, self.bench.march(student, student.grid()), seed)
-            parts.append(found | self.path(own, student, seed))
-        first = results[0]
-        return make_row(
-            "sig-deg",
-            first.student,
-            len(grid) - 1,
-            merge(parts),
-            order=self.settings.order,
-            seeds=len(results),
-            train_seconds=statistics.fmean(r.seconds for r in results),
-            teacher_nfe=first.teacher_nfe,
-        )
-
-    def refinement(self, steps: int) -> int:
-        """Fine teacher steps a coarse step."""
-        return max(2, self.settings.fine_steps // steps)
-
-    def distil(self, slug: str, grid: Tensor, seed: int, **options: Any) -> Distilled:
-        """Distil one student on a grid with one seed."""
-        steps = len(grid) - 1
-        student = SignatureStudent.from_denoiser(
-            self.bench.denoiser,
-            self.bench.shape[0],
-            self.settings.order,
-            steps=(steps,),
-            times=grid.tolist(),
-            covariance=self.covariance,
-            lookahead=0.0,
-            residual_noise=None,
-        )
-        return distill(
-            student,
-            self.bench.teacher,
-            self.out / "students" / slug,
-            self.settings.config,
-            judge=0,
-            refinement=self.refinement(steps),
-            seed=seed,
-            **options | self.options,
-        )
-
-    def measure(self, series: Tensor) -> dict[str, float]:
-        """Metrics of a set of paths against the test paths."""
-        test = self.bench.split.test
-        return {key: rbergomi.METRICS[key](series, test) for key in METRICS}
-
-    def judge(self, slug: str, draw: Draw, seed: int) -> dict[str, Summary]:
-        """Metrics over several draws of as many samples as there are test paths."""
-        split = self.bench.split
-
-        def compute() -> dict[str, Any]:
-            generators = [
-                derive_generator(seed, Stream.SERIES_DRAWS, i) for i in range(self.settings.draws)
-            ]
-            drawn = (split.restore(draw(len(split.test), g)) for g in generators)
-            return {"draws": [self.measure(series) for series in drawn]}
-
-        return summarise(remember(self.out / "judged" / f"{slug}.json", compute)["draws"])
-
-    def path(self, slug: str, student: SignatureStudent, seed: int) -> dict[str, Summary]:
-        """Distance to the teacher's ends on fresh paths driven by the same noise."""
-
-        def compute() -> dict[str, Any]:
-            grid = student.grid()
-            rows = list(refine(SCHEDULE, grid, self.refinement(len(grid) - 1)))
-            teacher, shape = self.bench.teacher, self.bench.shape
-            batch = TeacherPaths(teacher, rows, shape, student.order).draw(
-                PATHS, derive_generator(seed, Stream.SERIES_PATHS)
+        grids = [
+            GridSpec(
+                (steps,),
+                self.preset.order,
+                grid=name,
+                study=GRIDS,
+                variant=f"{steps} steps, {name}",
             )
-            with torch.no_grad():
-                ends, own = batch.replay(student, grid), batch.states[:, -1]
-            found = {"path": path_error(ends, own), "path_median": median_path_error(ends, own)}
-            return {"draws": [found]}
+            for steps in self.preset.steps
+            for name in self.tables[steps]
+        ]
+        self.add_teacher(GRIDS, study=True)
+        students = self.distil_all(grids + plans)
+        scores: dict[Spec, float] = {}
+        for spec, results in students.items():
+            row = self.add_grid(spec, results)
+            scores[spec] = sum(row["metrics"][key]["mean"] for key in QUALITY)
+        chosen = [plans[0], min(plans, key=scores.__getitem__)] if plans else []
+        for steps in self.preset.steps:
+            own = [spec for spec in grids if spec.steps == (steps,)]
+            powers = [spec for spec in own if spec.grid in POWERS]
+            chosen += [min(powers, key=scores.__getitem__)]
+            chosen += [spec for spec in own if spec.grid == "planned"]
+        self.add_teacher(CHOSEN)
+        for spec in dict.fromkeys(chosen):
+            # Without a study it is judged by test paths.
+            self.add_grid(dataclasses.replace(spec, study=""), students[spec], study=CHOSEN)
 
-        return summarise(remember(self.out / "judged" / f"path-{slug}.json", compute)["draws"])
+    def add_teacher(self, table: str, study: bool = False) -> None:
+        """The teacher's row in a side table."""
+        fine = fine_grid(SCHEDULE, self.fine_steps, "power")
+        metrics = self.judge("teacher", self.march(self.teacher, fine), study=study)
+        told = {"study": table, "variant": "teacher"}
+        self.add(make_row("teacher", self.denoiser, len(fine) - 1, metrics, **told))
 
-    def floor(self) -> dict[str, Summary]:
-        """The metrics of real paths, ten sets as large as that of the test paths."""
-        n = len(self.bench.split.test)
+    def add_grid(self, spec: Spec, results: Sequence[Distilled], **more: Any) -> Row:
+        """The row of a student on its grid."""
+        assert isinstance(spec, GridSpec)
+        steps = max(spec.steps)
+        if spec.plan:
+            more |= {"plan": spec.plan, "tree": spec.tree, "iterations": spec.iterations}
+        self.add_student(spec, steps, results, **self.told(steps, spec.grid), **more)
+        return self.rows[-1]
 
-        def compute() -> dict[str, Any]:
-            generators = [derive_generator(self.seed, Stream.SERIES_FLOOR, i) for i in range(10)]
-            return {"draws": [self.measure(MODEL.sample(n, g)) for g in generators]}
+    def distil_all(self, specs: Sequence[Spec], seeds: int = 1) -> dict[Spec, list[Distilled]]:
+        """Distil every student with all seeds."""
+        seeds = self.settings.seeds
+        return {spec: [self.distil(spec, self.seed + i) for i in range(seeds)] for spec in specs}
 
-        return summarise(remember(self.out / "judged" / "floor.json", compute)["draws"])
+    def distil(self, spec: Spec, seed: int) -> Distilled:
+        """Distil a student: its own paths by its plan, or all seeds on the paths of its grid."""
+        assert isinstance(spec, GridSpec)
+        grid, config = self.times(spec), self.settings.config
+        refinement = self.refinement(len(grid) - 1)
+        student = self.make_student(spec, seed, times=grid.tolist(), covariance=self.covariance)
+        options: dict[str, Any]
+        if not spec.plan:
+            rows = list(refine(SCHEDULE, grid, refinement, config.fine_power))
+            paths = TeacherPaths(self.teacher, rows, self.shape, spec.order, device=self.device)
+            folder = self.out / "paths" / slugify(spec.variant)
+            more = {"progress": self.options["progress"]}
+            cache = CachedPaths(paths, folder, config.paths, self.seed, config.held_out, **more)
+            options = {"cache": cache}
+        else:
+            options = {"paths": spec.paths, "iterations": spec.iterations, "plan": spec.tree}
+            if spec.data:
+                options |= {"states": "data", "data": self.data}
+        return self.train(spec, seed, student, config=config, refinement=refinement, **options)
+
+    def measure(
+        self, series: Tensor, study: bool = False, keys: Sequence[str] = METRICS
+    ) -> dict[str, float]:
+        return super().measure(series, study, keys)

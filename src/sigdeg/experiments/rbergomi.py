@@ -215,7 +215,9 @@ class Series(Benchmark[Settings]):
         self.shown = self.show(distilled)
         self.student = self.shown["student, 5 calls"]
 
-    def add_student(self, spec: Spec, steps: int, results: Sequence[Distilled]) -> None:
+    def add_student(
+        self, spec: Spec, steps: int, results: Sequence[Distilled], **more: Any
+    ) -> None:
         """The row of a student at one of its step counts, over its training seeds."""
         parts = []
         for seed, result in enumerate(results, start=self.seed):
@@ -224,7 +226,7 @@ class Series(Benchmark[Settings]):
             metrics = self.judge(f"{spec.slug} at {steps}", draw, seed, draws, bool(spec.study))
             parts.append(metrics | self.path(spec, steps, result.student, seed))
         first = results[0].student
-        row = self.student_row(spec, steps, results, merge(parts))
+        row = self.student_row(spec, steps, results, merge(parts), **more)
         self.add(row, self.march(first, first.grid(steps)))
 
     def draw_figures(self) -> Mapping[str, str]:
