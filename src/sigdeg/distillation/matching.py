@@ -69,7 +69,7 @@ class Matching(nn.Module):
         self.levels = levels
         self.times = times_by_share(own.schedule)
         self.critic = NetworkDenoiser(
-            Told(own, channels, levels, like),
+            LevelConditioned(own, channels, levels, like),
             own.schedule,
             own.prediction_type,
             own.clip,
@@ -122,7 +122,7 @@ def times_by_share(schedule: Schedule) -> Tensor:
     return t[torch.searchsorted(share, even).clamp(max=len(t) - 1)]
 
 
-class Told(nn.Module):
+class LevelConditioned(nn.Module):
     """A network told, by constant maps, the kind of its samples; at first it does not listen."""
 
     def __init__(

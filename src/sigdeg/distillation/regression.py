@@ -121,8 +121,7 @@ def distil_steps(
     if progress:
         tqdm.write(costs.line(), file=sys.stderr)
     began = time.perf_counter()
-    with accelerator.main_process_first():
-        source = shared or open_source(paths, out_dir / "paths", config, cached, progress)
+    source = shared or open_source(paths, out_dir / "paths", config, cached, progress)
     student = copy.deepcopy(student).train().requires_grad_(True)  # it may come from a training
     whole = source.held_out(min(HELD_OUT, max(1, config.held_out)))
     scale_student(student, source.ends if data is None else data)

@@ -80,7 +80,7 @@ class FreshPaths:
         count = processes()
         if n % count or count == 1:
             return self.paths.draw(n, generator)
-        rows = torch.arange(n).reshape(count, -1)[distributed.get_rank()]
+        rows = torch.arange(n).reshape(count, -1)[rank()]
         part = self.paths.segments(n, Part(generator, n, rows))
         return self.paths.batch({k: joined(v, self.paths.device) for k, v in part.items()})
 
@@ -96,7 +96,8 @@ class FreshPaths:
 class CachedPaths:
     """Segments simulated once into memory-mapped safetensors shards, and reused over epochs.
 
-    The last ones are held out. The noise of a segment depends on the seed and its number alone.
+    The last ones are held out. The noise of a segment depends on the seed and its number alone; of
+    several processes, each simulates some of the shards.
     Shards are written atomically: an interrupted simulation goes on where it stopped.
 
     Arguments:
@@ -131,19 +132,32 @@ class CachedPaths:
         identity = {**paths.identity(), "seed": seed, "count": count, "shard_size": shard_size}
         # Seeds side by side: no two segments of a simulation have one stream.
         first_seed = derive_generator(seed, Stream.CACHED_PATHS).initial_seed()
-        self.shards: list[dict[str, Tensor]] = []
-        with tqdm(total=count, desc="teacher paths", unit="path", disable=not progress) as bar:
-            for index, first in enumerate(range(0, count, shard_size)):
+        files = {
+            first: folder / f"paths-{index:05d}.safetensors"
+            for index, first in enumerate(range(0, count, shard_size))
+        }
+
+        def read(first: int) -> dict[str, Tensor]:
+            return read_shard(files[first], json.dumps({**identity, "first": first}))
+
+        known = {first: read(first) for first, file in files.items() if file.exists()}
+        missing = [first for first in files if first not in known]
+        done = sum(len(shard["start"]) for shard in known.values())
+        with tqdm(
+            total=count, initial=done, desc="teacher paths", unit="path", disable=not progress
+        ) as bar:
+            for first in missing:
                 numbers = range(first, min(first + shard_size, count))
-                file = folder / f"paths-{index:05d}.safetensors"
-                told = json.dumps({**identity, "first": first})
-                if not file.exists():
+                if first // shard_size % processes() == rank():
                     seeds = ((first_seed + number) % 2**32 for number in numbers)
                     streams = [Generator().manual_seed(own) for own in seeds]
                     segments = paths.segments(len(streams), streams)
-                    save_tensors(file, segments, {"identity": told})
-                self.shards.append(read_shard(file, told))
+                    told = json.dumps({**identity, "first": first})
+                    save_tensors(files[first], segments, {"identity": told})
                 bar.update(len(numbers))
+        if processes() > 1:
+            distributed.barrier()
+        self.shards = [known.get(first) or read(first) for first in files]
 
     @property
     def unseen(self) -> bool:
@@ -249,6 +263,11 @@ class SharedPaths:
 def processes() -> int:
     """The number of processes at work."""
     return distributed.get_world_size() if distributed.is_initialized() else 1
+
+
+def rank() -> int:
+    """Which of them this one is."""
+    return distributed.get_rank() if distributed.is_initialized() else 0
 
 
 def joined(value: Tensor, device: torch.device | str) -> Tensor:
