@@ -11,11 +11,11 @@ from collections.abc import Sequence
 
 from sigdeg.cli.distill import Distill
 from sigdeg.cli.evaluate import Evaluate
+from sigdeg.cli.plan import PLAN
 from sigdeg.cli.run import Report, Run
 from sigdeg.cli.sample import Sample
 from sigdeg.errors import guard
 from sigdeg.options import Group, parse
-from sigdeg.plan_cli import PLAN
 
 __all__ = ["main"]
 
