@@ -26,7 +26,9 @@ from sigdeg.schedule import (
 from sigdeg.signature import PartialSignature
 from sigdeg.steps import EulerMaruyama, Exponential, GaussianStep, ShARK, Step, StochasticTaylor
 from sigdeg.student import SignatureStudent
+from sigdeg.workflows.compare import compare
 from sigdeg.workflows.distill import distill
+from sigdeg.workflows.teacher import train_teacher
 
 __all__ = [
     "EDM",
@@ -58,6 +60,7 @@ __all__ = [
     "VPLinear",
     "as_teacher",
     "coarse_grid",
+    "compare",
     "distill",
     "fine_grid",
     "from_scheduler",
@@ -65,4 +68,5 @@ __all__ = [
     "march",
     "refine",
     "sample",
+    "train_teacher",
 ]

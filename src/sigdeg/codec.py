@@ -29,6 +29,7 @@ __all__ = [
 KNOWN = ("Autoencoder", "AutoencoderKL", "AutoencoderTiny", "VQModel")
 # Attention layers as the first versions of diffusers named them: many models on the hub still do.
 OLD_NAMES = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
+LARGEST = 1024  # elements of a sample whose covariance is kept
 WEIGHTS = "diffusion_pytorch_model.safetensors"  # as diffusers names them
 
 
@@ -57,6 +58,7 @@ class Standardise(nn.Module):
     Arguments:
         mean: $\mu$, with the shape of a sample.
         std: $s$, the same.
+        covariance: That of the states, shape (d, d), where it is known: students start from it.
 
     Raises:
         SigdegError: If they have different shapes, or a deviation is negative or not finite.
@@ -64,8 +66,9 @@ class Standardise(nn.Module):
 
     mean: Tensor
     std: Tensor
+    covariance: Tensor | None
 
-    def __init__(self, mean: Tensor, std: Tensor) -> None:
+    def __init__(self, mean: Tensor, std: Tensor, covariance: Tensor | None = None) -> None:
         super().__init__()
         finite = bool(mean.isfinite().all() and std.isfinite().all())
         if mean.shape != std.shape or not finite or bool((std < 0).any()):
@@ -75,12 +78,17 @@ class Standardise(nn.Module):
             )
         self.register_buffer("mean", mean.double())
         self.register_buffer("std", std.double())
+        self.register_buffer("covariance", covariance)
 
     @classmethod
     def of(cls, samples: Tensor) -> Standardise:
         r"""The one that samples (n, \*) call for."""
         samples = samples.double()
-        return cls(samples.mean(0), samples.std(0))
+        codec, size = cls(samples.mean(0), samples.std(0)), samples[0].numel()
+        if size <= LARGEST and len(samples) > 2 * size:
+            states = codec.encode(samples).double()
+            codec.covariance = torch.cov(states.T).reshape(size, size)
+        return codec
 
     def encode(self, samples: Tensor) -> Tensor:
         r"""States (n, d) of samples (n, \*), in single precision."""
@@ -217,9 +225,9 @@ def is_units(folder: Path) -> bool:
 def load_units(folder: Path) -> Standardise:
     """Load a `Standardise`."""
     tensors = read_tensors(folder / WEIGHTS)[0]
-    if set(tensors) != {"mean", "std"}:
+    if not {"mean", "std"} <= set(tensors) <= {"mean", "std", "covariance"}:
         raise SigdegError(f"{folder / WEIGHTS} holds no mean and std")
-    codec = Standardise(tensors["mean"], tensors["std"])
+    codec = Standardise(**tensors)
     load_weights(codec, folder / WEIGHTS, config=read_json(folder / "config.json"))
     return codec
 

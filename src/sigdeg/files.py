@@ -322,7 +322,7 @@ def find_folder(path: str | Path) -> Path:
 
 
 def find_student(path: str | Path) -> Path:
-    """The folder of a student: itself, or that of the run which made it, local or on the hub.
+    """The folder of a model: itself, or that of the run which made it, local or on the hub.
 
     Raises:
         SigdegError: If it is a pipeline's, or none is found.
@@ -330,7 +330,8 @@ def find_student(path: str | Path) -> Path:
     folder = find_folder(path)
     if (folder / "model_index.json").is_file():
         raise SigdegError(f"{path} is a diffusers pipeline, a teacher: sigdeg distill it first")
-    return folder / "student" if (folder / "student" / "config.json").is_file() else folder
+    made = (folder / "student", folder / "teacher")
+    return next((place for place in made if (place / "config.json").is_file()), folder)
 
 
 def load_weights(

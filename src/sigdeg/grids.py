@@ -7,8 +7,8 @@ starts at the schedule's `t_min`.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from typing import Literal, get_args
 
 import torch
@@ -182,10 +182,12 @@ class Grid:
     Arguments:
         times: Decreasing times, from the schedule's `t_max` to 0.
         steps: The step counts that it was trained for; a single one allows no other.
+        spaced: Makes the grid of a step count, where its times are spaced by a rule.
     """
 
     times: tuple[float, ...]
     steps: tuple[int, ...] = ()
+    spaced: Callable[[int], Tensor] | None = field(default=None, compare=False)
 
     def at(self, steps: int | None = None) -> Tensor:
         """The grid of so many steps (default: the finest), float64, shape (steps + 1,).
@@ -195,12 +197,15 @@ class Grid:
         """
         finest = len(self.times) - 1
         steps = finest if steps is None else steps
-        if not 1 <= steps <= finest or (len(self.steps) == 1 and steps not in self.steps):
+        if steps > finest or (len(self.steps) == 1 and steps not in self.steps):
             known = ", ".join(map(str, self.steps))
             raise SigdegError(
                 f"this student was distilled for {known} steps, got {steps}"
                 if known
                 else f"this model's grid has {finest} steps, got {steps}"
             )
+        check_least(steps, 1, "steps")
+        if self.spaced is not None:
+            return self.spaced(steps)
         at = torch.linspace(0, finest, steps + 1, dtype=torch.float64).round().int()
         return check_grid([self.times[i] for i in at.tolist()])

@@ -130,8 +130,15 @@ class Model:
 
     @property
     def schedule(self) -> Schedule:
-        """The schedule of its diffusion."""
-        return self.step.schedule
+        """The schedule of its diffusion.
+
+        Raises:
+            SigdegError: If it is driven by another process.
+        """
+        process = self.step.process
+        if not isinstance(process, Schedule):
+            raise SigdegError(f"{self.name} is driven by a {type(process).__name__}, no schedule")
+        return process
 
     @property
     def denoiser(self) -> Denoiser:
@@ -140,11 +147,17 @@ class Model:
         Raises:
             SigdegError: If its step has none: it is a student.
         """
+        found = self.inner
+        if not isinstance(found, Denoiser):
+            raise SigdegError(f"{self.name} is a {type(self.step).__name__}, without a denoiser")
+        return found
+
+    @property
+    def inner(self) -> Any:
+        """The same, or None."""
         found = getattr(self.step, "denoiser", None)
         while isinstance(found, Guidance):
             found = found.denoiser
-        if not isinstance(found, Denoiser):
-            raise SigdegError(f"{self.name} is a {type(self.step).__name__}, without a denoiser")
         return found
 
     def to(self, device: torch.device | str) -> Model:
@@ -160,6 +173,7 @@ class Model:
         n: int,
         steps: int | None = None,
         *,
+        grid: Tensor | Sequence[float] | None = None,
         seed: int | None = None,
         seeds: Sequence[int] | None = None,
         generator: Generator | Sequence[Generator] | None = None,
@@ -174,6 +188,7 @@ class Model:
         Arguments:
             n: How many.
             steps: Steps of each (default: all of its grid).
+            grid: Other times, in place of its own.
             seed: Seed of the first; sample i has `seed` + i.
             seeds: One seed a sample. The same seed is driven by the same noise in any batch.
             generator: One shared generator, or one a sample, in place of seeds.
@@ -198,7 +213,7 @@ class Model:
             self.to(device)
         states = sample(
             self.step,
-            self.grid.at(steps),
+            self.grid.at(steps) if grid is None else grid,
             (n, *self.shape),
             seeds=seeds,
             generator=generator,
@@ -387,16 +402,16 @@ def as_model(
     """
     card = Card(name)
     if isinstance(step, SignatureStudent):
-        grid = Grid(tuple(step.grid().tolist()), step.steps)
         conditions = conditions_of(step.network)
-        return Model(step, step.sample_shape, grid, conditions=conditions, card=card)
+        return Model(step, step.sample_shape, step.grids, conditions=conditions, card=card)
     if shape is None:
         raise SigdegError("a teacher is told the shape of its samples, such as shape=(3, 32, 32)")
     if isinstance(step, Denoiser):
         step = Exponential(step)
-    grid = Grid(tuple(fine_grid(step.schedule, CALLS - 1, "power").tolist()))
+    schedule: Any = step.process
+    grid = Grid(tuple(fine_grid(schedule, CALLS - 1, "power").tolist()))
     made = Model(step, tuple(shape), grid, card=card)
-    network = getattr(made.denoiser, "network", None)
+    network = getattr(made.inner, "network", None)
     conditions = Unconditional() if network is None else conditions_of(network)
     return dataclasses.replace(made, conditions=conditions)
 

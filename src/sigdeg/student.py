@@ -26,6 +26,7 @@ import copy
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar, Literal, NamedTuple, get_args
 
@@ -36,7 +37,7 @@ from sigdeg.codec import find_codec
 from sigdeg.denoiser import CalledNetwork, Denoiser, NetworkDenoiser
 from sigdeg.errors import SigdegError, check_choice
 from sigdeg.files import count_weights, find_student, load_weights, read_json, save_model
-from sigdeg.grids import Spacing, check_span, coarse_grid
+from sigdeg.grids import Grid, Spacing, check_span, coarse_grid
 from sigdeg.inside import Corrected
 from sigdeg.networks import (
     Call,
@@ -356,20 +357,21 @@ class SignatureStudent(CalledNetwork, GaussianStep):
         """Whether it serves several step counts."""
         return len(self.steps) > 1
 
+    @property
+    def grids(self) -> Grid:
+        """The grids it steps over."""
+        if self.times is not None:
+            return Grid(self.times, self.steps)
+        spaced = partial(coarse_grid, self.schedule, power=self.power)
+        return Grid(tuple(spaced(max(self.steps)).tolist()), self.steps, spaced)
+
     def grid(self, steps: int | None = None) -> Tensor:
         """The grid for a step count (default: the largest it is trained for).
 
         Raises:
             SigdegError: If the student is neither trained for that count nor elastic.
         """
-        steps = max(self.steps) if steps is None else steps
-        if steps not in self.steps and (not self.elastic or steps > max(self.steps)):
-            known = ", ".join(map(str, self.steps))
-            raise SigdegError(f"this student was distilled for {known} steps, got {steps}")
-        if self.times is None:
-            return coarse_grid(self.schedule, steps, power=self.power)
-        at = torch.linspace(0, len(self.times) - 1, steps + 1, dtype=torch.float64).round().int()
-        return check_span(self.schedule, [self.times[i] for i in at.tolist()])
+        return self.grids.at(steps)
 
     def forward(
         self, x: Tensor, t: Time, s: Time, noise: PartialSignature, **condition: Any

@@ -11,9 +11,9 @@ import torch
 from torch import nn
 
 from sigdeg.codec import Decoder, Identity, check_decoder, load_decoder, modern, save_decoder
-from sigdeg.denoiser import NetworkDenoiser, Timesteps
+from sigdeg.denoiser import Denoiser, NetworkDenoiser, Timesteps
 from sigdeg.errors import SigdegError, extra, reason
-from sigdeg.files import find_folder, load_weights, read_json, save_json
+from sigdeg.files import find_folder, find_student, load_weights, read_json, save_json
 from sigdeg.model import Model, as_model, conditions_of
 from sigdeg.networks import (
     Call,
@@ -90,9 +90,10 @@ def load_teacher(path: Any, *, null_class: int | None = None) -> Model:
 
 def is_model(folder: Path) -> bool:
     """Whether a folder is that of a `Model`, or of a run that made one."""
-    files = [place / "config.json" for place in (folder, folder / "student")]
-    found = [read_json(file).get("format") for file in files if file.is_file()]
-    return any(str(kind).startswith("sigdeg-") for kind in found)
+    if (folder / "model_index.json").is_file():
+        return False
+    file = find_student(folder) / "config.json"
+    return file.is_file() and str(read_json(file).get("format")).startswith("sigdeg-")
 
 
 def check_pipeline(kind: str, where: str) -> None:
@@ -174,9 +175,9 @@ def load_guided(
 
 
 def as_teacher(
-    network: nn.Module,
-    schedule: Any,
-    shape: Sequence[int],
+    network: Any,
+    schedule: Any = None,
+    shape: Sequence[int] | None = None,
     prediction_type: Prediction | None = None,
     *,
     clip: float | None = None,
@@ -185,10 +186,11 @@ def as_teacher(
     call: Call | None = None,
     name: str | None = None,
 ) -> Model:
-    """A network of one's own as a teacher.
+    """A network of one's own as a teacher; a denoiser or a step, such as an exact law's, too.
 
     Arguments:
-        network: Called as `network(x, timestep, **condition)`, see `NetworkDenoiser`.
+        network: Called as `network(x, timestep, **condition)`, see `NetworkDenoiser`. A `Denoiser`
+            or a step takes a shape and nothing else.
         schedule: The schedule it was trained with, or a diffusers scheduler, which also says what
             the network predicts and how it is clipped.
         shape: Shape of one sample, such as (3, 32, 32).
@@ -202,6 +204,10 @@ def as_teacher(
     Raises:
         SigdegError: If they do not fit together.
     """
+    if isinstance(network, Denoiser) or hasattr(network, "process"):
+        return as_model(network, shape, name or type(network).__name__)
+    if schedule is None:
+        raise SigdegError("a network is told the schedule it was trained with, such as VPLinear()")
     if not isinstance(schedule, Schedule):
         schedule, said, limit, data_std = read_scheduler(schedule, type(schedule).__name__)
         prediction_type, clip = prediction_type or said, limit if clip is None else clip

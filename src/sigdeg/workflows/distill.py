@@ -12,6 +12,7 @@ from sigdeg.costs import check_memory, judging_bytes
 from sigdeg.distillation import DistillConfig, Distilled, Verdict
 from sigdeg.distillation import distill as distil_steps
 from sigdeg.errors import SigdegError, check_least
+from sigdeg.grids import Grid
 from sigdeg.integrations import load_teacher
 from sigdeg.model import Model, as_model
 from sigdeg.report import write_report
@@ -200,7 +201,7 @@ def new_student(teacher: Model, recipe: Recipe) -> SignatureStudent:
         check_pair(known, teacher)
         return known.at_times(known.grid(max(steps)), steps)
     if isinstance(teacher.step, SignatureStudent):
-        return teacher.step.at_times(teacher.grid.at(max(steps, default=1)), steps)
+        return teacher.step.at_times(Grid(teacher.grid.times).at(max(steps, default=1)), steps)
     options: dict[str, Any] = {}
     if recipe.lookahead is not None:
         options["lookahead"] = recipe.lookahead

@@ -1,0 +1,116 @@
+"""Samplers side by side: any steps and models, by any metrics, in one table."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor, nn
+
+from sigdeg.errors import SigdegError, check_least
+from sigdeg.grids import check_grid, coarse_grid
+from sigdeg.model import Model, as_model
+from sigdeg.report import write_report
+from sigdeg.results import Row, make_row, over_draws, save_results
+from sigdeg.rng import seed_generators
+from sigdeg.student import SignatureStudent
+
+__all__ = ["Comparison", "compare"]
+
+Metric = Callable[[Tensor], float]
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Rows of a comparison.
+
+    Arguments:
+        rows: The rows, see `sigdeg.results.Row`.
+        summary: What was compared, in words.
+    """
+
+    rows: list[Row]
+    summary: str
+
+    def report(self, folder: str | Path) -> Path:
+        """Write `results.json` and a report; returns the latter."""
+        quality = next(iter(self.rows[0]["metrics"]))
+        results = {
+            "title": "Samplers side by side",
+            "experiment": "compare",
+            "preset": None,
+            "summary": self.summary,
+            "quality": {"metric": quality, "label": quality, "lower_is_better": True},
+            "rows": self.rows,
+            "paper": [],
+            "floor": {},
+            "figures": [],
+        }
+        save_results(Path(folder), results)
+        return write_report(Path(folder))
+
+
+def compare(
+    samplers: Mapping[str, Any],
+    grids: Sequence[int | Sequence[float] | Tensor],
+    metrics: Mapping[str, Metric],
+    seeds: int = 3,
+    *,
+    n: int = 10_000,
+    shape: Sequence[int] | None = None,
+    batch_size: int | None = None,
+    **request: Any,
+) -> Comparison:
+    r"""Draw from samplers on the same grids and seeds, and measure what comes out.
+
+    Arguments:
+        samplers: By name models, students, or steps of any kind, one's own too.
+        grids: Step counts or times. A model counts as its own grid does, a step in power spacing.
+        metrics: By name functions of samples (n, \*), the smaller the better.
+        seeds: How many sets each draws.
+        n: Samples in a set.
+        shape: Shape of a state, where no model among the samplers tells it.
+        batch_size: Samples at a time (default: all).
+        request: What models are asked for, such as a label.
+
+    Returns:
+        A row for each sampler and grid; metrics have mean and deviation over the seeds.
+
+    Raises:
+        SigdegError: If there is nothing to compare, or no shape.
+    """
+    check_least(min(len(samplers), len(grids), len(metrics)), 1, "samplers, grids and metrics")
+    known = {name: value for name, value in samplers.items() if isinstance(value, Model)}
+    known |= {k: as_model(v) for k, v in samplers.items() if isinstance(v, SignatureStudent)}
+    if shape is None:
+        shape = next((model.shape for model in known.values()), None)
+    if shape is None:
+        raise SigdegError("no model tells the shape of a state: give it, such as shape=(1,)")
+    rows = []
+    for name, given in samplers.items():
+        model = known.get(name) or as_model(given, shape, name)
+        for times in grids:
+            if isinstance(times, int):
+                own = name in known
+                grid = model.grid.at(times) if own else coarse_grid(model.schedule, times)
+            else:
+                grid = check_grid(times)
+
+            def draw(seed: int, model: Model = model, grid: Tensor = grid) -> Tensor:
+                generator = seed_generators([seed])[0]
+                return model.sample(
+                    n, grid=grid, generator=generator, batch_size=batch_size, **request
+                )
+
+            sets = [draw(seed) for seed in range(seeds)]
+            found = {key: over_draws(of, sets.__getitem__, seeds) for key, of in metrics.items()}
+            calls = sum(model.step.calls(t, s) for t, s in pairwise(grid.tolist()))
+            network = model.step if isinstance(model.step, nn.Module) else nn.Identity()
+            more: dict[str, Any] = {"steps": len(grid) - 1, "seeds": seeds}
+            if isinstance(model.step, SignatureStudent):
+                more["role"] = "student"
+            rows.append(make_row(name, network, calls, found, **more))
+    return Comparison(rows, f"{n:,} samples of each, {seeds} times.")
