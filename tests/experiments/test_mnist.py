@@ -13,8 +13,8 @@ from sigdeg import SignatureStudent
 from sigdeg.cli import main
 from sigdeg.codec import Identity, find_codec
 from sigdeg.distillation import DistillConfig
-from sigdeg.experiments import mnist, mnist_networks
-from sigdeg.experiments.mnist_presets import PRESETS, Guided, Settings, Spec, Weak
+from sigdeg.experiments import bench, mnist, mnist_bench, mnist_networks
+from sigdeg.experiments.mnist_presets import PRESETS, Guided, Settings, Weak, student
 from sigdeg.files import SHIPPED
 from sigdeg.integrations import load_teacher
 from sigdeg.metrics import (
@@ -32,7 +32,7 @@ from sigdeg.training import TrainConfig
 
 TINY = {"iterations": 3, "batch_size": 8, "tracker": "none"}
 CONFIG = DistillConfig(**TINY, paths=36, held_out=8, refinement=2, shard_size=8)
-PAIRED = Spec((2, 1), order=2)
+PAIRED = student((2, 1), order=2)
 MATCHED = replace(PAIRED, start=PAIRED)
 SETTINGS = Settings(
     widths=(16, 16, 16),
@@ -40,8 +40,8 @@ SETTINGS = Settings(
     classifiers={name: TrainConfig(**TINY) for name in mnist.EXTRACTORS},
     teacher=TrainConfig(**TINY),
     specs=(
-        replace(MATCHED, start=MATCHED, guided=True),
-        Spec((1,), order=1, residual_noise=None, study="Side table", variant="regression"),
+        replace(MATCHED, start=MATCHED, teacher="guided"),
+        student((1,), order=1, residual_noise=None, study="Side table", variant="regression"),
     ),
     config=CONFIG,
     matching=replace(CONFIG, q=0, matching=1.0),
@@ -50,7 +50,7 @@ SETTINGS = Settings(
     peers=(2,),
     guided_peers=(2,),
     scales=((1.0, 1.0), (2.0, 0.6)),
-    guided=Guided(TrainConfig(**TINY), 2.0, Spec((2,), order=1), CONFIG),
+    guided=Guided(TrainConfig(**TINY), 2.0, student((2,), order=1, teacher="classes"), CONFIG),
     weak=Weak(
         (16, 16, 16), TrainConfig(**TINY, seed=1), 2.0, 0.6, replace(CONFIG, q=0, matching=1.0)
     ),
@@ -66,12 +66,12 @@ def toy(monkeypatch):
     """Sixty digits of noise, a benchmark to match, and metrics that take so few."""
     rng = np.random.default_rng(0)
     digits = rng.integers(0, 256, (60, 28, 28), dtype=np.uint8), np.arange(60, dtype=np.uint8) % 10
-    monkeypatch.setattr(mnist, "load_mnist", lambda split, data_dir: digits)
+    monkeypatch.setattr(mnist_bench, "load_mnist", lambda split, data_dir: digits)
     monkeypatch.setattr(mnist_networks, "HELD_OUT", 10)
     monkeypatch.setattr(image_metrics_module, "MINIMUM", 16)
     monkeypatch.setattr(mnist, "SHOWN", 4)
     monkeypatch.setattr(
-        mnist, "paired_seconds", lambda functions: {k: 1.0 + len(f()) for k, f in functions.items()}
+        bench, "paired_seconds", lambda functions: {k: 1.0 + len(f()) for k, f in functions.items()}
     )
     monkeypatch.setitem(mnist.PRESETS, "quick", SETTINGS)
 
@@ -156,15 +156,15 @@ def test_a_run_that_is_killed_goes_on(tmp_path, monkeypatch):
     single = replace(SETTINGS, peers=(), guided=None, specs=SETTINGS.specs[:1], draws=1)
     monkeypatch.setitem(mnist.PRESETS, "quick", single)
     whole = mnist.run(tmp_path / "whole", "quick", device="cpu", progress=False).parent
-    real = mnist.distill
+    real = bench.distill
 
     def killed(*arguments, **options):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(mnist, "distill", killed)
+    monkeypatch.setattr(bench, "distill", killed)
     with pytest.raises(KeyboardInterrupt):
         mnist.run(tmp_path / "killed", "quick", device="cpu", progress=False)
-    monkeypatch.setattr(mnist, "distill", real)
+    monkeypatch.setattr(bench, "distill", real)
     again = mnist.run(tmp_path / "killed", "quick", device="cpu", progress=False).parent
     rows = [json.loads((folder / "results.json").read_text())["rows"] for folder in (whole, again)]
     for one, other in zip(*rows, strict=True):
@@ -184,7 +184,7 @@ def test_choices_see_training_images_and_the_first_extractor_only(tmp_path):
     class Pixels(Extractor):
         def outputs(self, images):
             features = self.network.sign * images.flatten(1)
-            return features, torch.zeros(len(images), mnist.CLASSES)
+            return features, torch.zeros(len(images), mnist_networks.CLASSES)
 
     g = torch.Generator().manual_seed(0)
 
@@ -192,24 +192,22 @@ def test_choices_see_training_images_and_the_first_extractor_only(tmp_path):
         return (mean + 0.05 * torch.randn(n, 1, 1, 2, generator=g)).clamp(-1, 1)
 
     def chosen(test, second):
-        bench = object.__new__(mnist.Bench)
-        bench.settings, bench.seed = replace(SETTINGS, n=32, tried=32, peer_draws=2), 0
-        bench.test = None, torch.arange(mnist.CLASSES)
-        bench.out = tmp_path / f"{test} {second}"
-        bench.extractors = [Pixels(Looking(sign), "", "", 64) for sign in (1.0, second)]
-        bench.references = [
-            Reference.from_images(around(test), extractor) for extractor in bench.extractors
+        settings = replace(SETTINGS, n=32, tried=32, peer_draws=2)
+        digits = mnist.Mnist(settings, tmp_path / f"{test} {second}")
+        digits.test_set = None, torch.arange(mnist_networks.CLASSES)
+        digits.extractors = [Pixels(Looking(sign), "", "", 64) for sign in (1.0, second)]
+        digits.references = [
+            Reference.from_images(around(test), extractor) for extractor in digits.extractors
         ]
-        bench.validation = Statistics.of(bench.extractors[0].features(around(0.5)))
-        bench.decode = lambda latents: latents
-        step = NamedTuple("Step", denoiser=Any)(torch.nn.Identity())
-        bench.sources = {False: mnist.Source(step, None, 0)}
-        draws = {mean: lambda n, _, mean=mean: around(mean, n) for mean in (-0.5, 0.1, 0.6)}
-        row = bench.best_row("ddim", 2, draws)[1]
+        digits.validation = Statistics.of(digits.extractors[0].features(around(0.5)))
+        digits.decode = lambda latents: latents
+        digits.teachers = {"": NamedTuple("Step", denoiser=Any)(torch.nn.Identity())}
+        draws = {str(mean): lambda n, _, mean=mean: around(mean, n) for mean in (-0.5, 0.1, 0.6)}
+        row = digits.best_row("ddim", 2, draws)
         return row["grid"], {key: row["metrics"][key]["mean"] for key in ("fid", "fid_2")}
 
     first, second, third = chosen(0.5, 1.0), chosen(-0.5, 1.0), chosen(0.5, -1.0)
-    assert first[0] == second[0] == third[0] == 0.6
+    assert first[0] == second[0] == third[0] == "0.6"
     assert first[1]["fid"] < 0.1 < second[1]["fid"]
     assert first[1]["fid_2"] != third[1]["fid_2"]
 
@@ -220,13 +218,14 @@ def test_the_shipped_models_are_judged_without_training(tmp_path, monkeypatch):
     def forbidden(*arguments, **options):
         raise AssertionError("trained")
 
-    for name in ("distill", "train_autoencoder", "train_classifier", "train_teacher"):
-        monkeypatch.setattr(mnist, name, forbidden)
+    monkeypatch.setattr(bench, "distill", forbidden)
+    for name in ("train_autoencoder", "train_classifier", "train_teacher"):
+        monkeypatch.setattr(mnist_bench, name, forbidden)
     own = replace(
         SETTINGS,
         shipped=True,
         classifiers={},
-        specs=(Spec((10, 5, 2, 1), guided=True),),
+        specs=(student((10, 5, 2, 1), teacher="guided"),),
         config=replace(CONFIG, paths=16),
         times=PRESETS["shipped"].times,
         peers=(),
@@ -238,7 +237,7 @@ def test_the_shipped_models_are_judged_without_training(tmp_path, monkeypatch):
         draws=1,
     )
     monkeypatch.setitem(mnist.PRESETS, "quick", own)
-    monkeypatch.setattr(mnist, "paired_seconds", lambda functions: dict.fromkeys(functions, 1.0))
+    monkeypatch.setattr(bench, "paired_seconds", lambda functions: dict.fromkeys(functions, 1.0))
     out = mnist.run(tmp_path / "run", "quick", device="cpu", progress=False).parent
     results = json.loads((out / "results.json").read_text())
     students = [row for row in results["rows"] if row["method"] == "sig-deg"]
@@ -268,8 +267,8 @@ def test_classes_may_be_weighted_to_their_real_shares():
     skewed, moved = seen([6000, 2000]), seen([4000, 4000], 0.5)
     plain = frechet_distance(skewed.features, reference.statistics)
     assert plain > 0.5
-    assert mnist.frechet_at_shares(skewed, reference, shares) < 0.02
-    assert mnist.frechet_at_shares(moved, reference, shares) == pytest.approx(0.5, abs=0.1)
+    assert mnist_bench.frechet_at_shares(skewed, reference, shares) < 0.02
+    assert mnist_bench.frechet_at_shares(moved, reference, shares) == pytest.approx(0.5, abs=0.1)
 
 
 @pytest.mark.parametrize("preset", sorted(PRESETS))

@@ -173,9 +173,24 @@ class Bench:
         """What a choice goes by, a distance to data that no table is judged by."""
         raise NotImplementedError
 
-    def make_student(self, spec: Spec, seed: int, **options: Any) -> SignatureStudent:
-        """A student to be trained, and what of it is no part of its `Spec`."""
-        denoiser, channels = self.teachers[spec.teacher].denoiser, self.shape[0]
+    def validate(self, name: str, draw: Draw) -> float:
+        """The score of a sampler, or what an interrupted run has found of it."""
+        found = self.recall(f"choice {name}", lambda _: {"score": self.score(draw)})
+        return float(found[0]["score"])
+
+    def make_student(
+        self, spec: Spec, seed: int, denoiser: Denoiser | None = None, **options: Any
+    ) -> SignatureStudent:
+        """A student to be trained.
+
+        Arguments:
+            spec: What it is.
+            seed: Of a network from scratch.
+            denoiser: What it starts as (default: its teacher's).
+            options: What no `Spec` tells, as arguments of `SignatureStudent`.
+        """
+        denoiser = self.teachers[spec.teacher].denoiser if denoiser is None else denoiser
+        channels = self.shape[0]
         grid = coarse_grid(denoiser.schedule, max(spec.steps), power=spec.power)
         options = {
             "steps": spec.steps,
@@ -234,12 +249,14 @@ class Bench:
         }
         return make_row("sig-deg", first.student, steps, metrics, **{**told, **more})
 
-    def march(self, step: Step, grid: Tensor) -> Draw:
+    def march(self, step: Step, grid: Tensor, **condition: Any) -> Draw:
         """How a step marched over a grid draws."""
 
         def draw(n: int, generator: Generator) -> Tensor:
             shape = (n, *self.shape)
-            return sample(step, grid, shape, generator=generator, batch_size=self.batch)
+            return sample(
+                step, grid, shape, generator=generator, batch_size=self.batch, **condition
+            )
 
         return draw
 
@@ -252,15 +269,8 @@ class Bench:
         self, method: str, calls: int, draws: Mapping[str, Draw], teacher: str = "", **more: Any
     ) -> Row:
         """The row of a training-free sampler on the grid that scores best; it is timed."""
-
-        def score(draw: Draw, _: int) -> dict[str, Any]:
-            return {"score": self.score(draw)}
-
         name = " ".join(filter(None, [teacher, method, str(calls)]))
-        scores = {
-            grid: self.recall(f"choice {name} {grid}", partial(score, draw))[0]["score"]
-            for grid, draw in draws.items()
-        }
+        scores = {grid: self.validate(f"{name} {grid}", draw) for grid, draw in draws.items()}
         best = min(scores, key=scores.__getitem__)
         metrics = self.judge(f"{name} {best}", draws[best])
         told: dict[str, Any] = {"grid": best, "tried": len(draws), "seeds": 1}
@@ -345,7 +355,7 @@ class Benchmark(Bench, ABC, Generic[S]):
         if cls.rivals:
             add_rivals(bench.rows, cls.rivals)
             add_equal_quality(bench.rows, cls.rivals)
-        bench.student.save_pretrained(out / "student")
+        bench.save_student()
         save_results(out, {**identity, **bench.results()}, device)
         return write_report(out)
 
@@ -372,6 +382,10 @@ class Benchmark(Bench, ABC, Generic[S]):
     @abstractmethod
     def summary(self) -> str:
         """What is measured, in a sentence or two."""
+
+    def save_student(self) -> None:
+        """Save the student that is kept."""
+        self.student.save_pretrained(self.out / "student")
 
     def distil_all(self, specs: Sequence[Spec], seeds: int = 1) -> dict[Spec, list[Distilled]]:
         """Distil every student: those of the main table with all seeds, others with the first."""
@@ -413,4 +427,5 @@ class Benchmark(Bench, ABC, Generic[S]):
             ],
             "student": "student",
             "example": {"steps": self.shown_steps},
+            "timing_n": self.timing_n or None,
         }

@@ -160,15 +160,13 @@ class Law(Bench):
         self.fine = torch.cat([*(row[:-1] for row in fine), finest[-1:]])
         self.students: list[SignatureStudent] = []
 
-    def make_student(self, spec: Spec, seed: int, **options: Any) -> SignatureStudent:
-        """The student of the default recipe."""
-        return seeded(
+    def distil(self, spec: Spec, seed: int) -> Distilled:
+        """The default recipe: nothing is chosen but the step counts."""
+        student = seeded(
             seed,
             lambda: SignatureStudent.from_denoiser(self.denoiser, self.shape[0], steps=spec.steps),
         )
-
-    def distil(self, spec: Spec, seed: int) -> Distilled:
-        return self.train(spec, seed, self.make_student(spec, seed), **self.settings.config)
+        return self.train(spec, seed, student, **self.settings.config)
 
     def measure(self, draw: Draw, stream: int) -> dict[str, Summary]:
         """Metrics of what a step draws."""

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 from sigdeg.distillation import DistillConfig
-from sigdeg.student import ResidualNoise
+from sigdeg.experiments.bench import Spec
 from sigdeg.training import TrainConfig
 
-__all__ = ["DEFAULT", "PRESETS", "WIDTHS", "Settings", "Spec", "Weak"]
+__all__ = ["DEFAULT", "PRESETS", "WIDTHS", "Settings", "Weak", "student"]
 
 # The paper's five sizes of the U-Net (C.3.3); of the fourth it lists one 96 too many.
 WIDTHS = {
@@ -24,48 +25,9 @@ WIDTHS = {
 TIMES = (1.0, 0.70, 0.64, 0.57, 0.51, 0.44, 0.37, 0.29, 0.21, 0.12, 0.0)
 
 
-@dataclass(frozen=True)
-class Spec:
-    """A student to distil.
-
-    Arguments:
-        steps: Its step counts; several make it elastic.
-        order: Signature coefficients an element of the latent that it listens to.
-        residual_noise: What it does about what they leave open.
-        lookahead: Fraction of a step after which its network looks.
-        q: Consecutive coarse steps in a loss term.
-        iterations: Optimiser steps (default: the preset's).
-        start: The student it goes on from, matching distributions as the preset says.
-        guided: Whether its teacher is guided by the weak one.
-        study: The side table it stands in; the main one if empty.
-        variant: What sets it apart there.
-    """
-
-    steps: tuple[int, ...]
-    order: int = 8
-    residual_noise: ResidualNoise | None = "energy"
-    lookahead: float = 0.5
-    q: int = 1
-    iterations: int | None = None
-    start: Spec | None = None
-    guided: bool = False
-    study: str = ""
-    variant: str = ""
-
-    @property
-    def slug(self) -> str:
-        """A name for its folder that tells what is trained, not where it is shown."""
-        steps = "-".join(map(str, self.steps))
-        parts = [
-            f"{steps}-order-{self.order}",
-            *([self.residual_noise] if self.residual_noise else []),
-            *([] if self.lookahead == 0.5 else [f"lookahead-{self.lookahead}"]),
-            *([f"q-{self.q}"] if self.q != 1 else []),
-            *([f"iterations-{self.iterations}"] if self.iterations else []),
-            *(["matched"] if self.start else []),
-            *(["guided"] if self.guided else []),
-        ]
-        return "-".join(parts)
+def student(steps: tuple[int, ...], **options: Any) -> Spec:
+    """A student to distil: it looks half-way and learns the whole law of what is left open."""
+    return replace(Spec(steps, order=8, residual_noise="energy", lookahead=0.5), **options)
 
 
 @dataclass(frozen=True)
@@ -161,9 +123,9 @@ class Settings:
 
 
 DEFAULT = "default"
-PAIRED = Spec((10, 5, 2, 1))
+PAIRED = student((10, 5, 2, 1))
 MATCHED = replace(PAIRED, start=PAIRED)
-ELASTIC = replace(MATCHED, start=MATCHED, guided=True)
+ELASTIC = replace(MATCHED, start=MATCHED, teacher="guided")
 
 
 def studies() -> Iterator[Spec]:
@@ -172,14 +134,14 @@ def studies() -> Iterator[Spec]:
     yield replace(PAIRED, study=title, variant="before it: paths alone")
     yield replace(MATCHED, study=title, variant="its own teacher, not guided")
     for steps, iterations in ((10, 150), (5, 200), (2, 300)):
-        yield Spec(
+        yield student(
             (steps,),
             start=MATCHED,
             iterations=iterations,
             study=title,
             variant="the same, going on with this step count alone",
         )
-    five = Spec((5,), order=4, iterations=300)
+    five = student((5,), order=4, iterations=300)
     for order in (2, 4, 8):
         yield replace(five, order=order, study="Orders: 5 steps", variant=f"order {order}")
     for q in (2, 4):
@@ -244,7 +206,7 @@ QUARTER = Settings(
     guided=Guided(
         teacher=replace(TRAINED, iterations=2000, ema=0.998),
         scale=2.0,
-        spec=Spec((5,), order=4),
+        spec=student((5,), order=4, teacher="classes"),
         config=replace(STUDENT, iterations=600, paths=2512, refinement=6, ema=0.995),
     ),
     weak=WEAK,
@@ -258,7 +220,7 @@ PRESETS = {
         widths=WIDTHS["quarter"],
         autoencoder=TrainConfig(iterations=600, batch_size=64, learning_rate=3e-3, ema=0.99),
         teacher=replace(TRAINED, iterations=1200, ema=0.99),
-        specs=(Spec((10, 5), order=4, residual_noise=None),),
+        specs=(student((10, 5), order=4, residual_noise=None),),
         config=replace(STUDENT, iterations=400, paths=2100, held_out=52, refinement=4),
         matching=replace(MATCHING, iterations=50),
         n=2048,

@@ -4,30 +4,27 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
+from torch import Tensor
 
-from sigdeg.distillation import distill
-from sigdeg.experiments.mnist_networks import BATCH, CLASSES, unet
+from sigdeg.experiments.mnist_bench import Digits
+from sigdeg.experiments.mnist_networks import CLASSES, unet
 from sigdeg.experiments.mnist_presets import WIDTHS
 from sigdeg.grids import refine
 from sigdeg.integrations import load_teacher, save_latent_pipeline
 from sigdeg.report import image_grid
-from sigdeg.results import Row, count_calls, make_row, single, summarise
+from sigdeg.results import Row, Summary, count_calls, make_row, single, summarise
 from sigdeg.rng import Stream, derive_generator, seeded
-from sigdeg.sampling import sample
 from sigdeg.timing import paired_seconds
-
-if TYPE_CHECKING:
-    from sigdeg.experiments.mnist import Bench
 
 __all__ = ["guided_rows", "scale_rows", "size_rows"]
 
 SCALE_REFINEMENT = 4  # fine steps to a coarse one
 
 
-def guided_rows(bench: Bench) -> list[Row]:
+def guided_rows(bench: Digits) -> list[Row]:
     """The class-conditional variant: a guided teacher of two calls a step, its student of one.
 
     The teacher goes on from the unconditional one, whose network gets an embedding of classes.
@@ -45,78 +42,43 @@ def guided_rows(bench: Bench) -> list[Row]:
     with torch.no_grad():
         network.get_parameter("class_embedding.weight")[-1] = 0
     trained = bench.train_unet(
-        "conditional teacher", network, guided.teacher, out / "teacher-training", bench.train[1]
+        "conditional teacher", network, guided.teacher, out / "teacher-training", bench.train_set[1]
     )
     save_latent_pipeline(trained, bench.scheduler, bench.decoder, out / "teacher")
-    teacher = load_teacher(out / "teacher").to(bench.device)
-    step: Any = teacher.guided(guided.scale).step
-    classes = torch.arange(CLASSES)
-    student = bench.student(guided.spec, teacher)
-    grid = student.grid()
-    _, cache, calls = bench.source(
-        step, grid, student.order, config, out / "paths", {"class_labels": classes}
-    )
-    result = distill(
-        student,
-        step,
-        out / "student",
-        config,
-        judge=0,
-        cache=cache,
-        seed=bench.seed,
-        **bench.options,
-    )
-    distilled = result.student.to(bench.device)
-    ends = cache.ends
+    teacher, classes = load_teacher(out / "teacher").to(bench.device), torch.arange(CLASSES)
+    spec, step = guided.spec, teacher.guided(guided.scale).step
+    student = bench.make_student(spec, bench.seed, teacher.denoiser)
+    given = student.grid(), student.order, config, {"class_labels": classes}
+    cache = bench.add_source(spec.teacher, step, *given)
+    result = bench.train(spec, bench.seed, student, config=config, cache=cache)
+    student = result.student.to(bench.device)
     wanted = classes[torch.cat([shard["row"] for shard in cache.shards])]
-    with torch.no_grad():
-        drawn = sample(
-            distilled,
-            grid,
-            tuple(ends.shape),
-            generator=derive_generator(bench.seed, Stream.MNIST_CLASSES),
-            batch_size=BATCH,
-            class_labels=wanted.to(bench.device),
-        )
-    rows = []
-    for method, model, nfe, latents in (
-        ("teacher", teacher.denoiser, calls, ends),
-        ("sig-deg", distilled, len(grid) - 1, drawn),
-    ):
-        found = bench.decode(latents)
-        metrics = summarise([bench.measure(found)["metrics"]])
-        own = bench.extractors[0].probabilities(found).argmax(1)
-        metrics["accuracy"] = single(float((own == wanted).double().mean()), len(own))
-        rows.append(
-            make_row(
-                method,
-                model,
-                nfe,
-                metrics,
-                order=guided.spec.order if method == "sig-deg" else 1,
-                seeds=1,
-                study=f"A digit of each class, guidance {guided.scale:g}",
-                variant=count_calls(nfe),
-                teacher_nfe=result.teacher_nfe if method == "sig-deg" else None,
-            )
-        )
-    picked = torch.arange(CLASSES).repeat_interleave(4)
-    with torch.no_grad():
-        shown = sample(
-            distilled,
-            grid,
-            (len(picked), *bench.shape),
-            seeds=range(len(picked)),
-            class_labels=picked.to(bench.device),
-        )
-    sets = [(bench.decode(shown) + 1) / 2]
-    image_grid(
-        sets, bench.out / "figures" / "guided.png", 8, [f"student, {count_calls(len(grid) - 1)}"]
-    )
+
+    def metrics(latents: Tensor) -> dict[str, Summary]:
+        pictures = bench.decode(latents)
+        right = bench.extractors[0].probabilities(pictures).argmax(1) == wanted
+        accuracy = single(float(right.double().mean()), len(right))
+        return summarise([bench.measure(pictures)["metrics"]]) | {"accuracy": accuracy}
+
+    def draw(classes: Tensor, stream: Stream) -> Tensor:
+        march = bench.march(student, student.grid(), class_labels=classes.to(bench.device))
+        with torch.no_grad():
+            return march(len(classes), derive_generator(bench.seed, stream))
+
+    study = f"A digit of each class, guidance {guided.scale:g}"
+    calls, steps = round(cache.paths.teacher_nfe), max(spec.steps)
+    told: dict[str, Any] = {"order": 1, "seeds": 1, "study": study, "variant": count_calls(calls)}
+    label, drawn = count_calls(steps), draw(wanted, Stream.MNIST_CLASSES)
+    rows = [
+        make_row("teacher", teacher.denoiser, calls, metrics(cache.ends), **told),
+        bench.student_row(spec, steps, [result], metrics(drawn), study=study, variant=label),
+    ]
+    sets = [(bench.decode(draw(classes.repeat_interleave(4), Stream.MNIST_CLASSES)) + 1) / 2]
+    image_grid(sets, bench.out / "figures" / "guided.png", 8, [f"student, {label}"])
     return rows
 
 
-def scale_rows(bench: Bench) -> list[Row]:
+def scale_rows(bench: Digits) -> list[Row]:
     """How much the weak teacher is to guide, and from when on: against the training images."""
     weak = bench.settings.weak
     if weak is None:
@@ -138,7 +100,7 @@ def scale_rows(bench: Bench) -> list[Row]:
     return rows
 
 
-def size_rows(bench: Bench) -> list[Row]:
+def size_rows(bench: Digits) -> list[Row]:
     """What networks of other sizes cost, untrained: time does not depend on the weights."""
     if not bench.settings.sized:
         return []
