@@ -6,7 +6,6 @@ rules of `sigdeg.report.plots`.
 
 from __future__ import annotations
 
-import io
 from collections.abc import Iterable, Mapping, Sequence
 from itertools import cycle
 from pathlib import Path
@@ -17,13 +16,11 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
-from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator
+from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
-from PIL import Image
 
 from sigdeg.errors import SigdegError
-from sigdeg.files import atomic_write
-from sigdeg.report.plots import WIDTH, Array, Floats, numbers
+from sigdeg.report.plots import PLAIN, WIDTH, Array, Floats, log_axis, numbers, save
 from sigdeg.report.style import INK, colour, use_style
 
 __all__ = ["diffusion_plot", "marginals_plot", "paths_plot"]
@@ -32,7 +29,7 @@ LINES = 16  # paths drawn in one panel: it is a quarter as wide as the page, mor
 COLUMNS = 5  # of the marginals
 BINS = 40
 SMALL = 8  # points: text of crowded panels
-PLAIN = FuncFormatter(lambda number, _: f"{number:g}".replace("-", "\N{MINUS SIGN}"))
+COLOURS = 48  # of a picture
 
 
 def paths_plot(panels: Mapping[str, Array], times: Array, names: Sequence[str], path: Path) -> None:
@@ -66,13 +63,13 @@ def paths_plot(panels: Mapping[str, Array], times: Array, names: Sequence[str], 
                 axes.plot(t, median, color=INK, lw=1.2)
         for axes, name in zip(grid[:, 0], names, strict=True):
             axes.set_ylabel(name)
-            log_ticks(axes)
+            log_axis(axes, "y")
         few_ticks(grid[0, 0])
         figure.align_ylabels(grid[:, 0])
         band = Patch(color=INK, alpha=0.2, lw=0, label="5% to 95%")
         middle = Line2D([], [], color=INK, lw=1.2, label="median")
         figure.legend(handles=[band, middle], loc="outside upper right", ncols=2)
-        save(figure, path)
+        save(figure, path, COLOURS)
 
 
 def marginals_plot(samples: Mapping[str, Array], times: Array, path: Path) -> None:
@@ -114,7 +111,7 @@ def marginals_plot(samples: Mapping[str, Array], times: Array, path: Path) -> No
             axes.spines["left"].set_visible(False)
         handles, labels = grid.flat[0].get_legend_handles_labels()
         figure.legend(handles, labels, loc="outside upper center", ncols=min(len(labels), 4))
-        save(figure, path)
+        save(figure, path, COLOURS)
 
 
 def diffusion_plot(
@@ -152,7 +149,7 @@ def diffusion_plot(
         few_ticks(grid[0, 0])
         grid[0, 0].invert_xaxis()  # noise on the left
         figure.align_ylabels(grid[:, 0])
-        save(figure, path)
+        save(figure, path, COLOURS)
 
 
 def finite(label: str, values: Array, *shape: int) -> Floats:
@@ -182,28 +179,7 @@ def dashes(labels: Iterable[str]) -> list[str]:
     return [next(left[colour(label)]) for label in labels]
 
 
-def log_ticks(axes: Axes) -> None:
-    """A logarithmic y axis that reads 0.5, 1, 2, with enough ticks however narrow the range."""
-    axes.set_yscale("log")
-    low, high = axes.get_ylim()
-    subs = (1, 2, 5) if high < 1000 * low else (1,)
-    axes.yaxis.set_major_locator(MaxNLocator(5) if high < 5 * low else LogLocator(subs=subs))
-    axes.yaxis.set_minor_locator(NullLocator())
-    axes.yaxis.set_major_formatter(PLAIN)
-
-
 def few_ticks(axes: Axes) -> None:
     """An x axis that reads 0, 0.5, 1: narrow panels have no room for more."""
     axes.xaxis.set_major_locator(MaxNLocator(3, steps=[1, 2, 5, 10]))
     axes.xaxis.set_major_formatter(PLAIN)
-
-
-def save(figure: Figure, path: Path) -> None:
-    """Write a PNG of 48 colours: thin translucent lines in all of theirs take five times as much.
-
-    Median cut and a step of k-means: octrees and maximal coverage give the bands a wrong hue.
-    """
-    drawn = io.BytesIO()
-    figure.savefig(drawn, format="png")
-    image = Image.open(drawn).convert("RGB").quantize(48, Image.Quantize.MEDIANCUT, 1)
-    atomic_write(Path(path), lambda temporary: image.save(temporary, "png", optimize=True))

@@ -16,7 +16,7 @@ from torch import Tensor
 from sigdeg.planning.plans import Plan, fold, plan_steps
 from sigdeg.planning.spectrum import Spectrum
 from sigdeg.planning.theory.phase import Phase
-from sigdeg.report.plots import WIDTH, panel_columns, save
+from sigdeg.report.plots import PLAIN, WIDTH, panel_columns, save
 from sigdeg.report.style import INK, METHODS, MUTED, use_style
 from sigdeg.schedule import Schedule
 
@@ -26,7 +26,6 @@ BLUE, GREEN, ORANGE = "#0072b2", "#009e73", "#d55e00"
 TINTS = ListedColormap(["#bcd8ea", "#bfe3d5", "#f5d3b8"])  # BOOT, mixed, vanilla
 FEW_LEAVES = 12  # up to here every leaf has its number
 GAINS = (1, 1.5, 2, 3, 5, 10, 20, 50, 100)
-PLAIN = FuncFormatter(lambda number, _: f"{number:g}")
 
 
 def plans_plot(
