@@ -14,16 +14,17 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
+from itertools import pairwise
 from pathlib import Path
-from typing import Any, ClassVar, Generic, Literal, TypeVar
+from typing import Any, ClassVar, Generic, Literal, TypeVar, cast
 
 import torch
-from torch import Generator, Tensor
+from torch import Generator, Tensor, nn
 
 from sigdeg.denoiser import Denoiser
 from sigdeg.distillation import Distilled, distill
 from sigdeg.grids import coarse_grid
-from sigdeg.integrations.solvers import Solver
+from sigdeg.integrations.solvers import Solver, solver_grids
 from sigdeg.networks import ResidualMLP
 from sigdeg.report import write_report
 from sigdeg.results import (
@@ -45,7 +46,7 @@ from sigdeg.student import PlainStudent, ResidualNoise, SignatureStudent
 from sigdeg.timing import paired_seconds
 from sigdeg.training import resolve_device
 
-__all__ = ["Bench", "Benchmark", "Draw", "Spec", "slugify"]
+__all__ = ["Bench", "Benchmark", "Draw", "Spec", "count", "slugify"]
 
 S = TypeVar("S")
 Draw = Callable[[int, Generator], Tensor]  # how so many samples are drawn
@@ -54,6 +55,11 @@ Draw = Callable[[int, Generator], Tensor]  # how so many samples are drawn
 def slugify(name: str) -> str:
     """A name as that of a file."""
     return re.sub("[^a-z0-9.]+", "-", name.lower()).strip("-")
+
+
+def count(step: Step, grid: Tensor) -> int:
+    """Network calls a sample of a step marched over a grid."""
+    return sum(step.calls(t, s) for t, s in pairwise(grid.tolist()))
 
 
 @dataclass(frozen=True)
@@ -151,6 +157,13 @@ class Bench:
             self.timed[len(self.rows)] = partial(self.time, draw)
         self.rows.append(row)
         return len(self.rows) - 1
+
+    def add_step(
+        self, method: str, step: Step, grid: Tensor, metrics: dict[str, Summary], /, **more: Any
+    ) -> int:
+        """Add the row of a step marched over a grid, and time it; returns its index."""
+        row = make_row(method, cast("nn.Module", step), count(step, grid), metrics, **more)
+        return self.add(row, self.march(step, grid))
 
     def time(self, draw: Draw) -> Tensor:
         """Draw what a row's seconds are told by."""
@@ -265,6 +278,12 @@ class Bench:
         step = Solver(denoiser, method, grid, steps)
         return self.march(step, step.grid)
 
+    def add_solver(self, method: str, steps: int, teacher: str = "") -> Row:
+        """The row of a training-free solver of so many steps, on the grid that scores best."""
+        denoiser, grids = self.teachers[teacher].denoiser, solver_grids(method, steps)
+        tried = {grid: self.solver(denoiser, method, grid, steps) for grid in grids}
+        return self.best_row(method, steps, tried, teacher)
+
     def best_row(
         self, method: str, calls: int, draws: Mapping[str, Draw], teacher: str = "", **more: Any
     ) -> Row:
@@ -370,13 +389,13 @@ class Benchmark(Bench, ABC, Generic[S]):
     def fill(self) -> None:
         """Distil the students and add all rows."""
 
-    @abstractmethod
     def floor(self) -> dict[str, Summary]:
         """The metrics between independent sets of real data."""
+        return {}
 
-    @abstractmethod
     def draw_figures(self) -> Mapping[str, str]:
         """Draw the figures; returns captions by file, without its end."""
+        return {}
 
     @property
     @abstractmethod

@@ -24,10 +24,9 @@ from sigdeg.denoiser import GaussianMixtureDenoiser
 from sigdeg.distillation import DistillConfig, Distilled
 from sigdeg.experiments.bench import Bench, Benchmark, Draw, Spec, slugify
 from sigdeg.grids import coarse_grid, refine
-from sigdeg.integrations.solvers import solver_grids
 from sigdeg.metrics import w1_exact
 from sigdeg.report import scatter_plot
-from sigdeg.results import Summary, count_calls, make_row, merge, summarise
+from sigdeg.results import Summary, count_calls, merge, summarise
 from sigdeg.rng import Stream, derive_generator, seeded
 from sigdeg.schedule import VPLinear
 from sigdeg.steps import EulerMaruyama, Exponential
@@ -190,7 +189,7 @@ class Law(Bench):
         """Rows of the teacher, the students, the solver and the untrained step."""
         metrics = merge([self.measure(self.march(self.teacher, self.fine), i) for i in (0, 1)])
         told: dict[str, Any] = {"order": 1, "seeds": 1, "teacher": self.title}
-        self.add(make_row("teacher", self.teacher, len(self.fine) - 1, metrics, **told))
+        self.add_step("teacher", self.teacher, self.fine, metrics, **told)
         for spec in (Spec(k, residual_noise="energy", teacher=self.title) for k in counts):
             results = [
                 self.distil(spec, seed)
@@ -202,12 +201,10 @@ class Law(Bench):
                 metrics = merge([self.measure(draw, i) for draw in draws for i in (0, 1)])
                 self.add(self.student_row(spec, steps, results, metrics))
         for steps in sorted({k for own in counts for k in own}, reverse=True):
-            grids = solver_grids(SOLVER, steps)
-            tried = {grid: self.solver(self.denoiser, SOLVER, grid, steps) for grid in grids}
-            self.best_row(SOLVER, steps, tried, self.title)
-            step = Exponential(self.denoiser)
-            metrics = self.measure(self.march(step, coarse_grid(SCHEDULE, steps)), 0)
-            self.add(make_row("untrained", step, steps, metrics, **told))
+            self.add_solver(SOLVER, steps, self.title)
+            step, grid = Exponential(self.denoiser), coarse_grid(SCHEDULE, steps)
+            metrics = self.measure(self.march(step, grid), 0)
+            self.add_step("untrained", step, grid, metrics, **told)
 
     def pictures(self) -> dict[str, Tensor]:
         """A few thousand samples of the law, of the teacher and of the last student."""

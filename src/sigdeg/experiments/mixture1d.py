@@ -23,7 +23,7 @@ from sigdeg.grids import coarse_grid, fine_grid
 from sigdeg.metrics import variance_score, w1_exact, w1_samples
 from sigdeg.networks import ResidualMLP
 from sigdeg.report import histogram_plot, trajectories_plot
-from sigdeg.results import Summary, count_calls, grid_name, make_row, merge, summarise
+from sigdeg.results import Summary, count_calls, grid_name, merge, summarise
 from sigdeg.rng import Stream, derive_generator, seeded
 from sigdeg.schedule import VPLinear
 from sigdeg.steps import EulerMaruyama, Exponential, Step
@@ -189,11 +189,12 @@ class Mixture1D(Benchmark[Settings]):
         self.fine = fine_grid(SCHEDULE, TEACHER_STEPS)
         told: dict[str, Any] = {"order": 1, "seeds": len(seeds), "teacher": "analytic"}
         for name, teacher in self.teachers.items():
-            draw, own = self.march(teacher, self.fine), seeds if name == "analytic" else seeds[:1]
-            metrics = self.judge_seeds(f"{name} teacher", dict.fromkeys(own, draw))
-            more = told | {"teacher": name, "seeds": len(own), "steps": TEACHER_STEPS}
-            row = make_row("teacher", teacher, len(self.fine) - 1, metrics, grid="uniform", **more)
-            self.reference = self.add(row, draw if name == "learned" else None)
+            own = seeds if name == "analytic" else seeds[:1]
+            draws = dict.fromkeys(own, self.march(teacher, self.fine))
+            metrics = self.judge_seeds(f"{name} teacher", draws)
+            more = told | {"teacher": name, "seeds": len(own), "grid": "uniform"}
+            more["steps"] = TEACHER_STEPS
+            self.reference = self.add_step("teacher", teacher, self.fine, metrics, **more)
         for spec, results in distilled.items():
             for steps in spec.steps:
                 draws = {
@@ -205,10 +206,10 @@ class Mixture1D(Benchmark[Settings]):
         grids = {(k, spec.power) for spec in self.settings.specs for k in spec.steps}
         for steps, power in sorted(grids, reverse=True):
             step = Exponential(self.teachers["analytic"].denoiser)
-            draw = self.march(step, coarse_grid(SCHEDULE, steps, power=power))
-            metrics = self.judge_seeds(f"untrained {steps} {power}", dict.fromkeys(seeds, draw))
-            row = make_row("untrained", step, steps, metrics, grid=grid_name(power), **told)
-            self.add(row)
+            grid = coarse_grid(SCHEDULE, steps, power=power)
+            draws = dict.fromkeys(seeds, self.march(step, grid))
+            metrics = self.judge_seeds(f"untrained {steps} {power}", draws)
+            self.add_step("untrained", step, grid, metrics, grid=grid_name(power), **told)
         self.shown = self.show(distilled, "learned")
         self.student = self.shown["student, 5 calls"]
 

@@ -78,9 +78,7 @@ class Mnist(Digits):
         for steps in settings.peers:
             self.add_ancestral(steps)
             for method in SOLVERS:
-                denoiser, grids = self.teacher.denoiser, solver_grids(method, steps)
-                tried = {grid: self.solver(denoiser, method, grid, steps) for grid in grids}
-                self.best_row(method, steps, tried)
+                self.add_solver(method, steps)
         for calls in settings.guided_peers:
             for method in SOLVERS:
                 self.add_guided_peer(method, calls)
@@ -91,22 +89,22 @@ class Mnist(Digits):
     def add_whole_teacher(self) -> int:
         """The paper's teacher, all uniform steps of its scheduler: what speed is compared with."""
         steps, step = self.settings.train_steps, self.teachers[""]
-        draw = self.march(step, fine_grid(step.schedule, steps))
         more: dict[str, Any] = {"steps": steps, "grid": "uniform", "order": 1, "seeds": 1}
-        return self.add(make_row("teacher", step.denoiser, steps + 1, {}, **more), draw)
+        return self.add_step("teacher", step, fine_grid(step.schedule, steps), {}, **more)
 
     def add_teacher(self, name: str) -> int:
         """A teacher as students see it; its samples are the ends of the cached paths."""
         step, cache, n = self.teachers[name], self.sources[name], self.settings.n
-        ends, rows, calls = cache.ends, cache.paths.rows, round(cache.paths.teacher_nfe)
+        ends, rows = cache.ends, cache.paths.rows
         parts = ends.split(n)[: min(self.settings.draws, len(ends) // n)]
         sets = [partial(torch.clone, part) for part in parts]
         metrics, classes = self.judge_sets(" ".join(filter(None, [name, "teacher"])), sets)
         self.classes[name] = classes
         metrics["tv"] = single(total_variation(classes, self.shares), len(ends))
-        draw = self.march(step, torch.cat([rows[0], *(row[1:] for row in rows[1:])]))
+        grid = torch.cat([rows[0], *(row[1:] for row in rows[1:])])
         more: dict[str, Any] = {"grid": "chosen", "order": 1, "seeds": 1, "teacher": name or None}
-        return self.add(make_row("teacher", step.denoiser, calls, metrics, **more), draw)
+        more["steps"] = round(cache.paths.teacher_nfe)
+        return self.add_step("teacher", step, grid, metrics, **more)
 
     def add_pipeline(self) -> int:
         """The saved pipeline as its user runs it: its own scheduler's sampler."""

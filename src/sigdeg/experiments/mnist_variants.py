@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from sigdeg.experiments.bench import count
 from sigdeg.experiments.mnist_bench import Digits
 from sigdeg.experiments.mnist_networks import CLASSES, unet
 from sigdeg.experiments.mnist_presets import WIDTHS
@@ -90,13 +91,12 @@ def scale_rows(bench: Digits) -> list[Row]:
         grid = refine(step.schedule, finest, SCALE_REFINEMENT, weak.matching.fine_power)
         times = torch.cat([grid[0], *(row[1:] for row in grid[1:])])
         value = bench.validate(f"scale {scale:g} until {until:g}", bench.march(step, times))
-        calls = step.denoiser.calls(times[:-1])
         more = {
             "study": "Scale of the guidance, against training images",
             "variant": f"{scale:g} below t = {until:g}",
         }
         metrics = {"fid_train": single(value, bench.settings.tried)}
-        rows.append(make_row("teacher", step.denoiser, calls, metrics, **more))
+        rows.append(make_row("teacher", step.denoiser, count(step, times), metrics, **more))
     return rows
 
 

@@ -22,7 +22,7 @@ from sigdeg.experiments import paper
 from sigdeg.experiments.bench import Benchmark, Draw, Spec
 from sigdeg.experiments.rbergomi_presets import DEFAULT, PRESETS, Settings
 from sigdeg.grids import coarse_grid, fine_grid, refine
-from sigdeg.integrations.solvers import SOLVERS, solver_grids
+from sigdeg.integrations.solvers import SOLVERS
 from sigdeg.metrics import (
     autocorrelation_discrepancy,
     average_w1,
@@ -37,7 +37,7 @@ from sigdeg.metrics import (
 )
 from sigdeg.networks import ResidualMLP
 from sigdeg.report import diffusion_plot, marginals_plot, paths_plot
-from sigdeg.results import Summary, count_calls, grid_name, make_row, merge, summarise
+from sigdeg.results import Summary, count_calls, grid_name, merge, summarise
 from sigdeg.rng import Stream, derive_generator, seeded
 from sigdeg.schedule import VPLinear
 from sigdeg.steps import EulerMaruyama, Exponential, Step
@@ -194,24 +194,21 @@ class Series(Benchmark[Settings]):
             self.fine = fine_grid(SCHEDULE, steps, "power", power)
             draw = self.march(self.teacher, self.fine)
             metrics = self.judge(f"teacher {steps} {power}", draw, draws=draws)
-            more: dict[str, Any] = {"steps": steps, "grid": grid_name(power), "order": 1}
-            row = make_row("teacher", self.teacher, steps + 1, metrics, seeds=1, **more)
-            self.reference = self.add(row, draw)
+            more: dict[str, Any] = {"grid": grid_name(power), "order": 1, "seeds": 1}
+            more["steps"] = steps
+            self.reference = self.add_step("teacher", self.teacher, self.fine, metrics, **more)
         if self.reference:
             self.over[count_calls(self.rows[0]["nfe"])] = 0
         for spec, results in distilled.items():
             for steps in spec.steps:
                 self.add_student(spec, steps, results)
         for steps in self.settings.peers:
-            step = Exponential(self.denoiser)
-            draw = self.march(step, coarse_grid(SCHEDULE, steps))
-            metrics = self.judge(f"untrained {steps}", draw)
+            step, grid = Exponential(self.denoiser), coarse_grid(SCHEDULE, steps)
+            metrics = self.judge(f"untrained {steps}", self.march(step, grid))
             more = {"grid": grid_name(1.5), "order": 1, "seeds": 1}
-            self.add(make_row("untrained", step, steps, metrics, **more), draw)
+            self.add_step("untrained", step, grid, metrics, **more)
             for method in SOLVERS:
-                grids = solver_grids(method, steps)
-                tried = {grid: self.solver(self.denoiser, method, grid, steps) for grid in grids}
-                self.best_row(method, steps, tried)
+                self.add_solver(method, steps)
         self.shown = self.show(distilled)
         self.student = self.shown["student, 5 calls"]
 
