@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 from typing import NamedTuple
 
 from sigdeg.report.rows import digits, value
@@ -47,67 +48,83 @@ def headline(results: Results) -> Headline | None:
     quality = results.get("quality")
     if not quality:
         return None
-    key, lower = quality["metric"], quality.get("lower_is_better", True)
+    key = quality["metric"]
     rows = [row for row in results["rows"] if value(row, key) is not None and row.get("nfe")]
     students, teachers = of_role(rows, "student"), of_role(rows, "teacher")
     students = [row for row in students if not row.get("elastic")] or students
     if not students or not teachers:
         return None
-    floor = results["floor"].get(key)
-
-    def teacher_of(student: Row) -> Row:
-        own = [row for row in teachers if row.get("teacher") == student.get("teacher")]
-        return max(own or teachers, key=lambda row: (row.get("speedup") == 1, row["nfe"]))
-
-    def off(student: Row) -> float:
-        """How many times worse than its teacher; below 1 is better."""
-        return ratio(value(student, key) or 0.0, value(teacher_of(student), key) or 0.0, lower)
-
-    def learnt(student: Row) -> bool:
-        """Whether it is better than the untrained step, where that was measured."""
-        same = ("nfe", "teacher")
-        return all(
-            better(student["metrics"][key], row["metrics"][key], lower)
-            for row in of_role(rows, "untrained")
-            if all(row.get(k) == student.get(k) for k in same)
-        )
-
-    def says(student: Row) -> tuple[bool, str]:
-        """Whether quality is kept, and what the claim ends with."""
-        if told := student.get("verdict"):
-            return told["equal"] and not told["failed"], told["says"]
-        references = [teacher_of(student)["metrics"][key], *([floor] if floor else [])]
-        found = [verdict(student["metrics"][key], other, lower) for other in references]
-        if found[0] and not learnt(student):
-            return False, "no better than the untrained step"
-        if found[0] and {"tie", "better"} & set(found):
-            return True, "quality kept"
-        times = f"{digits(off(student), 2)} times"
-        text = f"{times} the teacher’s {metric_name(key)}" if lower else f"quality {times} worse"
-        return False, text if found[0] else f"{text}, in one draw"
-
-    kept = [row for row in students if says(row)[0]]
-    row = min(kept, key=lambda row: (row["nfe"], off(row))) if kept else min(students, key=off)
-    teacher = teacher_of(row)
+    lower, floor = quality.get("lower_is_better", True), results["floor"].get(key)
+    run = Compared(key, lower, teachers, of_role(rows, "untrained"), floor)
+    kept = [row for row in students if run.says(row)[0]]
+    row = min(kept or students, key=lambda row: (row["nfe"] if kept else 0, run.off(row)))
+    teacher = run.teacher_of(row)
     calls = "1 network call" if row["nfe"] == 1 else f"{row['nfe']:,} network calls"
     # Against the teacher that the sentence names, not against what the table's speed-ups are of.
     speedup = (row.get("speedup") or 0) / (teacher.get("speedup") or 1)
     faster = f", {digits(speedup, 2)}× faster" if speedup else ""
-    label = quality.get("label", key)
-    evidence = f"{label}: {short(value(row, key))} beside "
-    same = [other for other in of_role(rows, "untrained") if other["nfe"] == row["nfe"]]
-    if row.get("verdict") and same:  # its teacher's own is the floor
-        evidence += f"the untrained step’s {short(value(same[0], key))}"
-        evidence += f" (floor {short(value(teacher, key))}, the teacher beside itself)"
-    else:
-        evidence += f"the teacher’s {short(value(teacher, key))}"
-        evidence += "" if floor is None else f" (floor {short(floor['mean'])})"
-    return Headline(
-        f"{calls} instead of {teacher['nfe']:,}{faster}, {says(row)[1]}",
-        evidence + ".",
-        row,
-        bool(kept),
-    )
+    claim = f"{calls} instead of {teacher['nfe']:,}{faster}, {run.says(row)[1]}"
+    return Headline(claim, f"{quality.get('label', key)}: {run.evidence(row)}.", row, bool(kept))
+
+
+@dataclass(frozen=True)
+class Compared:
+    """Students beside their teachers, the untrained step and the floor, in one metric."""
+
+    key: str
+    lower: bool
+    teachers: list[Row]
+    untrained: list[Row]
+    floor: Summary | None
+
+    def teacher_of(self, student: Row) -> Row:
+        """The teacher that it learned from: where there are several, that of the speed-ups."""
+        own = [row for row in self.teachers if row.get("teacher") == student.get("teacher")]
+        return max(own or self.teachers, key=lambda row: (row.get("speedup") == 1, row["nfe"]))
+
+    def off(self, student: Row) -> float:
+        """How many times worse than its teacher; below 1 is better."""
+        pair = student, self.teacher_of(student)
+        own, reference = (row["metrics"][self.key]["mean"] for row in pair)
+        worse, better = (own, reference) if self.lower else (reference, own)
+        return worse / better if better > 0 else math.inf
+
+    def learnt(self, student: Row) -> bool:
+        """Whether it is better than the untrained step, where that was measured."""
+        return all(
+            better(student["metrics"][self.key], row["metrics"][self.key], self.lower)
+            for row in self.untrained
+            if row["nfe"] == student["nfe"] and row.get("teacher") == student.get("teacher")
+        )
+
+    def says(self, student: Row) -> tuple[bool, str]:
+        """Whether quality is kept, and what the claim ends with."""
+        if told := student.get("verdict"):
+            return told["equal"] and not told["failed"], told["says"]
+        own, teacher = (row["metrics"][self.key] for row in (student, self.teacher_of(student)))
+        references = [teacher, *([self.floor] if self.floor else [])]
+        found = [verdict(own, other, self.lower) for other in references]
+        if found[0] and not self.learnt(student):
+            return False, "no better than the untrained step"
+        if found[0] and {"tie", "better"} & set(found):
+            return True, "quality kept"
+        times = f"{digits(self.off(student), 2)} times"
+        name = metric_name(self.key)
+        text = f"{times} the teacher’s {name}" if self.lower else f"quality {times} worse"
+        return False, text if found[0] else f"{text}, in one draw"
+
+    def evidence(self, student: Row) -> str:
+        """The student's figure, and those of what it is compared with."""
+        own, teacher = (short(value(r, self.key)) for r in (student, self.teacher_of(student)))
+        same = [row for row in self.untrained if row["nfe"] == student["nfe"]]
+        if student.get("verdict") and same:  # its teacher's own is the floor
+            untrained = short(value(same[0], self.key))
+            return (
+                f"{own} beside the untrained step’s {untrained} (floor {teacher}, the teacher "
+                "beside itself)"
+            )
+        floor = f" (floor {short(self.floor['mean'])})" if self.floor else ""
+        return f"{own} beside the teacher’s {teacher}{floor}"
 
 
 def better(own: Summary, other: Summary, lower: bool) -> bool:
@@ -121,9 +138,3 @@ def short(number: float | None) -> str:
     """Three significant digits, without zeros that say nothing."""
     text = digits(number or 0.0)
     return text.rstrip("0").rstrip(".") if "." in text and "e" not in text else text
-
-
-def ratio(own: float, reference: float, lower: bool) -> float:
-    """How many times worse a value is than a reference."""
-    worse, better = (own, reference) if lower else (reference, own)
-    return worse / better if better > 0 else float("inf")
