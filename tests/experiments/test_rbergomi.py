@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import torch
 
-from sigdeg import SignatureStudent
+from sigdeg import Model
 from sigdeg.cli import main
 from sigdeg.datasets import rough_bergomi_split
 from sigdeg.denoiser import GaussianDenoiser
@@ -78,7 +78,9 @@ def test_runs_from_end_to_end(tmp_path: Path, monkeypatch: Any, capsys: Any) -> 
     assert [row["variant"] for row in rows if row.get("study")] == ["plain"]
     assert all((out / figure["file"]).exists() for figure in results["figures"])
     assert len(results["figures"]) == 4
-    assert SignatureStudent.from_pretrained(out / "student").sample_shape == (50,)
+    student = Model.from_pretrained(out / "student")  # in units of its own, though it learned none
+    assert student.step.sample_shape == (50,)
+    assert student.sample(3, seed=0).shape == (3, 2, 25)
     page = (out / "report.html").read_text()
     assert "<h2>factors</h2>" in page
 

@@ -21,6 +21,7 @@ from typing import Any, ClassVar, Generic, Literal, TypeVar, cast
 import torch
 from torch import Generator, Tensor, nn
 
+from sigdeg.codec import Codec, Identity, save_codec
 from sigdeg.denoiser import Denoiser
 from sigdeg.distillation import Distilled, distill
 from sigdeg.grids import coarse_grid
@@ -327,6 +328,7 @@ class Benchmark(Bench, ABC, Generic[S]):
     rivals: ClassVar[tuple[str, ...]] = ()  # metrics that students are compared with others by
     paper: ClassVar[Sequence[Mapping[str, Any]]] = ()
     student: SignatureStudent  # the one that is kept
+    codec: Codec = Identity()  # of its states
     shown_steps = 5  # at which the report shows how to sample it
 
     def __init__(self, settings: S, out: Path, **options: Any) -> None:
@@ -403,8 +405,9 @@ class Benchmark(Bench, ABC, Generic[S]):
         """What is measured, in a sentence or two."""
 
     def save_student(self) -> None:
-        """Save the student that is kept."""
+        """Save the student that is kept, and what its states stand for."""
         self.student.save_pretrained(self.out / "student")
+        save_codec(self.codec, self.out / "student")
 
     def distil_all(self, specs: Sequence[Spec], seeds: int = 1) -> dict[Spec, list[Distilled]]:
         """Distil every student: those of the main table with all seeds, others with the first."""

@@ -176,9 +176,8 @@ class Mnist(Digits):
         }
 
     def save_student(self) -> None:
-        """Save it with its decoder, and what was trained as the package ships it."""
+        """Save it, and what was trained as the package ships it."""
         super().save_student()
-        save_decoder(self.decoder, self.out / "student" / "decoder")
         if not self.settings.shipped:
             self.ship()
 

@@ -91,7 +91,7 @@ class Digits(Benchmark[Settings]):
         self.extractors = [self.extractor(name) for name in EXTRACTORS]
         self.references = [Reference.from_images(self.test_set[0], e) for e in self.extractors]
         self.validation = Statistics.of(self.extractors[0].features(self.train_set[0][:VALIDATION]))
-        self.decoder = self.autoencoder()
+        self.codec = self.decoder = self.autoencoder()
         self.shares = class_histogram(self.train_set[1], CLASSES)
         self.latents = in_batches(self.decoder.autoencoder, "encode", self.train_set[0])
         self.shape = tuple(self.latents.shape[1:])

@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from sigdeg.codec import Standardise
 from sigdeg.datasets import RoughBergomi, rough_bergomi_split
 from sigdeg.denoiser import NetworkDenoiser
 from sigdeg.distillation import Distilled, TeacherPaths
@@ -86,6 +87,7 @@ class Series(Benchmark[Settings]):
         cache = self.out / "data.safetensors"
         self.split = rough_bergomi_split(DATA_SEED, self.settings.n, model=MODEL, cache=cache)
         self.data = self.split.standardise(self.split.train)
+        self.codec = Standardise(self.split.mean, self.split.std)
         self.shape = (dim,) = tuple(self.data.shape[1:])
         network = seeded(self.seed, lambda: ResidualMLP(dim, dim, *self.network))
         self.denoiser, curve = train_teacher(
