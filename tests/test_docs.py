@@ -56,7 +56,9 @@ assert w1_exact(many, GaussianMixture1D()) < 0.03
 """
 
 
-@pytest.mark.parametrize("name", ["README.md", "docs/tutorial.md", "docs/rough-bergomi.md"])
+@pytest.mark.parametrize(
+    "name", ["README.md", "docs/architecture.md", "docs/rough-bergomi.md", "docs/tutorial.md"]
+)
 def test_code_runs_as_written(name: str, tmp_path: Path) -> None:
     # In a Python of its own, as a reader would run it. Text after code is its output.
     pattern = r"^```python\n(.*?)^```$(?:\n\n```text\n(.*?)^```$)?"

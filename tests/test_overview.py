@@ -1,13 +1,16 @@
-"""The figure of the method: the noise of one path, its signatures, and both marches along it."""
+"""The figures of the method, of one path and both marches along it, and of the architecture."""
 
 from __future__ import annotations
 
+import tomllib
+from itertools import pairwise
 from pathlib import Path
 
 import torch
 from PIL import Image
 from torch import Generator
 
+from benchmarks import architecture
 from benchmarks.overview import REFINEMENT, SCHEDULE, STEPS, draw, summarised, walk
 from sigdeg.networks import ResidualMLP
 from sigdeg.signature import PartialSignature
@@ -41,4 +44,25 @@ def test_both_walk_one_path(tmp_path: Path) -> None:
     assert correlation[0, 1] > 0.9
     draw(found, (found.teacher[:, -1], found.student[:, -1]), tmp_path / "overview.png")
     with Image.open(tmp_path / "overview.png") as image:
+        assert image.size[0] > 1000
+
+
+def test_the_drawing_of_the_architecture_shows_what_there_is(tmp_path: Path) -> None:
+    root = Path(__file__).parents[1]
+    for room in architecture.ROOMS:
+        for file in room.files.split():
+            assert (root / "src/sigdeg" / file).exists(), file
+    rules = tomllib.loads((root / "pyproject.toml").read_text())["tool"]["importlinter"]
+    layers = rules["contracts"][0]["layers"]
+    floors = [
+        [
+            next(i for i, layer in enumerate(layers) if name in layer.split())
+            for name in names.split()
+        ]
+        for names, _ in architecture.FLOORS
+    ]
+    for above, below in pairwise(floors):
+        assert max(above) < min(below)
+    architecture.draw(tmp_path / "architecture.png")
+    with Image.open(tmp_path / "architecture.png") as image:
         assert image.size[0] > 1000
