@@ -11,6 +11,7 @@ import platform
 import statistics
 from collections.abc import Callable, Mapping, Sequence
 from importlib.metadata import version
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Literal, Required, TypedDict, TypeVar, cast
 
@@ -333,9 +334,9 @@ def hardware(device: torch.device | str = "cpu") -> dict[str, Any]:
 
 def versions() -> dict[str, str]:
     """Versions of what the numbers depend on."""
-    return {"python": platform.python_version()} | {
-        name: version(name) for name in ("sigdeg", "torch", "accelerate", "diffusers")
-    }
+    names = ("sigdeg", "torch", "accelerate", "diffusers")  # the last comes with an extra
+    found = {name: version(name) for name in names if find_spec(name) is not None}
+    return {"python": platform.python_version()} | found
 
 
 def save_results(folder: Path, results: Mapping[str, Any], device: str | None = None) -> Path:

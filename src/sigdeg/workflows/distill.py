@@ -15,12 +15,10 @@ from sigdeg.errors import SigdegError, check_least
 from sigdeg.grids import Grid
 from sigdeg.integrations import load_teacher
 from sigdeg.model import Model, as_model
-from sigdeg.report import write_report
 from sigdeg.results import versions
 from sigdeg.runs import fingerprint
 from sigdeg.student import SignatureStudent
 from sigdeg.training import resolve_device
-from sigdeg.workflows.evaluate import check_pair, evaluate, finer_grid, save_comparison
 from sigdeg.workflows.recipe import Recipe
 
 __all__ = ["configure", "distil", "distill"]
@@ -111,6 +109,9 @@ def distil(
     Returns:
         The student.
     """
+    from sigdeg.report import write_report  # an extra, which training a student can do without
+    from sigdeg.workflows.evaluate import evaluate, finer_grid, save_comparison
+
     student = new_student(teacher, recipe)
     check_least(samples, 2, "samples")
     check_memory(judging_bytes(samples, teacher.shape, len(student.steps)))
@@ -197,6 +198,8 @@ def new_student(teacher: Model, recipe: Recipe) -> SignatureStudent:
             "others out"
         )
     if recipe.start is not None:
+        from sigdeg.workflows.evaluate import check_pair
+
         known = SignatureStudent.from_pretrained(recipe.start)
         check_pair(known, teacher)
         return known.at_times(known.grid(max(steps)), steps)
