@@ -19,7 +19,7 @@ from sigdeg.grids import coarse_grid, refine
 from sigdeg.metrics import w1_exact
 from sigdeg.networks import ResidualMLP
 from sigdeg.planning import Plan, hybrid, merges, progressive, seq_boot, seq_consistency, vanilla
-from sigdeg.planning.theory import all_plans
+from sigdeg.planning.theory.programmes import all_plans
 from sigdeg.rng import seeded as build
 from sigdeg.sampling import march, sample
 from sigdeg.schedule import VPLinear

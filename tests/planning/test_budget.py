@@ -7,15 +7,8 @@ import pytest
 
 from sigdeg.errors import SigdegError
 from sigdeg.planning import canonical_plans, hybrid, progressive, seq_boot, vanilla
-from sigdeg.planning.theory import (
-    best_hybrid,
-    discretise,
-    gamma,
-    plan_cost,
-    predict,
-    teacher_ops,
-    training_time,
-)
+from sigdeg.planning.theory.budget import best_hybrid, plan_cost, predict, training_time
+from sigdeg.planning.theory.operators import discretise, gamma, teacher_ops
 
 STEPS = 32
 A, N2 = teacher_ops(discretise("cosine", STEPS), np.arange(1, 33.0) ** -2)

@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 from sigdeg.errors import SigdegError
-from sigdeg.planning.theory import MixtureTeacher, accumulated_error, discretise, teacher_ops
+from sigdeg.planning.theory.mixture import MixtureTeacher, accumulated_error
+from sigdeg.planning.theory.operators import discretise, teacher_ops
 
 TEACHER = MixtureTeacher(discretise("cosine", 32), (0.3, 0.7), (-2.0, 2.0), (0.5, 0.5))
 

@@ -9,19 +9,18 @@ import pytest
 
 from sigdeg.errors import SigdegError
 from sigdeg.planning import seq_boot, vanilla
-from sigdeg.planning.theory import (
+from sigdeg.planning.theory.operators import (
     StepSchedule,
     composites,
     data_target,
     discretise,
-    dp_scalar,
     final_operator,
     gamma,
-    hybrid_operators,
     teacher_ops,
     w2,
     windows,
 )
+from sigdeg.planning.theory.programmes import dp_scalar, hybrid_operators
 from sigdeg.schedule import RectifiedFlow
 
 every_kind = pytest.mark.parametrize("kind", ["cosine", "vp"])

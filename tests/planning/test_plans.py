@@ -21,15 +21,9 @@ from sigdeg.planning import (
     vanilla,
 )
 from sigdeg.planning.plans import fold
-from sigdeg.planning.theory import (
-    all_plans,
-    discretise,
-    final_operator,
-    gamma,
-    teacher_ops,
-    train_plan,
-    w2,
-)
+from sigdeg.planning.theory.operators import discretise, final_operator, gamma, teacher_ops, w2
+from sigdeg.planning.theory.programmes import all_plans
+from sigdeg.planning.theory.trained import train_plan
 
 Array = np.ndarray
 

@@ -9,23 +9,17 @@ import pytest
 
 from sigdeg.errors import SigdegError
 from sigdeg.planning import Plan, canonical_plans, format_plan, hybrid, merges, seq_boot, vanilla
-from sigdeg.planning.theory import (
-    Found,
-    Outcome,
-    all_plans,
-    best_hybrid,
+from sigdeg.planning.theory.budget import Outcome, best_hybrid
+from sigdeg.planning.theory.operators import (
     data_target,
     discretise,
-    dp_greedy,
-    dp_pareto,
-    dp_scalar,
     final_operator,
     gamma,
-    hybrid_operators,
-    local_search,
     teacher_ops,
     w2,
 )
+from sigdeg.planning.theory.pareto import Found, dp_greedy, dp_pareto, local_search
+from sigdeg.planning.theory.programmes import all_plans, dp_scalar, hybrid_operators
 
 PLANS: dict[int, list[Plan]] = {steps: list(all_plans(steps)) for steps in range(1, 8)}
 K = np.arange(1, 33.0)

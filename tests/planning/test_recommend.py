@@ -22,21 +22,18 @@ from sigdeg.planning import (
     vanilla,
 )
 from sigdeg.planning.spectrum import Spectrum, covariance_eigenvalues
-from sigdeg.planning.theory import (
-    all_plans,
+from sigdeg.planning.theory.budget import one_shot_budget, plan_cost, training_time
+from sigdeg.planning.theory.operators import (
     discretise,
     final_operator,
     gamma,
-    one_shot_budget,
-    phase_diagram,
-    plan_cost,
-    recommend_plan,
-    regime,
     teacher_ops,
-    training_time,
     w2,
     windows,
 )
+from sigdeg.planning.theory.phase import phase_diagram
+from sigdeg.planning.theory.programmes import all_plans
+from sigdeg.planning.theory.recommend import recommend_plan, regime
 from sigdeg.schedule import DiscreteVP, VPLinear
 from sigdeg.steps import Exponential
 from sigdeg.workflows.plan import find_source

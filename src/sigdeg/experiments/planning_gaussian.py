@@ -7,7 +7,9 @@ from torch import nn
 
 from sigdeg.planning import canonical_plans, format_plan
 from sigdeg.planning.spectrum import Floats
-from sigdeg.planning.theory import best_hybrid, discretise, predict, teacher_ops, train_plan, w2
+from sigdeg.planning.theory.budget import best_hybrid, predict
+from sigdeg.planning.theory.operators import discretise, teacher_ops, w2
+from sigdeg.planning.theory.trained import train_plan
 from sigdeg.results import Row, make_row, single, summarise
 
 __all__ = ["gaussian_rows"]

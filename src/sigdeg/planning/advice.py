@@ -155,15 +155,9 @@ def fine_steps(schedule: Schedule, fine: int) -> int:
     return min(fine, int(schedule.t_max / schedule.t_min * (1 - 1e-9)))
 
 
-def default_candidates(steps: int) -> int:
-    """Candidate times for a grid of some steps: there is to be a choice for every step.
-
-    Raises:
-        SigdegError: If there are more than 64 steps.
-    """
-    if steps > LONGEST:
-        raise SigdegError(f"a grid is planned for at most {LONGEST} steps, got {steps}")
-    return max(CANDIDATES, 2 * steps) + 1
+def own_samples(teacher: str, steps: int) -> str:
+    """What a spectrum of a teacher is of, in words."""
+    return f"{teacher}, its own samples, {steps} steps each"
 
 
 def plan_grid(
@@ -179,7 +173,7 @@ def plan_grid(
     weighing: Weighing | None = None,
     fine: int = FINE,
     seed: int = 0,
-    source: str = "a teacher's own samples",
+    source: str = "the teacher",
     **options: Any,
 ) -> GridAdvice:
     """Measure a teacher and plan a grid for its student.
@@ -200,7 +194,7 @@ def plan_grid(
         weighing: How losses are weighed, see `MeasuredCost.cost`.
         fine: Fine steps of the linear teacher, see `recommend_grid`.
         seed: Seed of the paths.
-        source: What the spectrum is of, in words.
+        source: What the teacher is called.
         options: Passed on to `measured_cost`: condition, device, batch_size, progress.
 
     Raises:
@@ -209,7 +203,10 @@ def plan_grid(
     """
     student, schedule, size = student or LinearStudent(), teacher.schedule, math.prod(shape)
     # What does not fit is refused before anything is measured.
-    candidates = candidates or default_candidates(steps)
+    if candidates is None:
+        if steps > LONGEST:
+            raise SigdegError(f"a grid is planned for at most {LONGEST} steps, got {steps}")
+        candidates = max(CANDIDATES, 2 * steps) + 1
     if candidates <= steps:
         raise SigdegError(f"{steps} steps need more than {candidates} candidates to choose from")
     check_least(axes, 1, "axes")
@@ -226,6 +223,7 @@ def plan_grid(
         generator=derive_generator(seed, Stream.PLAN),
         **options,
     )
+    source = own_samples(source, (candidates - 1) * refinement)
     spectrum = Spectrum.of_eigenvalues(measured.variance[-1], source=source, samples=paths)
     advice = recommend_grid(spectrum, schedule, steps, student, fine)
     return advice.with_measured(measured, weighing)

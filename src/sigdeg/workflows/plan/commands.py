@@ -24,21 +24,15 @@ from sigdeg.planning import (
     plan_grid,
     recommend_grid,
 )
-from sigdeg.planning.advice import default_candidates
 from sigdeg.planning.measured import Weighing
-from sigdeg.planning.theory import (
-    Accounting,
-    discretise,
-    phase_diagram,
-    recommend_plan,
-    regime,
-    windows,
-)
-from sigdeg.planning.theory.operators import SCHEDULES
+from sigdeg.planning.theory.budget import Accounting
+from sigdeg.planning.theory.operators import SCHEDULES, discretise, windows
+from sigdeg.planning.theory.phase import phase_diagram
+from sigdeg.planning.theory.recommend import recommend_plan, regime
 from sigdeg.schedule import Schedule
 from sigdeg.training import resolve_device
 from sigdeg.workflows.plan import plots, tables
-from sigdeg.workflows.plan.sources import find_source, own_samples, sample_spectrum
+from sigdeg.workflows.plan.sources import find_source, sample_spectrum
 
 __all__ = ["Answer", "answer", "grid", "merge", "phase", "spectrum"]
 
@@ -173,15 +167,12 @@ def grid(
     weak: str | None,
     null_class: int | None,
     measure: bool,
-    candidates: int | None,
-    paths: int,
-    refinement: int,
-    axes: int,
     weighing: Weighing | None,
     samples: int,
     seed: int,
     device: str | None,
     progress: bool,
+    **measuring: Any,
 ) -> Answer:
     """The times at which a student of a few steps loses the least, from a spectrum or a teacher."""
     student = LinearStudent(order, budget, start, residual_noise)
@@ -199,23 +190,19 @@ def grid(
         )
     if isinstance(found, Model) and measure:
         device = resolve_device(device)
-        candidates = candidates or default_candidates(steps)
         advice = plan_grid(
             found.to(device).step,
             steps,
             found.shape,
             student,
-            candidates=candidates,
-            paths=paths,
-            refinement=refinement,
-            axes=axes,
             weighing=weighing,
             fine=fine_steps,
             seed=seed,
-            source=own_samples(found, (candidates - 1) * refinement),
+            source=found.name,
             condition=found.conditions(),
             device=device,
             progress=progress,
+            **measuring,
         )
     else:
         if isinstance(found, Model):

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -19,10 +18,14 @@ from sigdeg.grids import fine_grid
 from sigdeg.integrations import load_guided
 from sigdeg.model import Model
 from sigdeg.planning import Spectrum
+from sigdeg.planning.advice import own_samples
 from sigdeg.sampling import sample
 from sigdeg.training import resolve_device
 
-__all__ = ["find_source", "own_samples", "sample_spectrum"]
+__all__ = ["find_source", "sample_spectrum"]
+
+SUFFIXES = (".npy", ".safetensors", ".json", ".csv", ".txt")
+BENCHMARKS = ("mixture1d", "rbergomi")
 
 
 def find_source(name: str, samples: int = 1024, seed: int = 0, **options: Any) -> Spectrum | Model:
@@ -45,69 +48,42 @@ def find_source(name: str, samples: int = 1024, seed: int = 0, **options: Any) -
         SigdegError: If it is none of them, or cannot be read.
     """
     path = Path(name)
-    if path.suffix in READERS and not path.is_dir():
+    if path.suffix in SUFFIXES and not path.is_dir():
         try:
-            return READERS[path.suffix](path)
+            return read_spectrum(path)
         except SigdegError:
             raise
         except Exception as error:  # a damaged file may break anything inside its reader
             raise SigdegError(f"cannot read {path}: {reason(error)}") from None
     if name in BENCHMARKS and not path.exists():
-        return BENCHMARKS[name](samples, seed)
+        return benchmark_spectrum(name, samples, seed)
     return load_guided(name, **options)
 
 
-def read_array(path: Path) -> Spectrum:
-    """Samples in a .npy file; nothing is unpickled."""
-    return Spectrum.of_samples(np.load(path, allow_pickle=False), path.name)
-
-
-def read_safetensors(path: Path) -> Spectrum:
-    """Samples in a .safetensors file of one tensor."""
-    tensors = read_tensors(path)[0]
-    if len(tensors) != 1:
-        raise SigdegError(f"{path} must hold one tensor of samples, it holds {len(tensors)}")
-    return Spectrum.of_samples(next(iter(tensors.values())).double().numpy(), path.name)
-
-
-def read_json_spectrum(path: Path) -> Spectrum:
-    """Eigenvalues or a spectrum in a .json file."""
-    return Spectrum.from_json(json.loads(path.read_text()), path.name)
-
-
-def read_text(path: Path) -> Spectrum:
-    """Eigenvalues in a text file, separated by commas or line ends."""
+def read_spectrum(path: Path) -> Spectrum:
+    """The spectrum of samples in a file, or of eigenvalues; nothing is unpickled."""
+    if path.suffix == ".npy":
+        return Spectrum.of_samples(np.load(path, allow_pickle=False), path.name)
+    if path.suffix == ".safetensors":
+        tensors = read_tensors(path)[0]
+        if len(tensors) != 1:
+            raise SigdegError(f"{path} must hold one tensor of samples, it holds {len(tensors)}")
+        return Spectrum.of_samples(next(iter(tensors.values())).double().numpy(), path.name)
+    if path.suffix == ".json":
+        return Spectrum.from_json(json.loads(path.read_text()), path.name)
     numbers = path.read_text().replace(",", " ").split()
     if not numbers:
         raise SigdegError(f"{path} holds no eigenvalues")
     return Spectrum.of_eigenvalues(numbers, source=path.name)
 
 
-READERS: dict[str, Callable[[Path], Spectrum]] = {
-    ".npy": read_array,
-    ".safetensors": read_safetensors,
-    ".json": read_json_spectrum,
-    ".csv": read_text,
-    ".txt": read_text,
-}
-
-
-def mixture(samples: int, seed: int) -> Spectrum:
-    """The exact variance of 1DN."""
-    return Spectrum.of_eigenvalues([GaussianMixture1D().variance], source="mixture1d, exact")
-
-
-def rough_bergomi(samples: int, seed: int) -> Spectrum:
-    """Standardised paths of the rough Bergomi benchmark."""
+def benchmark_spectrum(name: str, samples: int, seed: int) -> Spectrum:
+    """The exact variance of 1DN, or standardised paths of rough Bergomi."""
+    if name == "mixture1d":
+        return Spectrum.of_eigenvalues([GaussianMixture1D().variance], source="mixture1d, exact")
     check_memory(25_000 * samples)  # 500 steps a path, of a few numbers each
     split = rough_bergomi_split(seed, max(samples, 10) * 5 // 3)
     return Spectrum.of_samples(split.standardise(split.train), "rbergomi, standardised paths")
-
-
-BENCHMARKS: dict[str, Callable[[int, int], Spectrum]] = {
-    "mixture1d": mixture,
-    "rbergomi": rough_bergomi,
-}
 
 
 def sample_spectrum(
@@ -158,9 +134,4 @@ def sample_spectrum(
         progress=progress,
         **condition,
     ).cpu()
-    return Spectrum.of_samples(drawn.numpy(), own_samples(teacher, steps))
-
-
-def own_samples(teacher: Model, steps: int) -> str:
-    """What a spectrum of a teacher is of, in words."""
-    return f"{teacher.name}, its own samples, {steps} steps each"
+    return Spectrum.of_samples(drawn.numpy(), own_samples(teacher.name, steps))
