@@ -329,8 +329,8 @@ def test_streams_of_samples_are_white_and_independent() -> None:
 
 def test_fresh_paths_differ_by_stream_and_from_the_held_out() -> None:
     paths = TeacherPaths(EulerMaruyama(gaussian()), ROWS, (1,), 2)
-    source = FreshPaths(paths, held_out=5)
-    held_out = {seed: FreshPaths(paths, seed, 5).held_out(5).states for seed in (0, 1)}
+    source = FreshPaths(paths)
+    held_out = {seed: FreshPaths(paths, seed).held_out(5).states for seed in (0, 1)}
     assert torch.equal(held_out[0], source.held_out(5).states)
     assert not torch.isin(held_out[1][:, 0], held_out[0][:, 0]).any()
     first, again, other = (source.batch(5, seeded(s)) for s in (1, 1, 2))

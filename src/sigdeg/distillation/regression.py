@@ -168,7 +168,7 @@ def open_source(
 ) -> PathSource:
     """Paths that are simulated once, or anew for every batch."""
     if not cached:
-        return FreshPaths(paths, config.seed, min(HELD_OUT, max(1, config.held_out)))
+        return FreshPaths(paths, config.seed)
     held_out = min(config.held_out, config.paths // 2)
     return CachedPaths(
         paths, folder, config.paths, config.seed, held_out, config.shard_size, progress

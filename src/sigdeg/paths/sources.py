@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import math
 from dataclasses import replace
-from functools import cached_property
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -56,24 +55,20 @@ class FreshPaths:
 
     Arguments:
         paths: What to simulate.
-        seed: Seed of the held-out segments.
-        held_out: The number of them, drawn from a stream that training never sees.
+        seed: Seed of the held-out segments, of a stream that training never sees.
     """
 
     unseen = True
 
-    def __init__(self, paths: TeacherPaths, seed: int = 0, held_out: int = 1) -> None:
-        self.paths, self.seed, self.count = paths, seed, held_out
-
-    @cached_property
-    def kept(self) -> Batch:
-        """The held-out segments, simulated when they are first asked for."""
-        return self.paths.draw(self.count, derive_generator(self.seed, Stream.FRESH_HELD_OUT))
+    def __init__(self, paths: TeacherPaths, seed: int = 0) -> None:
+        self.paths, self.seed = paths, seed
+        self.kept: Batch | None = None  # the segments that were held out
 
     @property
     def ends(self) -> Tensor:
         """See `PathSource`."""
-        return self.kept.states[:, -1]
+        kept = self.held_out(1) if self.kept is None else self.kept
+        return kept.states[:, -1]
 
     def batch(self, n: int, generator: Generator) -> Batch:
         """See `PathSource`."""
@@ -86,11 +81,14 @@ class FreshPaths:
 
     def held_out(self, n: int) -> Batch:
         """See `PathSource`."""
-        return self.kept.take(slice(n))
+        if self.kept is None or len(self.kept) != n:
+            self.kept = self.paths.draw(n, derive_generator(self.seed, Stream.FRESH_HELD_OUT))
+        return self.kept
 
     def calls(self, segments: int) -> float:
         """See `PathSource`."""
-        return (processes() * self.count + segments) * self.paths.teacher_nfe  # all hold some out
+        held_out = 0 if self.kept is None else len(self.kept)
+        return (processes() * held_out + segments) * self.paths.teacher_nfe  # all hold some out
 
 
 class CachedPaths:
