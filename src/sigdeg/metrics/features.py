@@ -115,8 +115,8 @@ def kernel_inception_distance(a: Tensor, b: Tensor) -> float:
         return float(sum(p.div_(u.shape[1]).add_(1).pow_(3).sum() for p in products))
 
     def within(u: Tensor) -> float:
-        own = (u.square().mean(1) + 1).pow(3).sum()
-        return (total(u, u) - float(own)) / (len(u) * (len(u) - 1))
+        diagonal = (u.square().mean(1) + 1).pow(3).sum()
+        return (total(u, u) - float(diagonal)) / (len(u) * (len(u) - 1))
 
     return within(x) + within(y) - 2 * total(x, y) / (len(x) * len(y))
 

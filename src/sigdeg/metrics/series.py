@@ -245,8 +245,8 @@ def correlations(values: Tensor) -> Tensor:
 
 def autocorrelations(values: Tensor) -> Tensor:
     """Autocorrelations of (n, features, dates) at the lags 1, ..., dates - 1, a row a lag."""
-    own = correlations(values).diagonal(dim1=0, dim2=2)  # (date, date, feature)
-    return torch.stack([own.diagonal(lag).mean(-1) for lag in range(1, len(own))])
+    pairs = correlations(values).diagonal(dim1=0, dim2=2)  # (date, date, feature)
+    return torch.stack([pairs.diagonal(lag).mean(-1) for lag in range(1, len(pairs))])
 
 
 def mean_distance(x: Tensor, y: Tensor) -> float:
