@@ -226,11 +226,10 @@ def test_the_measured_plan_is_trusted_where_they_disagree() -> None:
     assert measured.grid(2, "relative").cost == 1
     far = measured.compare(planned(0, 2, 4))
     assert far.ratio == 2.5
-    assert far.trusted is far.measured
-    near = planned(0, 3, 4)
-    agreed = measured.compare(near)
+    assert not far.agree
+    agreed = measured.compare(planned(0, 3, 4))
     assert agreed.ratio == 1.25
-    assert agreed.trusted is near
+    assert agreed.agree
 
 
 def test_a_balanced_grid_is_near_the_best_by_either_cost() -> None:
@@ -383,13 +382,13 @@ def test_a_nonlinear_teacher_needs_a_measured_plan(
     gaussian = dp_grid(FineSDE([MIXTURE.variance], 256), steps)
     found = mixture_cost.compare(gaussian)
     assert found.ratio > 3
-    assert found.trusted is found.measured
+    assert not found.agree
     uniform, from_spectrum, planned = (
         w1_of_least_squares_student(mixture_teacher, grid, paths)
         for grid in (
             coarse_grid(SCHEDULE, steps, "uniform"),
             gaussian.times,
-            found.trusted.times,
+            found.measured.times,
         )
     )
     assert from_spectrum > uniform > 2 * planned

@@ -70,8 +70,7 @@ class GridAdvice:
     @property
     def name(self) -> str:
         """The grid to take: the measured one where the two disagree by more than a factor 2."""
-        found = self.comparison
-        return "measured" if found is not None and found.trusted is found.measured else "planned"
+        return "planned" if self.comparison is None or self.comparison.agree else "measured"
 
     @property
     def best(self) -> PlannedGrid:

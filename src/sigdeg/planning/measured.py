@@ -163,14 +163,16 @@ class Comparison:
         gaussian: The Gaussian plan's grid, moved to the nearest candidates.
         measured: The measured plan's grid of as many steps.
         ratio: Measured cost of the first over that of the second, at least 1.
-        trusted: The grid to use: the measured one where the ratio exceeds 2, otherwise the Gaussian
-            plan as it came, which is not bound to the candidates.
     """
 
     gaussian: PlannedGrid
     measured: PlannedGrid
     ratio: float
-    trusted: PlannedGrid
+
+    @property
+    def agree(self) -> bool:
+        """Whether the Gaussian plan may be taken, as it came: it loses at most twice as much."""
+        return self.ratio <= 2
 
 
 @dataclass(frozen=True)
@@ -265,7 +267,7 @@ class MeasuredCost:
         moved = self.nearest(gaussian.times, weighing)
         best = self.grid(len(gaussian.times) - 1, weighing)
         ratio = moved.cost / best.cost if best.cost > 0 else 1.0
-        return Comparison(moved, best, ratio, best if ratio > 2 else gaussian)
+        return Comparison(moved, best, ratio)
 
 
 def measured_cost(
