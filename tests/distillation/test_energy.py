@@ -50,17 +50,17 @@ def test_noise_is_one_more_coefficient() -> None:
     assert not torch.equal(moved, step(x, 1.0, 0.5, PartialSignature(path.dt, other)))
 
 
-@pytest.mark.parametrize("q", [1, 2])
-def test_by_hand(q: int) -> None:
-    """Two draws with the noise of other segments, unrolled, and the score of each step."""
+@pytest.mark.parametrize(("q", "m"), [(1, 2), (2, 2), (2, 4)])
+def test_by_hand(q: int, m: int) -> None:
+    """Draws with the noise of other segments, unrolled, and the score of each step."""
     step, batch, channels = student(channels=3), segments(8, q, 3), 3
-    objective = Objective(step, [step.grid()])
+    objective = Objective(step, [step.grid()], draws=m)
     objective.scales.copy_(torch.rand(1, 4) + 0.5)
     with torch.no_grad():
         errors = objective.errors([batch], [0])[0]
     for i in range(8):
         draws: list[list[Tensor]] = []
-        for shift in (1, 2):
+        for shift in range(1, m + 1):
             x, states = batch.states[i, :1], []
             for j in range(q):
                 k = int(batch.start[i]) + j
@@ -72,10 +72,11 @@ def test_by_hand(q: int) -> None:
             draws.append(states)
         for j in range(q):
             target = batch.states[i, j + 1]
-            one, two = draws[0][j][0], draws[1][j][0]
-            score = (one - target).norm() + (two - target).norm() - (one - two).norm()
+            drawn = [states[j][0] for states in draws]
+            far = sum((one - target).norm() for one in drawn) / m
+            apart = sum((one - two).norm() for one in drawn for two in drawn) / (m * (m - 1))
             rho = objective.scales[0, int(batch.start[i]) + j]
-            expected = score / (2 * (channels * rho).sqrt())
+            expected = (far - apart / 2) / (channels * rho).sqrt()
             torch.testing.assert_close(errors[i, j], expected, rtol=1e-4, atol=1e-5)
 
 

@@ -43,7 +43,8 @@ def check_fit(
     if config.matching and q != longest:
         raise SigdegError(f"distribution matching judges samples: it needs q=0, got q={config.q}")
     held_out = max(1, min(config.held_out, config.paths // 2 if config.paths else HELD_OUT))
-    each = 3 if student.residual_noise == "energy" else 1  # which borrows noise from two others
+    # The energy score borrows noise from others.
+    each = config.draws + 1 if student.residual_noise == "energy" else 1
     for n, needed in ((config.batch_size, max(each, processes)), (held_out, each)):
         if min(levels.sizes(n)) < needed:
             raise SigdegError(

@@ -17,7 +17,13 @@ States = Literal["teacher", "data"]
 FINE = 120  # teacher steps a path: fewer are felt, more are not (docs/recipe.md)
 # What is not said here is as in `DistillConfig`: that is how series are distilled.
 KINDS: dict[str, dict[str, Any]] = {
-    "points": {"paths": 100_000, "learning_rate": 4e-3, "ema": 0.99, "optimizer": "muon"},
+    "points": {
+        "paths": 100_000,
+        "learning_rate": 4e-3,
+        "ema": 0.99,
+        "optimizer": "muon",
+        "draws": 4,
+    },
     "series": {},
     "images": {"iterations": 3000, "batch_size": 64, "learning_rate": 2e-4, "paths": 5000},
 }
@@ -33,6 +39,8 @@ class DistillConfig(TrainConfig):
             student has no more than all of them at each of its step counts.
         matching: Weight of distribution matching beside the loss on paths, see
             `sigdeg.distillation.matching`; it judges samples, and so needs q = 0.
+        draws: Draws of the student a segment behind the energy score, see
+            `sigdeg.distillation.objective`: more leave less noise in the loss, each at its price.
         states: Start segments from the teacher's own paths (data-free) or from noised data.
         paths: Teacher paths to cache and reuse; 0 simulates fresh ones for every batch.
         held_out: Cached paths kept out of training, for the second loss curve.
@@ -44,6 +52,7 @@ class DistillConfig(TrainConfig):
 
     q: int = 1
     matching: float = 0.0
+    draws: int = 2
     states: States = "teacher"
     paths: int = 20_000
     held_out: int = 1000
@@ -77,4 +86,5 @@ class DistillConfig(TrainConfig):
         super().__post_init__()
         self.at_least(0, "q", "matching", "paths", "held_out")
         self.at_least(1, "refinement", "shard_size")
+        self.at_least(2, "draws")
         check_choice(self.states, get_args(States), "states")

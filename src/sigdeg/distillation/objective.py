@@ -3,6 +3,7 @@ r"""The loss: student and teacher driven by the same path, compared at the coars
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import combinations
 from typing import NamedTuple
 
 import torch
@@ -60,18 +61,20 @@ class Objective(nn.Module):
     Regression learns the conditional mean. A student with `energy` noise is trained by the energy
     score instead,
 
-    $$ \frac{1}{\sqrt{d \rho}} \left( \tfrac12 \| \hat x - x \| + \tfrac12 \| \hat x' - x \|
-       - \tfrac12 \| \hat x - \hat x' \| \right), $$
+    $$ \frac{1}{m \sqrt{d \rho}} \left( \sum_{i=1}^{m} \| \hat x_i - x \|
+       - \frac{1}{m - 1} \sum_{i < j} \| \hat x_i - \hat x_j \| \right), $$
 
-    $\hat x, \hat x'$ two draws that share all but their noise, $d$ the size of a sample. It is
-    least exactly where the draws have the conditional law of $x$ (Gneiting and Raftery, 2007). The
-    noise is the last coefficient, borrowed from other segments: their own would tell of the path.
+    $\hat x_1, \dots, \hat x_m$ draws that share all but their noise, $d$ the size of a sample. It
+    is least exactly where the draws have the conditional law of $x$ (Gneiting and Raftery, 2007).
+    The noise is the last coefficient, borrowed from other segments: their own would tell of the
+    path.
 
     Arguments:
         student: The student.
         grids: Nested grids, one a stride: the finest first (several for an elastic student).
         matching: Distribution matching beside the loss on paths, if any.
         weight: Its weight.
+        draws: The number $m$ of draws of the energy score, at least 2.
     """
 
     scales: Tensor
@@ -82,12 +85,14 @@ class Objective(nn.Module):
         grids: list[Tensor],
         matching: Matching | None = None,
         weight: float = 1.0,
+        draws: int = 2,
     ) -> None:
         super().__init__()
         self.student = student
         self.grids = grids
         self.matching = matching
         self.weight = weight
+        self.draws = draws
         # Row by row; what lies behind the end of a shorter grid is never looked up.
         longest = max(map(len, grids)) - 1
         self.register_buffer("scales", torch.ones(len(grids), longest))
@@ -99,28 +104,30 @@ class Objective(nn.Module):
     def unroll(
         self, whole: list[Batch], levels: Sequence[int], rows: Sequence[slice]
     ) -> tuple[list[Tensor], list[Tensor]]:
-        """The losses, and where the student ends: two draws a segment for the energy score."""
+        """The losses, and where the student ends: all draws of a segment for the energy score."""
         batches = [batch.take(own) for batch, own in zip(whole, rows, strict=True)]
         if self.student.residual_noise != "energy":
             return self.regression(batches, levels)
         draws = [
             batch.with_noise_of(shift).take(own)
-            for shift in (1, 2)
+            for shift in range(1, self.draws + 1)
             for batch, own in zip(whole, rows, strict=True)
         ]
-        marched = self.march(draws, [*levels, *levels])
-        pairs = list(zip(marched[: len(batches)], marched[len(batches) :], strict=True))
+        marched = self.march(draws, [*levels] * self.draws)
 
         def distance(x: Tensor, y: Tensor) -> Tensor:
             # The smallest normal keeps the gradient finite where two draws coincide.
             return ((x - y).flatten(2).pow(2).mean(2) + 1e-12).sqrt()
 
-        errors = []
-        for batch, level, (first, second) in zip(batches, levels, pairs, strict=True):
-            target = batch.states[:, 1:]
-            score = distance(first, target) + distance(second, target) - distance(first, second)
-            errors.append(score / (2 * self.scale(batch, level).sqrt()))
-        return errors, [torch.cat([first[:, -1], second[:, -1]]) for first, second in pairs]
+        errors, ends = [], []
+        for i, (batch, level) in enumerate(zip(batches, levels, strict=True)):
+            drawn, target = marched[i :: len(batches)], batch.states[:, 1:]
+            far = torch.stack([distance(x, target) for x in drawn]).sum(0)
+            apart = torch.stack([distance(x, y) for x, y in combinations(drawn, 2)]).sum(0)
+            score = far - apart / (self.draws - 1)
+            errors.append(score / (self.draws * self.scale(batch, level).sqrt()))
+            ends.append(torch.cat([x[:, -1] for x in drawn]))
+        return errors, ends
 
     def regression(
         self, batches: list[Batch], levels: Sequence[int]

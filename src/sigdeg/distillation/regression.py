@@ -135,7 +135,7 @@ def distil_steps(
         return Segments(segments, int(torch.randint(2**62, (), generator=generator)))
 
     job = Job(
-        Objective(student, levels.grids, matching, config.matching),
+        Objective(student, levels.grids, matching, config.matching, config.draws),
         draw,
         Segments(levels.cut(whole, derive_generator(config.seed, Stream.HELD_OUT))),
         identity,
