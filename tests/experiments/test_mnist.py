@@ -3,7 +3,6 @@
 import json
 import math
 from dataclasses import replace
-from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
@@ -188,6 +187,16 @@ def test_choices_see_training_images_and_the_first_extractor_only(tmp_path):
 
     g = torch.Generator().manual_seed(0)
 
+    class Around(torch.nn.Module):
+        """A step that draws around a mean."""
+
+        def __init__(self, mean):
+            super().__init__()
+            self.mean = mean
+
+        def calls(self, t, s):
+            return 1
+
     def around(mean, n=64):
         return (mean + 0.05 * torch.randn(n, 1, 1, 2, generator=g)).clamp(-1, 1)
 
@@ -201,9 +210,9 @@ def test_choices_see_training_images_and_the_first_extractor_only(tmp_path):
         ]
         digits.validation = Statistics.of(digits.extractors[0].features(around(0.5)))
         digits.decode = lambda latents: latents
-        digits.teachers = {"": NamedTuple("Step", denoiser=Any)(torch.nn.Identity())}
-        draws = {str(mean): lambda n, _, mean=mean: around(mean, n) for mean in (-0.5, 0.1, 0.6)}
-        row = digits.best_row("ddim", 2, draws)
+        digits.march = lambda step, _: lambda n, _: around(step.mean, n)
+        tried = {str(step.mean): (step, torch.ones(2)) for step in map(Around, (-0.5, 0.1, 0.6))}
+        row = digits.add_best("ddim", tried)
         return row["grid"], {key: row["metrics"][key]["mean"] for key in ("fid", "fid_2")}
 
     first, second, third = chosen(0.5, 1.0), chosen(-0.5, 1.0), chosen(0.5, -1.0)

@@ -274,31 +274,28 @@ class Bench:
 
         return draw
 
-    def solver(self, denoiser: Denoiser, method: str, grid: str, steps: int) -> Draw:
-        """How a training-free solver draws."""
-        step = Solver(denoiser, method, grid, steps)
-        return self.march(step, step.grid)
-
     def add_solver(self, method: str, steps: int, teacher: str = "") -> Row:
-        """The row of a training-free solver of so many steps, on the grid that scores best."""
+        """Add the row of a training-free solver of so many steps."""
         denoiser, grids = self.teachers[teacher].denoiser, solver_grids(method, steps)
-        tried = {grid: self.solver(denoiser, method, grid, steps) for grid in grids}
-        return self.best_row(method, steps, tried, teacher)
+        solvers = {grid: Solver(denoiser, method, grid, steps) for grid in grids}
+        tried = {grid: (solver, solver.grid) for grid, solver in solvers.items()}
+        return self.add_best(method, tried, teacher)
 
-    def best_row(
-        self, method: str, calls: int, draws: Mapping[str, Draw], teacher: str = "", **more: Any
+    def add_best(
+        self, method: str, tried: Mapping[str, tuple[Step, Tensor]], teacher: str = ""
     ) -> Row:
-        """The row of a training-free sampler on the grid that scores best; it is timed."""
-        name = " ".join(filter(None, [teacher, method, str(calls)]))
-        scores = {grid: self.validate(f"{name} {grid}", draw) for grid, draw in draws.items()}
+        """Add the row of a training-free sampler on the grid, of those tried, that scores best."""
+
+        def name(grid: str) -> str:
+            return " ".join(filter(None, [teacher, method, str(count(*tried[grid])), grid]))
+
+        scores = {grid: self.validate(name(grid), self.march(*tried[grid])) for grid in tried}
         best = min(scores, key=scores.__getitem__)
-        metrics = self.judge(f"{name} {best}", draws[best])
-        told: dict[str, Any] = {"grid": best, "tried": len(draws), "seeds": 1}
-        told["teacher"] = teacher or None
-        denoiser = self.teachers[teacher].denoiser
-        row = make_row(method, denoiser, calls, metrics, **{**told, **more})
-        self.add(row, draws[best])
-        return row
+        step, times = tried[best]
+        metrics = self.judge(name(best), self.march(step, times))
+        more: dict[str, Any] = {"grid": best, "tried": len(tried), "teacher": teacher or None}
+        more |= {"steps": len(times) - 1, "seeds": 1}
+        return self.rows[self.add_step(method, step, times, metrics, **more)]
 
     def states(self, step: Step, grid: Tensor, n: int) -> Tensor:
         r"""Samples on their way, the same seeds for every step: shape (n, times, \*)."""

@@ -21,21 +21,21 @@ from torch import Generator, Tensor
 from sigdeg.codec import load_decoder, save_decoder
 from sigdeg.distillation import Distilled
 from sigdeg.experiments import paper
-from sigdeg.experiments.bench import Spec
+from sigdeg.experiments.bench import Spec, count
 from sigdeg.experiments.mnist_bench import EXTRACTORS, Digits
 from sigdeg.experiments.mnist_networks import BATCH
 from sigdeg.experiments.mnist_presets import DEFAULT, PRESETS, Settings
 from sigdeg.experiments.mnist_variants import guided_rows, scale_rows, size_rows
 from sigdeg.files import save_model, save_tensors
 from sigdeg.grids import coarse_grid, fine_grid
-from sigdeg.integrations import SOLVERS, solver_grids, solver_times
+from sigdeg.integrations import SOLVERS, Solver, solver_grids
 from sigdeg.metrics import nearest_neighbours, path_error, total_variation
 from sigdeg.networks import network_config
 from sigdeg.paths import SharedPaths
 from sigdeg.report import image_grid
 from sigdeg.results import count_calls, grid_name, make_row, single
 from sigdeg.rng import Stream, derive_generator, randn
-from sigdeg.steps import Exponential
+from sigdeg.steps import Exponential, Step
 
 __all__ = ["DEFAULT", "PRESETS", "Mnist", "Settings", "run"]
 
@@ -148,23 +148,18 @@ class Mnist(Digits):
         """The untrained student, which is the ancestral sampler."""
         step = Exponential(self.teacher.denoiser)
         grids = {grid_name(p): coarse_grid(step.schedule, steps, power=p) for p in POWERS}
-        tried = {name: self.march(step, grid) for name, grid in grids.items()}
-        self.best_row("untrained", steps, tried)
+        self.add_best("untrained", {name: (step, grid) for name, grid in grids.items()})
 
     def add_guided_peer(self, method: str, calls: int) -> None:
         """A training-free solver of the guided teacher, with all the steps that the calls allow."""
         denoiser = self.teachers["guided"].denoiser
-        most: dict[str, tuple[int, int]] = {}
+        most: dict[str, tuple[Step, Tensor]] = {}
         for steps in range(calls, 0, -1):
             for grid in solver_grids(method, steps):
-                times = solver_times(denoiser.schedule, method, grid, steps)
-                if (spent := denoiser.calls(times)) <= calls:
-                    most.setdefault(grid, (steps, spent))
-        tried = {
-            grid: self.solver(denoiser, method, grid, steps) for grid, (steps, _) in most.items()
-        }
-        row = self.best_row(method, calls, tried, "guided")
-        row["steps"], row["nfe"] = most[str(row["grid"])]
+                solver = Solver(denoiser, method, grid, steps)
+                if count(solver, solver.grid) <= calls:
+                    most.setdefault(grid, (solver, solver.grid))
+        self.add_best(method, most, "guided")
 
     def results(self) -> dict[str, Any]:
         return {
