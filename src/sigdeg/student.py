@@ -36,31 +36,27 @@ from torch import Tensor, nn
 from sigdeg.codec import find_codec
 from sigdeg.denoiser import CalledNetwork, Denoiser, NetworkDenoiser
 from sigdeg.errors import SigdegError, check_choice
-from sigdeg.files import count_weights, find_student, load_weights, read_json, save_model
-from sigdeg.grids import Grid, Spacing, check_span, coarse_grid
+from sigdeg.grids import Grid, check_span, coarse_grid
 from sigdeg.inside import Corrected
 from sigdeg.networks import (
     Call,
     Function,
     ModulatedMLP,
     Widened,
-    build_network,
     class_labels,
-    network_config,
     sinusoidal,
     widen,
 )
 from sigdeg.prediction import Preconditioning
 from sigdeg.response import LinearResponse, exponential_coefficients, remember
-from sigdeg.schedule import Schedule, expand, schedule_from_config
-from sigdeg.schema import flag, listed, mapped, maybe, number, record, text, whole
+from sigdeg.schedule import Schedule, expand
 from sigdeg.signature import PartialSignature
 from sigdeg.steps import GaussianStep, Time
+from sigdeg.student_files import load_student, save_student
 
 __all__ = ["NetworkInput", "PlainStudent", "ResidualNoise", "SignatureStudent", "kind_of_data"]
 
 ResidualNoise = Literal["energy"]
-COVARIANCE = ("directions", "stds")  # saved beside the network's weights
 GONE = {  # arguments of earlier versions
     "kind": "the paper's student is a PlainStudent, any other a SignatureStudent",
     "spacing": "power=1 spaces a grid evenly, times= gives any other",
@@ -68,26 +64,6 @@ GONE = {  # arguments of earlier versions
 NO_HEAD = 'the gaussian head is gone: take residual_noise="energy", which learns the whole law'
 POINT = 16  # numbers of a sample up to which it is a point
 STEP_FEATURES = 16  # sinusoidal features of s, as constant maps beside the coefficients
-SAVED = record(  # config.json
-    {"channels": whole(1), "covariance": flag, "schedule": mapped(), "network": mapped()},
-    {
-        "order": whole(0, 1000),
-        "kind": text,
-        "prediction_type": text,
-        "data_std": number(0),
-        "lookahead": number(0),
-        "residual_noise": maybe(text),
-        "clip": maybe(number(0)),
-        "steps": listed(whole()),
-        "spacing": text,
-        "power": number(0),
-        "times": listed(number(0, 1)),
-        "sample_shape": listed(whole(1), 8),
-        "timesteps": text,
-        "decoder": text,
-        "origin": mapped(),
-    },
-)
 
 
 @dataclass(frozen=True)
@@ -439,31 +415,7 @@ class SignatureStudent(CalledNetwork, GaussianStep):
             folder: The folder.
             more: What else `config.json` is to hold, as JSON, see `Model.save_pretrained`.
         """
-        folder = Path(folder)
-        config = {
-            "format": "sigdeg-student",
-            "channels": self.channels,
-            "order": self.seen,
-            "kind": self.kind,
-            "prediction_type": self.prediction_type,
-            "data_std": self.data_std,
-            "covariance": self.response.stds is not None,
-            "lookahead": self.lookahead,
-            "residual_noise": self.residual_noise,
-            "clip": self.clip,
-            "timesteps": self.timesteps,
-            "steps": list(self.steps),
-            "power": self.power,
-            **({} if self.times is None else {"times": list(self.times)}),
-            "sample_shape": list(self.sample_shape),
-            **({"origin": self.origin} if self.origin else {}),
-            **more,
-            "schedule": self.schedule.config(),
-            "network": network_config(self.network),
-        }
-        # The network's own names, so that its weights can be read without the student.
-        own = dict(self.response.named_buffers())
-        save_model(folder, config, self.network.state_dict() | own)
+        save_student(self, Path(folder), more)
 
     @classmethod
     def from_pretrained(
@@ -486,49 +438,11 @@ class SignatureStudent(CalledNetwork, GaussianStep):
                 another format or of another shape; if its configuration was changed by itself. A
                 pickle is refused, never opened.
         """
-        folder = find_student(path)
-        written = read_json(folder / "config.json")
-        config = {key: value for key, value in written.items() if not key.startswith("_")}
-        if config.pop("format", None) != "sigdeg-student":
-            raise SigdegError(
-                f"{folder} holds no sigdeg student: its config.json is of another kind"
-            )
-        weights = folder / "model.safetensors"
-        try:
-            SAVED(config, "")
-            description, known = config.pop("network"), config.pop("covariance")
-            origin = config.pop("origin", {})
-            for key in ("conditions", "decoder"):  # of whoever samples, see `Model`
-                config.pop(key, None)
-            parameters = description.get("config", {})
-            if (parameters.get("num_class_embeds") or 0) > 1:
-                # Before it was noted, the last one meant none.
-                parameters.setdefault("null_class", parameters["num_class_embeds"] - 1)
-            config["network"] = build_network(description, weights, network)
-            config["schedule"] = schedule_from_config(config["schedule"], schedule)
-            for key in ("steps", "sample_shape"):
-                config[key] = tuple(config[key])
-            student = student_from_config(config)
-            if known:  # its eigenvectors stand beside the weights
-                size = student.response.size
-                if size**2 > count_weights(weights):
-                    raise SigdegError(
-                        f"{weights} holds no covariance of samples of {size:,} elements"
-                    )
-                student.response.make_room()
-        except (AttributeError, KeyError, TypeError, ValueError) as error:
-            raise SigdegError(f"{folder / 'config.json'} does not fit a student: {error}") from None
-        load_weights(
-            student,
-            weights,
-            lambda name: f"{'response' if name in COVARIANCE else 'network'}.{name}",
-            written,
-        )
+        student: SignatureStudent = load_student(path, KINDS, network, schedule)
         if call is not None:
             called = student.network if isinstance(student.network, Widened) else student
             called.call = call
-        student._folder, student.origin = folder, origin
-        return student.eval()
+        return student
 
 
 class PlainStudent(SignatureStudent):
@@ -591,23 +505,6 @@ def check_noise(residual_noise: str | None) -> None:
         raise SigdegError(NO_HEAD)
     if residual_noise is not None:
         check_choice(residual_noise, get_args(ResidualNoise), "residual noise")
-
-
-def student_from_config(config: dict[str, Any]) -> SignatureStudent:
-    """The student of a `config.json`, those of earlier versions too.
-
-    Arguments:
-        config: Its arguments, with `kind`, and `spacing` where there was one.
-    """
-    kind, spacing = config.pop("kind", "warm"), config.pop("spacing", "power")
-    if kind not in KINDS:
-        raise SigdegError(f"unknown kind of student {kind!r}: choose warm or plain")
-    check_choice(spacing, get_args(Spacing), "spacing")
-    if "times" not in config and spacing == "uniform":
-        config["power"] = 1.0
-    elif "times" not in config and spacing == "log_snr":
-        config["times"] = coarse_grid(config["schedule"], max(config["steps"]), spacing).tolist()
-    return KINDS[kind](**config)
 
 
 def kind_of_data(shape: Sequence[int]) -> Literal["points", "series", "images"]:
