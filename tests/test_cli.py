@@ -14,11 +14,11 @@ from safetensors.torch import load_file
 
 from sigdeg import ResidualMLP, SignatureStudent, VPLinear, planning
 from sigdeg.cli import main
-from sigdeg.codec import Decoder, find_codec, save_codec
+from sigdeg.codec import Decoder, Standardise, find_codec, save_codec
 from sigdeg.distillation import DistillConfig
 from sigdeg.experiments import mixture1d
 from sigdeg.integrations import load_teacher, save_latent_pipeline
-from sigdeg.model import Model
+from sigdeg.model import Model, as_model
 from sigdeg.networks import Autoencoder, set_null_class
 from sigdeg.report import write_report
 from sigdeg.sampling import sample
@@ -513,3 +513,48 @@ def test_the_batch_size_leaves_the_paths_alone(teacher: Path) -> None:
         assert getattr(few, name) == getattr(many, name), name
     assert (few.iterations, few.learning_rate, few.paths) == (3000, 2e-4, 5000)
     assert (few.q, configure(own, recipe, matching=1.0).q) == (1, 0)
+
+
+def test_what_is_for_real_images_needs_them(
+    saved: Path, teacher: Path, tmp_path: Path, capsys
+) -> None:
+    out = tmp_path / "out"
+    for option in (("--features", "pixels"), ("--resize",)):
+        line = refused(capsys, "evaluate", saved, teacher, *option, "--out", out)
+        assert "--features and --resize are for real images: give --data, too" in line
+    assert not out.exists()
+
+
+def test_a_step_count_that_was_not_trained_for_is_told(tmp_path: Path, capsys) -> None:
+    student(steps=(4, 2), data_std=1.0).save_pretrained(tmp_path / "s")
+    command = ["sample", str(tmp_path / "s"), "-n", "2", "--no-progress", "--steps"]
+    for steps, said in ((3, "note: this student was trained for 4, 2 steps, not for 3\n"), (2, "")):
+        capsys.readouterr()
+        assert main([*command, str(steps), "--out", str(tmp_path / str(steps))]) == 0
+        assert capsys.readouterr().err == said
+
+
+def test_samples_are_in_the_users_own_units(tmp_path: Path) -> None:
+    own = student((6,), data_std=1.0)
+    codec = Standardise(torch.full((2, 3), 100.0), torch.full((2, 3), 4.0))
+    dataclasses.replace(as_model(own), codec=codec).save_pretrained(tmp_path / "s")
+    command = ["sample", str(tmp_path / "s"), "-n", "3", "--no-progress", "--device", "cpu"]
+    assert main([*command, "--out", str(tmp_path / "out")]) == 0
+    drawn = load_file(tmp_path / "out" / "samples.safetensors")["samples"]
+    states = sample(own, own.grid(), (3, 6), seeds=range(3))
+    torch.testing.assert_close(drawn, 100 + 4 * states.reshape(3, 2, 3))
+
+
+@pytest.mark.usefixtures("timed_once")
+def test_guidance_by_a_weaker_version_is_asked_for(teacher: Path, tmp_path: Path, capsys) -> None:
+    """The card has its name only: what is compared without it is told so."""
+    own = SignatureStudent.from_denoiser(
+        load_teacher(teacher).denoiser, 1, 1, steps=(2,), sample_shape=(1, 8, 8), lookahead=0.0
+    )
+    own.origin = {"guidance": 1.5, "guidance_until": 0.6, "weak": "small"}
+    own.save_pretrained(tmp_path / "s")
+    pair = ["evaluate", str(tmp_path / "s"), str(teacher), "--samples", "4", "--refinement", "2"]
+    assert main([*pair, "--no-progress", "--device", "cpu", "--out", str(tmp_path / "out")]) == 0
+    told = capsys.readouterr().err
+    assert "was distilled with guidance 1.5 below t = 0.6 by small, and is compared" in told
+    assert "give --guidance 1.5 --weak small" in told

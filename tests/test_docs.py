@@ -51,7 +51,7 @@ from sigdeg.datasets import GaussianMixture1D
 from sigdeg.metrics import w1_exact
 
 generator = torch.Generator().manual_seed(1)
-many = sample(result.student, result.student.grid(), (100_000, 1), generator=generator)
+many = student.sample(100_000, generator=generator)
 assert w1_exact(many, GaussianMixture1D()) < 0.03
 """
 

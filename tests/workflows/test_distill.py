@@ -24,7 +24,7 @@ from sigdeg.model import Model, as_model
 from sigdeg.networks import Autoencoder
 from sigdeg.report import write_report
 from sigdeg.schedule import VPLinear
-from sigdeg.workflows import distill, evaluate
+from sigdeg.workflows import evaluate
 from sigdeg.workflows.distill import distil
 from sigdeg.workflows.recipe import Recipe
 
@@ -128,7 +128,7 @@ def test_what_is_judged_is_not_judged_again(
 ) -> None:
     first = run(tmp_path, teacher(1))
     with monkeypatch.context() as patch:
-        patch.setattr(distill, "evaluate", None)
+        patch.setattr(evaluate, "measure", None)
         assert run(tmp_path, teacher(1)) == first
     assert len(run(tmp_path, teacher(1), n=7)["rows"]) == 3
     assert Verdict.load(tmp_path / "verdict.json").n == 7

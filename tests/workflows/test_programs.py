@@ -23,6 +23,7 @@ from sigdeg import (
 )
 from sigdeg.cli import main
 from sigdeg.codec import Standardise
+from sigdeg.integrations import Solver
 from sigdeg.results import read_results
 from sigdeg.schedule import expand
 from sigdeg.steps import DenoiserStep
@@ -166,6 +167,9 @@ def test_a_researcher(tmp_path: Path) -> None:
         ("untrained", "untrained", 2, 2),
         ("mine", "student", 2, 2),
     ]
+    peer = {"ddim": lambda steps: Solver(denoiser, "ddim", "uniform", steps)}
+    options: dict[str, Any] = {"metrics": {"m": lambda x: 1.0}, "seeds": 1, "n": 2, "shape": (1,)}
+    assert [row["nfe"] for row in sigdeg.compare(peer, grids=[4, 2], **options).rows] == [4, 2]
     assert rows.report(tmp_path / "compare").exists()
     assert len(read_results(tmp_path / "compare" / "results.json")["rows"]) == 6
     with pytest.raises(SigdegError, match="no model tells the shape of a state"):

@@ -59,7 +59,7 @@ class Evaluate(Guided):
         from sigdeg.model import Model
         from sigdeg.student import SignatureStudent
         from sigdeg.workflows.distill import configure
-        from sigdeg.workflows.evaluate import compare
+        from sigdeg.workflows.evaluate import evaluate
         from sigdeg.workflows.recipe import Recipe
 
         if self.data is None and (self.features is not None or self.resize):
@@ -77,7 +77,7 @@ class Evaluate(Guided):
         }
         recipe = Recipe(steps=student.step.steps)
         config = configure(teacher, recipe, refinement=self.refinement, seed=self.seed)
-        page = compare(
+        page = evaluate(
             student,
             teacher,
             self.out,

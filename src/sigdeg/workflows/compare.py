@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from inspect import isfunction
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -18,13 +19,13 @@ from sigdeg.results import Row, make_row, over_draws, save_results
 from sigdeg.rng import seed_generators
 from sigdeg.student import SignatureStudent
 
-__all__ = ["Comparison", "compare"]
+__all__ = ["Table", "compare"]
 
 Metric = Callable[[Tensor], float]
 
 
 @dataclass(frozen=True)
-class Comparison:
+class Table:
     """Rows of a comparison.
 
     Arguments:
@@ -63,11 +64,12 @@ def compare(
     shape: Sequence[int] | None = None,
     batch_size: int | None = None,
     **request: Any,
-) -> Comparison:
+) -> Table:
     r"""Draw from samplers on the same grids and seeds, and measure what comes out.
 
     Arguments:
-        samplers: By name models, students, or steps of any kind, one's own too.
+        samplers: By name models, students, steps of any kind, one's own too, or functions of a
+            step count that make a step with a `grid` of its own, such as `Solver`.
         grids: Step counts or times. A model counts as its own grid does, a step in power spacing.
         metrics: By name functions of samples (n, \*), the smaller the better.
         seeds: How many sets each draws.
@@ -91,13 +93,16 @@ def compare(
         raise SigdegError("no model tells the shape of a state: give it, such as shape=(1,)")
     rows = []
     for name, given in samplers.items():
-        model = known.get(name) or as_model(given, shape, name)
         for times in grids:
-            if isinstance(times, int):
+            made = given(times) if isfunction(given) else given
+            model = known.get(name) or as_model(made, shape, name)
+            if isfunction(given):
+                grid = check_grid(made.grid)
+            elif not isinstance(times, int):
+                grid = check_grid(times)
+            else:
                 own = name in known
                 grid = model.grid.at(times) if own else coarse_grid(model.schedule, times)
-            else:
-                grid = check_grid(times)
 
             def draw(seed: int, model: Model = model, grid: Tensor = grid) -> Tensor:
                 generator = seed_generators([seed])[0]
@@ -113,4 +118,4 @@ def compare(
             if isinstance(model.step, SignatureStudent):
                 more["role"] = "student"
             rows.append(make_row(name, network, calls, found, **more))
-    return Comparison(rows, f"{n:,} samples of each, {seeds} times.")
+    return Table(rows, f"{n:,} samples of each, {seeds} times.")

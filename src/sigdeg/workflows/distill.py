@@ -110,7 +110,7 @@ def distil(
         The student.
     """
     from sigdeg.report import write_report  # an extra, which training a student can do without
-    from sigdeg.workflows.evaluate import evaluate, finer_grid, save_comparison
+    from sigdeg.workflows.evaluate import finer_grid, measure, save_comparison
 
     student = new_student(teacher, recipe)
     check_least(samples, 2, "samples")
@@ -157,7 +157,7 @@ def distil(
         write_report(out)
         return made
     made.save_pretrained(out / "student")
-    compared = evaluate(
+    compared = measure(
         result.student,
         teacher,
         config,

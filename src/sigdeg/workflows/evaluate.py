@@ -28,7 +28,7 @@ from sigdeg.timing import paired_seconds
 from sigdeg.training import resolve_device
 from sigdeg.workflows.real import Features, Real
 
-__all__ = ["Comparison", "check_pair", "compare", "evaluate", "finer_grid", "save_comparison"]
+__all__ = ["Comparison", "check_pair", "evaluate", "finer_grid", "measure", "save_comparison"]
 
 PICTURES = 32  # samples of each method in the figure
 TIMED = 16  # samples behind the seconds
@@ -68,7 +68,7 @@ def finer_grid(teacher: Model) -> Tensor | None:
 
 
 class Comparison(NamedTuple):
-    """What `evaluate` finds.
+    """What `measure` finds.
 
     Arguments:
         rows: Rows of results.
@@ -88,7 +88,7 @@ class Comparison(NamedTuple):
 def save_comparison(
     out: Path, results: dict[str, Any], found: Comparison, seed: int, device: str | None
 ) -> Path:
-    """Write what `evaluate` found as verdict, results, figure and report; returns the report.
+    """Write what `measure` found as verdict, results, figure and report; returns the report.
 
     The results come first: a picture that cannot be made takes none of them along.
     """
@@ -142,7 +142,7 @@ def planes(images: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def evaluate(
+def measure(
     student: SignatureStudent,
     teacher: Model,
     config: DistillConfig,
@@ -206,10 +206,10 @@ def evaluate(
     if real is not None:
         floor, summary = real.floor, f"{summary} {real.describe()}"
 
-    def measure(level: Level, of: str, samples: Tensor) -> dict[str, Summary]:
+    def score(level: Level, of: str, samples: Tensor) -> dict[str, Summary]:
         return metrics(level, of) | ({} if real is None else real.compare(samples))
 
-    own = measure(verdict.levels[0], "floor", drawn.teacher)
+    own = score(verdict.levels[0], "floor", drawn.teacher)
     called: Any = fine if finer_grid(teacher) is not None else teacher.denoiser
     table = [make_row("teacher", called, calls, own)]
     few = PICTURES if drawn.teacher.ndim == 4 else len(drawn.teacher)
@@ -225,7 +225,7 @@ def evaluate(
                 "sig-deg",
                 student,
                 level.calls,
-                measure(level, "student", drawn.student[level.calls]),
+                score(level, "student", drawn.student[level.calls]),
                 verdict=judged,
                 **told | kind,
             ),
@@ -233,7 +233,7 @@ def evaluate(
                 "untrained",
                 called,
                 level.calls,
-                measure(level, "untrained", drawn.untrained[level.calls]),
+                score(level, "untrained", drawn.untrained[level.calls]),
                 **told,
             ),
         ]
@@ -265,7 +265,7 @@ def metrics(level: Level, of: str) -> dict[str, Summary]:
     return {key: {"mean": m.mean, "std": m.se, "n": SPLITS} for key, m in found.items()}
 
 
-def compare(
+def evaluate(
     student: Model,
     teacher: Model,
     out: Path,
@@ -308,6 +308,6 @@ def compare(
         identity = {**identity, "data": fingerprint(images), "features": features}
     identity = {**identity, "samples": samples, "refinement": config.refinement}
     claim_folder(out, "config.json", identity)
-    found = evaluate(own, teacher, config, samples, real=real, device=device, progress=progress)
+    found = measure(own, teacher, config, samples, real=real, device=device, progress=progress)
     results = {**identity, "title": f"{teacher.name}: student and teacher", "preset": None}
     return save_comparison(out, results, found, config.seed, device)
