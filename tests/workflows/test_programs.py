@@ -167,7 +167,7 @@ def test_a_researcher(tmp_path: Path) -> None:
         ("untrained", "untrained", 2, 2),
         ("mine", "student", 2, 2),
     ]
-    peer = {"ddim": lambda steps: Solver(denoiser, "ddim", "uniform", steps)}
+    peer = {"ddim": lambda steps: Solver(denoiser, "ddim", "trailing", steps)}
     options: dict[str, Any] = {"metrics": {"m": lambda x: 1.0}, "seeds": 1, "n": 2, "shape": (1,)}
     assert [row["nfe"] for row in sigdeg.compare(peer, grids=[4, 2], **options).rows] == [4, 2]
     assert rows.report(tmp_path / "compare").exists()

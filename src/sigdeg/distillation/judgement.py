@@ -35,6 +35,7 @@ from tqdm.auto import tqdm
 from sigdeg.errors import SigdegError
 from sigdeg.files import read_json
 from sigdeg.paths import Batch, TeacherPaths
+from sigdeg.results import count_calls
 from sigdeg.rng import Stream, derive_generator
 from sigdeg.runs import keep, kept
 from sigdeg.schema import listed, number, record, text, whole
@@ -228,11 +229,6 @@ class Verdict:
         ]
         own = {name: found[name] for name in ("n", "teacher_calls", "teacher_nfe", "advice")}
         return cls(**own, levels=levels)
-
-
-def count_calls(calls: int) -> str:
-    """A number of network calls in words."""
-    return "1 call" if calls == 1 else f"{calls:,} calls"
 
 
 def score(found: dict[str, list[float]]) -> Score:
