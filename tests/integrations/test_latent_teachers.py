@@ -18,7 +18,7 @@ from sigdeg.errors import SigdegError
 from sigdeg.grids import refine
 from sigdeg.integrations import load_guided, load_teacher, save_latent_pipeline
 from sigdeg.model import Model
-from sigdeg.networks import Autoencoder
+from sigdeg.networks import Autoencoder, set_null_class
 from sigdeg.paths import TeacherPaths
 from sigdeg.sampling import march
 from sigdeg.signature import PartialSignature
@@ -322,10 +322,13 @@ class TestClasses:
         assert DDPMPipeline.from_pretrained(tmp_path / "t").unet.config["null_class"] == 0
 
     def test_in_students_of_before_the_last_one_means_none(
-        self, teacher: Model, tmp_path: Path
+        self, teacher: Model, unet: MakeUnet, tmp_path: Path
     ) -> None:
-        student = SignatureStudent.from_denoiser(
-            teacher.denoiser, 1, 1, steps=(2,), sample_shape=(1, 8, 8)
+        """Their networks had a wider first layer, and did not note what means none."""
+        network = unet(in_channels=SignatureStudent.in_channels(1, 1), num_class_embeds=4)
+        set_null_class(network, 3)
+        student = SignatureStudent(
+            network, teacher.denoiser.schedule, 1, 1, steps=(2,), sample_shape=(1, 8, 8)
         )
         student.save_pretrained(tmp_path)
         config = json.loads((tmp_path / "config.json").read_text())
