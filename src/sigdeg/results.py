@@ -160,12 +160,13 @@ def over_draws(metric: Callable[[T], float], draw: Callable[[int], T], count: in
 
 def summarise(draws: Sequence[Mapping[str, float | Sequence[float]]]) -> dict[str, Summary]:
     """Mean and standard deviation of metrics over draws; a draw may tell several values of one."""
-    found: dict[str, list[float]] = {}
+    values: dict[str, list[float]] = {}
     for draw in draws:
-        for key, told in draw.items():
-            found.setdefault(key, []).extend(told if isinstance(told, Sequence) else [told])
+        for key, drawn in draw.items():
+            values.setdefault(key, []).extend(drawn if isinstance(drawn, Sequence) else [drawn])
     return {
-        key: over_draws(float, values.__getitem__, len(values)) for key, values in found.items()
+        key: over_draws(float, all_drawn.__getitem__, len(all_drawn))
+        for key, all_drawn in values.items()
     }
 
 
@@ -214,7 +215,7 @@ def verdict(own: Summary, other: Summary, lower_is_better: bool = True) -> Verdi
 
 
 def make_row(
-    method: str, model: nn.Module, nfe: int, metrics: dict[str, Summary], **more: Any
+    method: str, model: nn.Module, nfe: int, metrics: dict[str, Summary], **columns: Any
 ) -> Row:
     """A row with every key it must have; what does not apply is None.
 
@@ -223,7 +224,7 @@ def make_row(
         model: What is called, for its size.
         nfe: Network calls a sample.
         metrics: What came out.
-        more: Further keys, see `Row`; a role that no name tells, or steps of several calls.
+        columns: Further keys, see `Row`; a role that no name tells, or steps of several calls.
     """
     return cast(
         "Row",
@@ -239,7 +240,7 @@ def make_row(
             "params": sum(p.numel() for p in model.parameters()) or None,  # exact laws have none
             "train_seconds": None,
             "teacher_nfe": None,
-            **more,
+            **columns,
         },
     )
 
@@ -258,10 +259,10 @@ def add_speed(
         teacher: Index of the row of that teacher, at its own step count.
         over: Rows to tell speed-ups over as well, in this order, by what a reader calls them.
     """
-    for i, own in seconds.items():
-        rows[i]["seconds"], rows[i]["speedup"] = own, seconds[teacher] / own
+    for i, taken in seconds.items():
+        rows[i]["seconds"], rows[i]["speedup"] = taken, seconds[teacher] / taken
         if over:
-            rows[i]["over"] = {name: seconds[j] / own for name, j in over.items()}
+            rows[i]["over"] = {name: seconds[j] / taken for name, j in over.items()}
 
 
 def students_and_others(rows: Sequence[Row], keys: Sequence[str]) -> tuple[list[Row], list[Row]]:
@@ -419,8 +420,8 @@ def summaries(metrics: Mapping[str, Any]) -> dict[str, Summary]:
     found: dict[str, Summary] = {}
     for key, given in metrics.items():
         if given is not None:
-            told = given if isinstance(given, Mapping) else {"mean": given}
-            mean = math.nan if told["mean"] is None else float(told["mean"])
-            std, n = told.get("std") or 0.0, told.get("n") or 0
+            summary = given if isinstance(given, Mapping) else {"mean": given}
+            mean = math.nan if summary["mean"] is None else float(summary["mean"])
+            std, n = summary.get("std") or 0.0, summary.get("n") or 0
             found[key] = {"mean": mean, "std": std, "n": n}
     return found

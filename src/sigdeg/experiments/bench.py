@@ -160,10 +160,10 @@ class Bench:
         return len(self.rows) - 1
 
     def add_step(
-        self, method: str, step: Step, grid: Tensor, metrics: dict[str, Summary], /, **more: Any
+        self, method: str, step: Step, grid: Tensor, metrics: dict[str, Summary], /, **columns: Any
     ) -> int:
         """Add the row of a step marched over a grid, and time it; returns its index."""
-        row = make_row(method, cast("nn.Module", step), count(step, grid), metrics, **more)
+        row = make_row(method, cast("nn.Module", step), count(step, grid), metrics, **columns)
         return self.add(row, self.march(step, grid))
 
     def time(self, draw: Draw) -> Tensor:
@@ -243,11 +243,11 @@ class Bench:
         steps: int,
         results: Sequence[Distilled],
         metrics: dict[str, Summary],
-        **more: Any,
+        **columns: Any,
     ) -> Row:
         """The row of a student at one of its step counts, over its training seeds."""
         first = results[0]
-        told: dict[str, Any] = {
+        known: dict[str, Any] = {
             "order": spec.order,
             "head": spec.residual_noise,
             "elastic": len(spec.steps) > 1,
@@ -261,7 +261,7 @@ class Bench:
             "study": spec.study or None,
             "variant": spec.variant or None,
         }
-        return make_row("sig-deg", first.student, steps, metrics, **{**told, **more})
+        return make_row("sig-deg", first.student, steps, metrics, **{**known, **columns})
 
     def march(self, step: Step, grid: Tensor, **condition: Any) -> Draw:
         """How a step marched over a grid draws."""
@@ -293,9 +293,9 @@ class Bench:
         best = min(scores, key=scores.__getitem__)
         step, times = tried[best]
         metrics = self.judge(name(best), self.march(step, times))
-        more: dict[str, Any] = {"grid": best, "tried": len(tried), "teacher": teacher or None}
-        more |= {"steps": len(times) - 1, "seeds": 1}
-        return self.rows[self.add_step(method, step, times, metrics, **more)]
+        columns: dict[str, Any] = {"grid": best, "tried": len(tried), "teacher": teacher or None}
+        columns |= {"steps": len(times) - 1, "seeds": 1}
+        return self.rows[self.add_step(method, step, times, metrics, **columns)]
 
     def states(self, step: Step, grid: Tensor, n: int) -> Tensor:
         r"""Samples on their way, the same seeds for every step: shape (n, times, \*)."""
@@ -408,16 +408,16 @@ class Benchmark(Bench, ABC, Generic[S]):
 
     def distil_all(self, specs: Sequence[Spec], seeds: int = 1) -> dict[Spec, list[Distilled]]:
         """Distil every student: those of the main table with all seeds, others with the first."""
-        found = {
+        distilled = {
             spec: [self.distil(spec, self.seed + i) for i in range(1 if spec.study else seeds)]
             for spec in specs
         }
         self.curves |= {
             spec.label: results[0].history.tolist()
-            for spec, results in found.items()
+            for spec, results in distilled.items()
             if not spec.study
         }
-        return found
+        return distilled
 
     def show(
         self, distilled: Mapping[Spec, Sequence[Distilled]], teacher: str = ""

@@ -188,8 +188,8 @@ class Law(Bench):
     def fill(self, counts: Sequence[tuple[int, ...]]) -> None:
         """Rows of the teacher, the students, the solver and the untrained step."""
         metrics = merge([self.measure(self.march(self.teacher, self.fine), i) for i in (0, 1)])
-        told: dict[str, Any] = {"order": 1, "seeds": 1, "teacher": self.title}
-        self.add_step("teacher", self.teacher, self.fine, metrics, **told)
+        columns: dict[str, Any] = {"order": 1, "seeds": 1, "teacher": self.title}
+        self.add_step("teacher", self.teacher, self.fine, metrics, **columns)
         for spec in (Spec(k, residual_noise="energy", teacher=self.title) for k in counts):
             results = [
                 self.distil(spec, seed)
@@ -204,7 +204,7 @@ class Law(Bench):
             self.add_solver(SOLVER, steps, self.title)
             step, grid = Exponential(self.denoiser), coarse_grid(SCHEDULE, steps)
             metrics = self.measure(self.march(step, grid), 0)
-            self.add_step("untrained", step, grid, metrics, **told)
+            self.add_step("untrained", step, grid, metrics, **columns)
 
     def pictures(self) -> dict[str, Tensor]:
         """A few thousand samples of the law, of the teacher and of the last student."""

@@ -187,14 +187,14 @@ class Mixture1D(Benchmark[Settings]):
         distilled = self.distil_all(self.settings.specs, self.settings.seeds)
         seeds = range(self.seed, self.seed + self.settings.seeds)
         self.fine = fine_grid(SCHEDULE, TEACHER_STEPS)
-        told: dict[str, Any] = {"order": 1, "seeds": len(seeds), "teacher": "analytic"}
+        shared: dict[str, Any] = {"order": 1, "seeds": len(seeds), "teacher": "analytic"}
         for name, teacher in self.teachers.items():
-            own = seeds if name == "analytic" else seeds[:1]
-            draws = dict.fromkeys(own, self.march(teacher, self.fine))
+            judged = seeds if name == "analytic" else seeds[:1]
+            draws = dict.fromkeys(judged, self.march(teacher, self.fine))
             metrics = self.judge_seeds(f"{name} teacher", draws)
-            more = told | {"teacher": name, "seeds": len(own), "grid": "uniform"}
-            more["steps"] = TEACHER_STEPS
-            self.reference = self.add_step("teacher", teacher, self.fine, metrics, **more)
+            columns = shared | {"teacher": name, "seeds": len(judged), "grid": "uniform"}
+            columns["steps"] = TEACHER_STEPS
+            self.reference = self.add_step("teacher", teacher, self.fine, metrics, **columns)
         for spec, results in distilled.items():
             for steps in spec.steps:
                 draws = {
@@ -209,7 +209,7 @@ class Mixture1D(Benchmark[Settings]):
             grid = coarse_grid(SCHEDULE, steps, power=power)
             draws = dict.fromkeys(seeds, self.march(step, grid))
             metrics = self.judge_seeds(f"untrained {steps} {power}", draws)
-            self.add_step("untrained", step, grid, metrics, grid=grid_name(power), **told)
+            self.add_step("untrained", step, grid, metrics, grid=grid_name(power), **shared)
         self.shown = self.show(distilled, "learned")
         self.student = self.shown["student, 5 calls"]
 

@@ -89,8 +89,8 @@ class Mnist(Digits):
     def add_whole_teacher(self) -> int:
         """The paper's teacher, all uniform steps of its scheduler: what speed is compared with."""
         steps, step = self.settings.train_steps, self.teachers[""]
-        more: dict[str, Any] = {"steps": steps, "grid": "uniform", "order": 1, "seeds": 1}
-        return self.add_step("teacher", step, fine_grid(step.schedule, steps), {}, **more)
+        columns: dict[str, Any] = {"steps": steps, "grid": "uniform", "order": 1, "seeds": 1}
+        return self.add_step("teacher", step, fine_grid(step.schedule, steps), {}, **columns)
 
     def add_teacher(self, name: str) -> int:
         """A teacher as students see it; its samples are the ends of the cached paths."""
@@ -102,9 +102,14 @@ class Mnist(Digits):
         self.classes[name] = classes
         metrics["tv"] = single(total_variation(classes, self.shares), len(ends))
         grid = torch.cat([rows[0], *(row[1:] for row in rows[1:])])
-        more: dict[str, Any] = {"grid": "chosen", "order": 1, "seeds": 1, "teacher": name or None}
-        more["steps"] = round(cache.paths.teacher_nfe)
-        return self.add_step("teacher", step, grid, metrics, **more)
+        columns: dict[str, Any] = {
+            "grid": "chosen",
+            "order": 1,
+            "seeds": 1,
+            "teacher": name or None,
+        }
+        columns["steps"] = round(cache.paths.teacher_nfe)
+        return self.add_step("teacher", step, grid, metrics, **columns)
 
     def add_pipeline(self) -> int:
         """The saved pipeline as its user runs it: its own scheduler's sampler."""
@@ -123,9 +128,9 @@ class Mnist(Digits):
                 batches.append(x)
             return torch.cat(batches)
 
-        more: dict[str, Any] = {"grid": "the pipeline's own", "order": 1, "seeds": 1}
+        columns: dict[str, Any] = {"grid": "the pipeline's own", "order": 1, "seeds": 1}
         metrics = self.judge("pipeline", draw)
-        return self.add(make_row("teacher", self.teacher.denoiser, steps, metrics, **more), draw)
+        return self.add(make_row("teacher", self.teacher.denoiser, steps, metrics, **columns), draw)
 
     def add_student(self, spec: Spec, steps: int, result: Distilled) -> int:
         """A student at one of its step counts."""
@@ -141,8 +146,8 @@ class Mnist(Digits):
             with torch.no_grad():
                 replayed = batch.replay(student, grid)
             metrics["path"] = single(path_error(replayed, batch.states[:, -1]), len(replayed))
-        more: dict[str, Any] = {"grid": "chosen", "elastic": student.elastic}
-        return self.add(self.student_row(spec, steps, [result], metrics, **more), draw)
+        columns: dict[str, Any] = {"grid": "chosen", "elastic": student.elastic}
+        return self.add(self.student_row(spec, steps, [result], metrics, **columns), draw)
 
     def add_ancestral(self, steps: int) -> None:
         """The untrained student, which is the ancestral sampler."""

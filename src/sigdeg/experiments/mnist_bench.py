@@ -161,8 +161,8 @@ class Digits(Benchmark[Settings]):
         save_latent_pipeline(network, self.scheduler, self.decoder, out / "teacher")
         if weak is None:
             return [out / "teacher"]
-        own = self.seed + weak.teacher.seed
-        network = seeded(own, lambda: unet(weak.widths, settings.blocks))
+        seed = self.seed + weak.teacher.seed
+        network = seeded(seed, lambda: unet(weak.widths, settings.blocks))
         network = self.train_unet("weak", network, weak.teacher, out / "weak-training")
         diffusers.DDPMPipeline(network, self.scheduler).save_pretrained(out / "weak")
         return [out / "teacher", out / "weak"]
@@ -261,11 +261,11 @@ class Digits(Benchmark[Settings]):
         seen = [extractor.extract(pictures) for extractor in self.extractors]
         metrics: dict[str, float] = {}
         shares = class_histogram(self.test_set[1], CLASSES)
-        for end, own, reference in zip(("", "_2"), seen, self.references, strict=True):
-            found = feature_metrics(own, reference)
-            found["fid_shares"] = frechet_at_shares(own, reference, shares)
-            found["ambiguous"] = ambiguous(own.probabilities)
-            metrics |= {f"{key}{end}": value for key, value in found.items()}
+        for end, activations, reference in zip(("", "_2"), seen, self.references, strict=True):
+            values = feature_metrics(activations, reference)
+            values["fid_shares"] = frechet_at_shares(activations, reference, shares)
+            values["ambiguous"] = ambiguous(activations.probabilities)
+            metrics |= {f"{key}{end}": value for key, value in values.items()}
         classes = class_histogram(seen[0].probabilities.argmax(1), CLASSES)
         return {"metrics": metrics, "classes": classes.tolist()}
 

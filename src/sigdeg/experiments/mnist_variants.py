@@ -68,10 +68,15 @@ def guided_rows(bench: Digits) -> list[Row]:
 
     study = f"A digit of each class, guidance {guided.scale:g}"
     calls, steps = round(cache.paths.teacher_nfe), max(spec.steps)
-    told: dict[str, Any] = {"order": 1, "seeds": 1, "study": study, "variant": count_calls(calls)}
+    columns: dict[str, Any] = {
+        "order": 1,
+        "seeds": 1,
+        "study": study,
+        "variant": count_calls(calls),
+    }
     label, drawn = count_calls(steps), draw(wanted, Stream.MNIST_CLASSES)
     rows = [
-        make_row("teacher", teacher.denoiser, calls, metrics(cache.ends), **told),
+        make_row("teacher", teacher.denoiser, calls, metrics(cache.ends), **columns),
         bench.student_row(spec, steps, [result], metrics(drawn), study=study, variant=label),
     ]
     sets = [(bench.decode(draw(classes.repeat_interleave(4), Stream.MNIST_CLASSES)) + 1) / 2]
@@ -91,12 +96,12 @@ def scale_rows(bench: Digits) -> list[Row]:
         grid = refine(step.schedule, finest, SCALE_REFINEMENT, weak.matching.fine_power)
         times = torch.cat([grid[0], *(row[1:] for row in grid[1:])])
         value = bench.validate(f"scale {scale:g} until {until:g}", bench.march(step, times))
-        more = {
+        columns = {
             "study": "Scale of the guidance, against training images",
             "variant": f"{scale:g} below t = {until:g}",
         }
         metrics = {"fid_train": single(value, bench.settings.tried)}
-        rows.append(make_row("teacher", step.denoiser, count(step, times), metrics, **more))
+        rows.append(make_row("teacher", step.denoiser, count(step, times), metrics, **columns))
     return rows
 
 
@@ -119,14 +124,14 @@ def size_rows(bench: Digits) -> list[Row]:
     seconds = paired_seconds(calls | {"decoder": partial(bench.decode, latents)})
     decoding = seconds.pop("decoder")
     rows = []
-    for name, own in seconds.items():
-        metrics = {"ms_a_call": single(1000 * own / len(latents), len(latents))}
+    for name, taken in seconds.items():
+        metrics = {"ms_a_call": single(1000 * taken / len(latents), len(latents))}
         for steps in (10, 5, 1):
-            gain = (1001 * own + decoding) / (steps * own + decoding)
+            gain = (1001 * taken + decoding) / (steps * taken + decoding)
             metrics[f"speedup_{steps}"] = single(gain, len(latents))
-        more = {
+        columns = {
             "study": "Sizes: what a call costs, and 1,001 calls over so many",
             "variant": name,
         }
-        rows.append(make_row("teacher", networks[name], 1, metrics, **more))
+        rows.append(make_row("teacher", networks[name], 1, metrics, **columns))
     return rows

@@ -146,15 +146,15 @@ class Series(Benchmark[Settings]):
 
         By default there are as many draws as of a student over all its training seeds.
         """
-        n, own = len(self.split.test), self.seed if seed is None else seed
+        n, seed = len(self.split.test), self.seed if seed is None else seed
         draws = draws or self.settings.draws * self.settings.seeds
 
         def work(i: int) -> dict[str, float]:
-            generator = derive_generator(own, Stream.SERIES_DRAWS, i)
+            generator = derive_generator(seed, Stream.SERIES_DRAWS, i)
             return self.measure(self.split.restore(draw(n, generator)), study)
 
         kind = "study " if study else ""
-        return summarise(self.recall(f"{kind}{name} seed {own}", work, draws))
+        return summarise(self.recall(f"{kind}{name} seed {seed}", work, draws))
 
     def score(self, draw: Draw) -> float:
         """The sum of W1 of levels and of increments to validation paths."""
@@ -185,8 +185,9 @@ class Series(Benchmark[Settings]):
             batch = paths.draw(PATHS, derive_generator(seed, Stream.SERIES_PATHS))
             with torch.no_grad():
                 ends = batch.coarsen(finest, longest // steps).replay(student, student.grid(steps))
-            own = batch.states[:, -1]
-            return {"path": path_error(ends, own), "path_median": median_path_error(ends, own)}
+            teachers = batch.states[:, -1]
+            median = median_path_error(ends, teachers)
+            return {"path": path_error(ends, teachers), "path_median": median}
 
         return summarise(self.recall(f"path {spec.slug} at {steps} seed {seed}", work))
 
@@ -196,9 +197,9 @@ class Series(Benchmark[Settings]):
             self.fine = fine_grid(SCHEDULE, steps, "power", power)
             draw = self.march(self.teacher, self.fine)
             metrics = self.judge(f"teacher {steps} {power}", draw, draws=draws)
-            more: dict[str, Any] = {"grid": grid_name(power), "order": 1, "seeds": 1}
-            more["steps"] = steps
-            self.reference = self.add_step("teacher", self.teacher, self.fine, metrics, **more)
+            columns: dict[str, Any] = {"grid": grid_name(power), "order": 1, "seeds": 1}
+            columns["steps"] = steps
+            self.reference = self.add_step("teacher", self.teacher, self.fine, metrics, **columns)
         if self.reference:
             self.over[count_calls(self.rows[0]["nfe"])] = 0
         for spec, results in distilled.items():
@@ -207,15 +208,15 @@ class Series(Benchmark[Settings]):
         for steps in self.settings.peers:
             step, grid = Exponential(self.denoiser), coarse_grid(SCHEDULE, steps)
             metrics = self.judge(f"untrained {steps}", self.march(step, grid))
-            more = {"grid": grid_name(1.5), "order": 1, "seeds": 1}
-            self.add_step("untrained", step, grid, metrics, **more)
+            columns = {"grid": grid_name(1.5), "order": 1, "seeds": 1}
+            self.add_step("untrained", step, grid, metrics, **columns)
             for method in SOLVERS:
                 self.add_solver(method, steps)
         self.shown = self.show(distilled)
         self.student = self.shown["student, 5 calls"]
 
     def add_student(
-        self, spec: Spec, steps: int, results: Sequence[Distilled], **more: Any
+        self, spec: Spec, steps: int, results: Sequence[Distilled], **columns: Any
     ) -> None:
         """The row of a student at one of its step counts, over its training seeds."""
         parts = []
@@ -225,7 +226,7 @@ class Series(Benchmark[Settings]):
             metrics = self.judge(f"{spec.slug} at {steps}", draw, seed, draws, bool(spec.study))
             parts.append(metrics | self.path(spec, steps, result.student, seed))
         first = results[0].student
-        row = self.student_row(spec, steps, results, merge(parts), **more)
+        row = self.student_row(spec, steps, results, merge(parts), **columns)
         self.add(row, self.march(first, first.grid(steps)))
 
     def draw_figures(self) -> Mapping[str, str]:

@@ -99,8 +99,8 @@ class Compared:
 
     def says(self, student: Row) -> tuple[bool, str]:
         """Whether quality is kept, and what the claim ends with."""
-        if told := student.get("verdict"):
-            return told["equal"] and not told["failed"], told["says"]
+        if judged := student.get("verdict"):
+            return judged["equal"] and not judged["failed"], judged["says"]
         own, teacher = (row["metrics"][self.key] for row in (student, self.teacher_of(student)))
         references = [teacher, *([self.floor] if self.floor else [])]
         found = [verdict(own, other, self.lower) for other in references]

@@ -40,17 +40,17 @@ def details(row: Row, rows: Iterable[Row]) -> list[str]:
         return [variant]
     rows = list(rows)
     family = [other for other in rows if other["method"] == row["method"]]
-    told = []
+    words = []
     if row.get("elastic"):
-        told.append("elastic")
+        words.append("elastic")
     if (head := row.get("head")) not in (None, False, "none"):
-        told.append(f"{head} noise" if isinstance(head, str) else "noise head")
+        words.append(f"{head} noise" if isinstance(head, str) else "noise head")
     for key, form in DETAILS.items():
         others = rows if key == "teacher" else family
-        own = None if key == "grid" and row.get("tried") else row.get(key)
-        if own is not None and len({str(other.get(key)) for other in others}) > 1:
-            told.append(str(own) if key == row["method"] else form.format(own))
-    return told
+        entry = None if key == "grid" and row.get("tried") else row.get(key)
+        if entry is not None and len({str(other.get(key)) for other in others}) > 1:
+            words.append(str(entry) if key == row["method"] else form.format(entry))
+    return words
 
 
 def arrange(rows: Sequence[Row]) -> list[Row]:
