@@ -309,3 +309,27 @@ def test_the_shipped_student_stands_alone(tmp_path: Path) -> None:
         place.write_bytes(file.read_bytes())
     expected = Model.from_pretrained("mnist").sample(1, 2, seed=5)
     assert torch.equal(Model.from_pretrained(copy).sample(1, 2, seed=5), expected)
+
+
+class Walk:
+    """A step that no path drives: it moves by numbers from its noise."""
+
+    process = SCHEDULE
+
+    def noise(self, t: Any, s: Any, shape: Any, generator: Any = None, **kind: Any) -> Tensor:
+        return torch.ones(tuple(shape), dtype=kind.get("dtype"), device=kind.get("device"))
+
+    def calls(self, t: float, s: float) -> int:
+        return 1
+
+    def __call__(self, x: Tensor, t: Any, s: Any, noise: Tensor, /, **condition: Any) -> Tensor:
+        return x + noise
+
+
+def test_a_model_of_another_kind_of_noise() -> None:
+    """Whatever drives its step it draws; what needs a path says so."""
+    model = Model(Walk(), (2,), Grid((1.0, 0.5, 0.0)))
+    start = VPLinear().prior((3, 2), [torch.Generator().manual_seed(k) for k in range(3)])
+    torch.testing.assert_close(model.sample(3, seed=0), start + 2)
+    with pytest.raises(SigdegError, match="is a Walk: no path drives it"):
+        _ = model.gaussian

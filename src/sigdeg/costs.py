@@ -11,7 +11,7 @@ import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import psutil
 import torch
@@ -22,7 +22,7 @@ from sigdeg.errors import SigdegError
 
 if TYPE_CHECKING:
     from sigdeg.paths import TeacherPaths
-    from sigdeg.steps import GaussianStep
+    from sigdeg.protocols import Step
     from sigdeg.student import SignatureStudent
 
 __all__ = [
@@ -110,7 +110,7 @@ def costs_line(what: str, disk: float, memory: float, seconds: float) -> str:
 def tell_calls(
     what: str,
     calls: float,
-    step: GaussianStep,
+    step: Step[Any],
     times: tuple[Tensor, Tensor],
     shape: tuple[int, ...],
     batch_size: int,
@@ -129,24 +129,21 @@ def tell_calls(
 
 
 def call_seconds(
-    step: GaussianStep,
+    step: Step[Any],
     times: tuple[Tensor, Tensor],
     shape: tuple[int, ...],
     batch_size: int,
     device: torch.device | str,
     condition: Mapping[str, Tensor] | None = None,
-    order: int = 1,
     train: bool = False,
 ) -> float:
     """Seconds of a step, or of one in training, for one sample of a batch: measured."""
-    from sigdeg.signature import PartialSignature
-
     n = min(batch_size, 64)
     x = torch.zeros(n, *shape, device=device)
     first = torch.zeros(n, dtype=torch.long)
     given = {name: value[first].to(x.device) for name, value in (condition or {}).items()}
     t, s = times
-    noise = PartialSignature(t - s, x[:, None].repeat_interleave(max(step.order, order), dim=1))
+    noise = step.noise(t, s, x.shape, torch.Generator(), dtype=x.dtype, device=x.device)
     for _ in range(1 if x.device.type == "cpu" else 2):  # a GPU has to warm up
         began = time.perf_counter()
         with torch.set_grad_enabled(train):
@@ -217,7 +214,7 @@ class Costs:
         """Seconds of a teacher call and of a training step, for one sample of a batch."""
         row, teacher = self.paths.rows[0], self.paths.teacher
         paths = self.paths
-        shared = (paths.shape, self.batch_size, paths.device, paths.condition, paths.order)
+        shared = (paths.shape, self.batch_size, paths.device, paths.condition)
         probe = copy.deepcopy(self.student).to(self.paths.device).eval().requires_grad_(True)
         probe.lookahead = 0.0  # which costs no calls, and would ask for a covariance
         each = call_seconds(teacher, (row[0], row[1]), *shared)

@@ -24,6 +24,7 @@ from sigdeg.files import find_student, load_weights, read_json, save_model
 from sigdeg.grids import Grid, fine_grid
 from sigdeg.guidance import AutoGuidance, ClassifierFreeGuidance, Guidance
 from sigdeg.networks import build_network, class_labels, network_config
+from sigdeg.protocols import Step
 from sigdeg.sampling import sample
 from sigdeg.schedule import Schedule, schedule_from_config
 from sigdeg.schema import listed, mapped, maybe, number, record, text, whole
@@ -116,7 +117,7 @@ class Model:
         card: What made it.
     """
 
-    step: GaussianStep
+    step: Step
     shape: tuple[int, ...]
     grid: Grid
     codec: Codec = field(default_factory=Identity)
@@ -141,23 +142,26 @@ class Model:
         return process
 
     @property
+    def gaussian(self) -> GaussianStep:
+        """Its step, where partial signatures drive it.
+
+        Raises:
+            SigdegError: If other noise does.
+        """
+        if not isinstance(self.step, GaussianStep):
+            raise SigdegError(f"{self.name} is a {type(self.step).__name__}: no path drives it")
+        return self.step
+
+    @property
     def denoiser(self) -> Denoiser:
         """The denoiser of a teacher's step, without guidance.
 
         Raises:
             SigdegError: If its step has none: it is a student.
         """
-        found = self.inner
-        if not isinstance(found, Denoiser):
+        found = unguided(self.step)
+        if found is None:
             raise SigdegError(f"{self.name} is a {type(self.step).__name__}, without a denoiser")
-        return found
-
-    @property
-    def inner(self) -> Any:
-        """The same, or None."""
-        found = getattr(self.step, "denoiser", None)
-        while isinstance(found, Guidance):
-            found = found.denoiser
         return found
 
     def to(self, device: torch.device | str) -> Model:
@@ -372,6 +376,14 @@ class Model:
         return dataclasses.replace(made, codec=find_codec(folder), conditions=conditions, card=card)
 
 
+def unguided(step: Step) -> Denoiser | None:
+    """The denoiser of a step, without guidance; None where it has none."""
+    found = getattr(step, "denoiser", None)
+    while isinstance(found, Guidance):
+        found = found.denoiser
+    return found if isinstance(found, Denoiser) else None
+
+
 def classes(model: Model) -> int | None:
     """How many classes a model knows, in an error message."""
     return len(model.conditions.labels) if isinstance(model.conditions, Classes) else None
@@ -388,7 +400,7 @@ def conditions_of(network: nn.Module) -> Conditions:
 
 
 def as_model(
-    step: GaussianStep | Denoiser, shape: Sequence[int] | None = None, name: str | None = None
+    step: Step | Denoiser, shape: Sequence[int] | None = None, name: str | None = None
 ) -> Model:
     """A student, a denoiser or a step of one as a model.
 
@@ -411,7 +423,7 @@ def as_model(
     schedule: Any = step.process
     grid = Grid(tuple(fine_grid(schedule, CALLS - 1, "power").tolist()))
     made = Model(step, tuple(shape), grid, card=card)
-    network = getattr(made.inner, "network", None)
+    network = getattr(unguided(step), "network", None)
     conditions = Unconditional() if network is None else conditions_of(network)
     return dataclasses.replace(made, conditions=conditions)
 

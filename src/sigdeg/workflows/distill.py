@@ -131,7 +131,7 @@ def distil(
     student.origin = card.written
     result = distil_steps(
         student,
-        teacher.step,
+        teacher.gaussian,
         out,
         config,
         condition=teacher.conditions(),

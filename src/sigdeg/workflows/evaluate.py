@@ -167,7 +167,7 @@ def measure(
         progress: Show a progress bar.
     """
     teacher = teacher.to(device)
-    fine, student = teacher.step, copy.deepcopy(student).to(device)
+    fine, student = teacher.gaussian, copy.deepcopy(student).to(device)
     finest, condition = student.grid(max(student.steps)), teacher.conditions()
     rows = fine_rows(student, finest, config, finer_grid(teacher))
     paths = TeacherPaths(

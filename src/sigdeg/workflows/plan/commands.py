@@ -191,7 +191,7 @@ def grid(
     if isinstance(found, Model) and measure:
         device = resolve_device(device)
         advice = plan_grid(
-            found.to(device).step,
+            found.to(device).gaussian,
             steps,
             found.shape,
             student,
