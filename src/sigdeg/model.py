@@ -226,6 +226,12 @@ class Model:
             progress=progress,
             **self.condition(n, **request),
         )
+        return self.decode(states)
+
+    def decode(self, states: Tensor) -> Tensor:
+        """Samples in the user's own units, of states on any device."""
+        if isinstance(self.codec, nn.Module):
+            self.codec.to(states.device)
         return self.codec.decode(states)
 
     def condition(self, n: int | None = None, **request: Any) -> dict[str, Any]:

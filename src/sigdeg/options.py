@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import difflib
-import functools
 import inspect
 import io
 import itertools
@@ -88,7 +87,7 @@ Seed = Annotated[int, whole(0, 2**32 - 1)]
 
 
 class Group(NamedTuple):
-    """Commands under one name: functions, or dataclasses of their options to be called."""
+    """Commands under one name: dataclasses of their options, which are called."""
 
     help: str
     commands: Mapping[str, Command | Group]
@@ -119,19 +118,8 @@ def app(group: Group) -> SubcommandApp:
         if isinstance(found, Group):
             made.command(app(found), name=name, help=found.help)
         else:
-            made.command(name=name)(found if isinstance(found, type) else later(found))
+            made.command(name=name)(found)
     return made
-
-
-def later(command: Command) -> Callable[..., functools.partial[None]]:
-    """A function of the same signature that leaves the call to others."""
-
-    @functools.wraps(command)
-    def ready(*args: Any, **options: Any) -> functools.partial[None]:
-        given = inspect.signature(command).bind(*args, **options).arguments
-        return functools.partial(command, **given)
-
-    return ready
 
 
 def complaint(shown: str, group: Group, arguments: Sequence[str]) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 from typing import Any
 
@@ -203,8 +204,10 @@ def test_a_student_teaches_one_of_fewer_steps(tmp_path: Path) -> None:
     denoiser = GaussianMixtureDenoiser([-2.0, 2.0], [0.5, 0.5], [0.5, 0.5], VPLinear())
     teacher = sigdeg.as_teacher(denoiser, shape=(1,), name="law")
     first = sigdeg.distill(teacher, steps=4, out=tmp_path / "four", **SMALL)
-    second = sigdeg.distill(str(tmp_path / "four"), steps=2, out=tmp_path / "two", **SMALL)
-    assert second.card.teacher == "four"
+    guided = dataclasses.replace(first, card=dataclasses.replace(first.card, guidance=2.0))
+    second = sigdeg.distill(guided, steps=2, out=tmp_path / "two", **SMALL)
+    assert (second.card.teacher, second.card.guidance) == ("four", None)
+    assert sigdeg.load_teacher(str(tmp_path / "four")).grid == first.grid
     assert second.grid.times == first.grid.times[::2]
     results = read_results(tmp_path / "two" / "results.json")
     assert [row["nfe"] for row in results["rows"]] == [4, 2, 2]

@@ -14,7 +14,7 @@ from sigdeg.distillation import distill as distil_steps
 from sigdeg.errors import SigdegError, check_least
 from sigdeg.grids import Grid
 from sigdeg.integrations import load_teacher
-from sigdeg.model import Model, as_model
+from sigdeg.model import Card, Model, as_model
 from sigdeg.results import versions
 from sigdeg.runs import fingerprint
 from sigdeg.student import SignatureStudent
@@ -115,8 +115,10 @@ def distil(
     student = new_student(teacher, recipe)
     check_least(samples, 2, "samples")
     check_memory(judging_bytes(samples, teacher.shape, len(student.steps)))
+    # A student's own guidance is no guidance of the student that it teaches.
+    taught = isinstance(teacher.step, SignatureStudent)
     card = dataclasses.replace(
-        teacher.card,
+        Card() if taught else teacher.card,
         name=None,
         teacher=teacher.name,
         fingerprint=fingerprint(teacher.step),

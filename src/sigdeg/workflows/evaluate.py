@@ -192,7 +192,7 @@ def measure(
         n,
         config.seed,
         held_out,
-        teacher.codec.decode,
+        teacher.decode,
         batch_size,
         progress=progress,
     )
@@ -245,7 +245,7 @@ def measure(
     def draw(step: Step, grid: Tensor) -> Tensor:
         shape = (TIMED, *teacher.shape)
         drawn = sample(step, grid, shape, seeds=range(TIMED), device=device, **condition)
-        return teacher.codec.decode(drawn)
+        return teacher.decode(drawn)
 
     seconds = paired_seconds({key: partial(draw, *value) for key, value in timed.items()})
     for entry in table:
@@ -302,7 +302,7 @@ def evaluate(
     device, real = resolve_device(device), None
     if data is not None:
         place, features, resize = data
-        shape = teacher.codec.decode(torch.zeros(1, *teacher.shape)).shape[1:]
+        shape = teacher.decode(torch.zeros(1, *teacher.shape)).shape[1:]
         images = load_images(place, tuple(shape), resize)
         real = Real(images, features, 2 * samples, device)
         identity = {**identity, "data": fingerprint(images), "features": features}

@@ -66,7 +66,7 @@ def draw_samples(
         raise SigdegError("this student knows no classes: leave --label out")
     request: dict[str, Any] = {} if label is None else {"label": label}
     condition, grid = model.to(device).condition(n, **request), model.grid.at(steps)
-    shape = tuple(model.codec.decode(torch.zeros(1, *model.shape, device=device)).shape[1:])
+    shape = tuple(model.decode(torch.zeros(1, *model.shape, device=device)).shape[1:])
     if single and (len(shape) < 3 or shape[0] not in (1, 3)):
         raise SigdegError(f"samples of shape {shape} are no images: leave --save out")
     identity: dict[str, Any] = {"student": fingerprint(model.step)}
