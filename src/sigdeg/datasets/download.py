@@ -61,8 +61,8 @@ def fetch(
     )
 
 
-def read_verified(path: Path, sha256: str) -> bytes:
-    """Read one file, decompressed for a name in `.gz`, and check the sha256 of its content.
+def read_verified(path: Path, sha256: str | None) -> bytes:
+    """Read one file, decompressed for a name in `.gz`, and check the sha256 of its content, if any.
 
     Raises:
         SigdegError: If the file cannot be read or its content is not the expected one.
@@ -77,7 +77,7 @@ def read_verified(path: Path, sha256: str) -> bytes:
         raise SigdegError(f"cannot read {path}: {error.strerror}") from error
     except zlib.error:
         found = "an unreadable gzip stream"
-    if found != sha256:
+    if sha256 not in (None, found):
         raise SigdegError(
             f"{path} is damaged or incomplete: expected content of sha256 {sha256}, "
             f"found {found}; delete it and fetch it again"

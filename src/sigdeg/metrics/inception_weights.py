@@ -50,7 +50,7 @@ def load_inception(
         content = fetch("inception", NAME, sha256 or SHA256, MIRRORS, data_dir)
         weights = parse_pickle(content, NAME)
     elif Path(path).suffix == ".safetensors":
-        content = read(Path(path)) if sha256 is None else read_verified(Path(path), sha256)
+        content = read_verified(Path(path), sha256)
         weights = parse_safetensors(content, path)
     else:
         content = read_verified(Path(path), sha256 or SHA256)
@@ -58,18 +58,6 @@ def load_inception(
     network = FIDInception()
     fit(network, weights, path or NAME)
     return network.eval().requires_grad_(False), hashlib.sha256(content).hexdigest()
-
-
-def read(path: Path) -> bytes:
-    """The content of a file.
-
-    Raises:
-        SigdegError: If it cannot be read.
-    """
-    try:
-        return path.read_bytes()
-    except OSError as error:
-        raise SigdegError(f"cannot read {path}: {error.strerror}") from None
 
 
 def parse_pickle(content: bytes, path: str | Path) -> dict[str, Tensor]:
@@ -112,15 +100,15 @@ def fit(network: FIDInception, weights: dict[str, Tensor], path: str | Path) -> 
         SigdegError: If one is missing, unknown or of another shape.
     """
     # The counts of training batches: older files have none, and they mean nothing here.
-    own, given = (
+    needed, given = (
         {name: tuple(w.shape) for name, w in named.items() if "num_batches" not in name}
         for named in (network.state_dict(), weights)
     )
-    for name in sorted(own.keys() | given.keys()):
-        if own.get(name) != given.get(name):
-            found, needed = given.get(name, "missing"), own.get(name, "unknown")
+    for name in sorted(needed.keys() | given.keys()):
+        if needed.get(name) != given.get(name):
             raise SigdegError(
-                f"{path} holds the weights of another network: {name} is {found} there, "
-                f"{needed} in the FID Inception"
+                f"{path} holds the weights of another network: {name} is "
+                f"{given.get(name, 'missing')} there, {needed.get(name, 'unknown')} in the FID "
+                "Inception"
             )
-    network.load_state_dict({name: weights[name] for name in own})
+    network.load_state_dict({name: weights[name] for name in needed})
