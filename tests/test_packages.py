@@ -71,6 +71,7 @@ work = dict(iterations=3, batch_size=16, paths=64, refinement=5, device="cpu")
 student = sigdeg.distill(student, EulerMaruyama(denoiser), "run", **work).student
 x = sigdeg.sample(student, student.grid(), (8, 1), seeds=range(8))
 loaded = SignatureStudent.from_pretrained("run/student")
+assert all(hasattr(sigdeg, name) for name in sigdeg.__all__)
 assert torch.equal(x, sigdeg.sample(loaded, loaded.grid(), (8, 1), seeds=range(8)))
 """
     hidden = {*EXTRAS, *packages(PROJECT["optional-dependencies"]["dev"])} - CORE

@@ -14,7 +14,6 @@ from torch import Tensor, nn
 from sigdeg.errors import SigdegError, check_least
 from sigdeg.grids import check_grid, coarse_grid
 from sigdeg.model import Model, as_model
-from sigdeg.report import write_report
 from sigdeg.results import Row, make_row, over_draws, save_results
 from sigdeg.rng import seed_generators
 from sigdeg.student import SignatureStudent
@@ -38,6 +37,8 @@ class Table:
 
     def report(self, folder: str | Path) -> Path:
         """Write `results.json` and a report; returns the latter."""
+        from sigdeg.report import write_report  # an extra, which a table can do without
+
         quality = next(iter(self.rows[0]["metrics"]))
         results = {
             "title": "Samplers side by side",
