@@ -145,7 +145,7 @@ def test_bad_numbers_for_distilling(teacher: Path, tmp_path: Path, capsys) -> No
         ("--device", "foo", "unknown device 'foo': choose cpu or cuda"),
         ("--tracker", "foo", "tracker 'foo'"),
         ("--lookahead", 1.5, "--lookahead must be a number from 0 to 1, got '1.5'"),
-        ("--lookahead", 1, "lies in [0, 1), got 1.0"),
+        ("--lookahead", 1, "must lie in [0, 1), got 1.0"),
         ("--learning-rate", "nan", "--learning-rate must be a number from 1e-12 to"),
         ("--guidance", "inf", "--guidance must be a number from -1,000 to 1,000, got 'inf'"),
         ("--plan", "best", "unknown plan 'best': choose from vanilla, progressive"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -13,16 +14,15 @@ from torch import Tensor
 from sigdeg.costs import check_room, judging_bytes, tell_calls
 from sigdeg.datasets.images import load_images
 from sigdeg.distillation import DistillConfig, Verdict, judge, replay
-from sigdeg.distillation.judgement import SPLITS, Level
+from sigdeg.distillation.judgement import SPLITS, Level, Samples
 from sigdeg.distillation.regression import fine_rows
 from sigdeg.errors import SigdegError
 from sigdeg.model import Model
 from sigdeg.paths import Batch, TeacherPaths
 from sigdeg.report import histogram_plot, image_grid, scatter_plot, write_report
-from sigdeg.results import Row, Summary, count_calls, make_row, save_results
+from sigdeg.results import Row, Summary, add_speed, count_calls, make_row, save_results
 from sigdeg.runs import claim_folder, fingerprint
-from sigdeg.sampling import sample
-from sigdeg.steps import Step
+from sigdeg.steps import GaussianStep
 from sigdeg.student import SignatureStudent
 from sigdeg.timing import paired_seconds
 from sigdeg.training import resolve_device
@@ -197,65 +197,64 @@ def measure(
         progress=progress,
     )
     verdict = judge(student, paths, drawn)
-    calls = verdict.teacher_calls
+    table, timed = make_table(student, teacher, verdict, drawn, config, real)
+    timed[0] = fine, torch.cat([rows[0], *(row[1:] for row in rows[1:])])
+    seconds = paired_seconds(
+        {
+            i: partial(replace(teacher, step=step).sample, TIMED, grid=grid, seed=0)
+            for i, (step, grid) in timed.items()
+        }
+    )
+    add_speed(table, {i: own * n / TIMED for i, own in seconds.items()}, teacher=0)
     summary = (
         f"Teacher, student and untrained step of the same noise: two sets of {n:,}. Distances are "
         "to other samples of the teacher, not to data; ± is the noise of one such distance."
     )
-    floor: dict[str, Summary] = {}
-    if real is not None:
-        floor, summary = real.floor, f"{summary} {real.describe()}"
+    few = PICTURES if drawn.teacher.ndim == 4 else len(drawn.teacher)
+    pictures = {f"teacher, {count_calls(verdict.teacher_calls)}": drawn.teacher[:few]}
+    for calls, samples in drawn.student.items():
+        pictures[f"student, {count_calls(calls)}"] = samples[:few]
+    if real is None:
+        return Comparison(table, {}, summary, verdict, pictures)
+    return Comparison(table, real.floor, f"{summary} {real.describe()}", verdict, pictures)
+
+
+def make_table(
+    student: SignatureStudent,
+    teacher: Model,
+    verdict: Verdict,
+    drawn: Samples,
+    config: DistillConfig,
+    real: Real | None,
+) -> tuple[list[Row], dict[int, tuple[GaussianStep, Tensor]]]:
+    """A row of the teacher, and for each step count one of the student and of the untrained step.
+
+    Returns:
+        The rows; and, by the index of a row, the steps and grids of the student, to be timed.
+    """
 
     def score(level: Level, of: str, samples: Tensor) -> dict[str, Summary]:
         return metrics(level, of) | ({} if real is None else real.compare(samples))
 
+    called = teacher.gaussian if finer_grid(teacher) is not None else teacher.denoiser
     own = score(verdict.levels[0], "floor", drawn.teacher)
-    called: Any = fine if finer_grid(teacher) is not None else teacher.denoiser
-    table = [make_row("teacher", called, calls, own)]
-    few = PICTURES if drawn.teacher.ndim == 4 else len(drawn.teacher)
-    pictures = {f"teacher, {count_calls(calls)}": drawn.teacher[:few]}
-    whole = torch.cat([rows[0], *(row[1:] for row in rows[1:])])
-    timed: dict[int, tuple[Step, Tensor]] = {calls: (fine, whole)}
+    table = [make_row("teacher", called, verdict.teacher_calls, own)]
+    timed: dict[int, tuple[GaussianStep, Tensor]] = {}
     for level in verdict.levels:
+        count = level.calls
         told: dict[str, Any] = {"order": student.seen, "grid": "power"}
-        kind = {"elastic": student.elastic, "head": student.residual_noise, "q": config.q}
-        judged = {"says": level.says, "equal": level.equal, "failed": level.failed}
-        table += [
-            make_row(
-                "sig-deg",
-                student,
-                level.calls,
-                score(level, "student", drawn.student[level.calls]),
-                verdict=judged,
-                **told | kind,
-            ),
-            make_row(
-                "untrained",
-                called,
-                level.calls,
-                score(level, "untrained", drawn.untrained[level.calls]),
-                **told,
-            ),
-        ]
-        pictures[f"student, {count_calls(level.calls)}"] = drawn.student[level.calls][:few]
-        timed[level.calls] = (student, student.grid(level.calls))
-
-    condition = teacher.condition(TIMED)
-
-    def draw(step: Step, grid: Tensor) -> Tensor:
-        shape = (TIMED, *teacher.shape)
-        drawn = sample(step, grid, shape, seeds=range(TIMED), device=device, **condition)
-        return teacher.decode(drawn)
-
-    seconds = paired_seconds({key: partial(draw, *value) for key, value in timed.items()})
-    for entry in table:
-        if entry["role"] != "untrained":
-            own_seconds = seconds[entry["nfe"]]
-            entry |= {
-                "seconds": own_seconds * n / TIMED,
-                "speedup": seconds[calls] / own_seconds,
-            }
-    return Comparison(table, floor, summary, verdict, pictures)
+        kind: dict[str, Any] = {
+            "elastic": student.elastic,
+            "head": student.residual_noise,
+            "q": config.q,
+            "verdict": {"says": level.says, "equal": level.equal, "failed": level.failed},
+        }
+        timed[len(table)] = student, student.grid(count)
+        found = score(level, "student", drawn.student[count])
+        table.append(make_row("sig-deg", student, count, found, **told | kind))
+        found = score(level, "untrained", drawn.untrained[count])
+        table.append(make_row("untrained", called, count, found, **told))
+    return table, timed
 
 
 def metrics(level: Level, of: str) -> dict[str, Summary]:
