@@ -11,11 +11,10 @@ from pathlib import Path
 
 import safetensors.torch
 import torch
-from safetensors import SafetensorError
 from torch import Tensor
 
 from sigdeg.datasets.download import fetch, read_verified
-from sigdeg.errors import SigdegError
+from sigdeg.errors import SigdegError, reason
 from sigdeg.metrics.inception import FIDInception
 
 __all__ = ["load_inception"]
@@ -47,58 +46,43 @@ def load_inception(
             weights of another network.
     """
     if path is None:
-        content = fetch("inception", NAME, sha256 or SHA256, MIRRORS, data_dir)
-        weights = parse_pickle(content, NAME)
-    elif Path(path).suffix == ".safetensors":
-        content = read_verified(Path(path), sha256)
-        weights = parse_safetensors(content, path)
+        content, name = fetch("inception", NAME, sha256 or SHA256, MIRRORS, data_dir), Path(NAME)
     else:
-        content = read_verified(Path(path), sha256 or SHA256)
-        weights = parse_pickle(content, path)
+        name = Path(path)
+        needed = sha256 or (None if name.suffix == ".safetensors" else SHA256)
+        content = read_verified(name, needed)
+    weights = parse(content, name)
     network = FIDInception()
-    fit(network, weights, path or NAME)
+    fit(network, weights, name)
     return network.eval().requires_grad_(False), hashlib.sha256(content).hexdigest()
 
 
-def parse_pickle(content: bytes, path: str | Path) -> dict[str, Tensor]:
-    """Tensors of a file made by `torch.save`.
+def parse(content: bytes, path: Path) -> dict[str, Tensor]:
+    """Tensors of a file of safetensors, or of one made by `torch.save`.
 
     The one exception to "nothing is unpickled": these weights are published in no other form. The
     digest has been verified, and torch's restricted loader makes tensors and containers only, and
     runs no code of the file. It reads from memory: torch maps files of its newer format only, and
     the published one is, by its size of 95,628,359 bytes, of the older.
-
-    Raises:
-        SigdegError: If the content is no dictionary of tensors.
     """
+    safe = path.suffix == ".safetensors"
     try:
-        weights = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
+        weights = (
+            safetensors.torch.load(content)
+            if safe
+            else torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
+        )
     except Exception as error:  # half a file or another format fails in any way
-        reason = str(error).partition("\n")[0].partition(". ")[0] or type(error).__name__
-        raise SigdegError(f"{path} is not a whole file of weights: {reason}") from None
+        whole = "safetensors file" if safe else "file of weights"
+        why = reason(error).partition(". ")[0]
+        raise SigdegError(f"{path} is not a whole {whole}: {why}") from None
     if not isinstance(weights, dict) or not all(isinstance(v, Tensor) for v in weights.values()):
         raise SigdegError(f"{path} holds no dictionary of tensors, as a file of weights does")
     return dict(weights)
 
 
-def parse_safetensors(content: bytes, path: str | Path) -> dict[str, Tensor]:
-    """Tensors of a safetensors file.
-
-    Raises:
-        SigdegError: If the content is not a whole such file.
-    """
-    try:
-        return safetensors.torch.load(content)
-    except (SafetensorError, ValueError) as error:
-        raise SigdegError(f"{path} is not a whole safetensors file: {error}") from None
-
-
-def fit(network: FIDInception, weights: dict[str, Tensor], path: str | Path) -> None:
-    """Load weights whose names and shapes are exactly the network's.
-
-    Raises:
-        SigdegError: If one is missing, unknown or of another shape.
-    """
+def fit(network: FIDInception, weights: dict[str, Tensor], path: Path) -> None:
+    """Load weights whose names and shapes are exactly the network's."""
     # The counts of training batches: older files have none, and they mean nothing here.
     needed, given = (
         {name: tuple(w.shape) for name, w in named.items() if "num_batches" not in name}

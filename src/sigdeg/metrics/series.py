@@ -9,6 +9,8 @@ against itself and above 0 between two sets of real data, the floor.
 Where the paper sums over features and dates these take means, so that values for different numbers
 of features and dates compare.
 
+What all of them take and refuse stands at `average_w1`.
+
 References:
     Sig-DEG (arXiv 2508.16939), C.4.2, for the marginal loss and the two of correlations.
     Székely, Rizzo, *Energy statistics* (2013), for the energy distance.
@@ -49,16 +51,12 @@ def marginal_loss(samples: Tensor, reference: Tensor, bins: int = 50) -> float:
     $$ \frac1{JB} \sum_{j=1}^{J} \sum_{b=1}^{B}
        \left| \frac{c_{jb}}{n w_j} - \frac{d_{jb}}{k w_j} \right|. $$
 
-    Samples beyond the range are in no bin, but count in $n$.
+    Samples beyond the range are in no bin, but count in $n$. Sets and errors as in `average_w1`.
 
     Arguments:
-        samples: Generated series, with shape (n, features, dates).
-        reference: Real series, with shape (k, features, dates).
-        bins: The number of bins $B$.
-
-    Raises:
-        SigdegError: If the sets do not match, are empty or not finite, a coordinate of the
-            reference is constant, or there is no bin.
+        samples: Generated series.
+        reference: Real series.
+        bins: The number of bins $B$, at least 1.
     """
     check_least(bins, 1, "bins")
     x, y = (values.flatten(1).T.numpy() for values in standardised(samples, reference))
@@ -92,15 +90,8 @@ def increment_w1(samples: Tensor, reference: Tensor) -> float:
     r"""The mean W1 of the increments $x_{i,t+1} - x_{i,t}$ from each date to the next.
 
     It is `average_w1` of the increments, in standard deviations of the reference's increments:
-    a noise too small to show in the marginals of a series shows here.
-
-    Arguments:
-        samples: Generated series, with shape (n, features, dates), dates at least 2.
-        reference: Real series, with shape (k, features, dates).
-
-    Raises:
-        SigdegError: If the sets do not match, are empty or not finite, have a single date, or an
-            increment of the reference is constant.
+    a noise too small to show in the marginals of a series shows here. Arguments and errors as
+    there; a single date has no increments.
     """
     x, y = series_pair(samples, reference, dates=2)
     return average_w1(x.diff(), y.diff())
@@ -112,15 +103,7 @@ def correlation_discrepancy(samples: Tensor, reference: Tensor) -> float:
     With the Pearson correlations $\rho$ over the samples, the mean of
     $|\rho^{samples}_{(i,s),(j,t)} - \rho^{reference}_{(i,s),(j,t)}|$ over all ordered pairs of
     coordinates (feature $i$, date $s$) and (feature $j$, date $t$), the equal ones included, which
-    add 0.
-
-    Arguments:
-        samples: Generated series, with shape (n, features, dates).
-        reference: Real series, with shape (k, features, dates).
-
-    Raises:
-        SigdegError: If the sets do not match, are empty or not finite, or a coordinate of one is
-            constant.
+    add 0. Arguments and errors as `average_w1`; no coordinate of samples may be constant either.
     """
     x, y = standardised(samples, reference)
     return float((correlations(x) - correlations(y)).abs().mean())
@@ -133,15 +116,8 @@ def autocorrelation_discrepancy(samples: Tensor, reference: Tensor) -> float:
 
     $$ A_i(k) = \frac1{T - k} \sum_{t=1}^{T-k} \mathrm{corr}(x_{i,t}, x_{i,t+k}), $$
 
-    with the Pearson correlation over the samples: no stationarity is assumed.
-
-    Arguments:
-        samples: Generated series, with shape (n, features, dates), dates T at least 2.
-        reference: Real series, with shape (k, features, dates).
-
-    Raises:
-        SigdegError: If the sets do not match, are empty or not finite, have a single date, or a
-            coordinate of one is constant.
+    with the Pearson correlation over the samples: no stationarity is assumed. Arguments and errors
+    as `correlation_discrepancy`; of a single date there is none.
     """
     pair = series_pair(samples, reference, dates=2)
     x, y = (autocorrelations(values) for values in standardised(*pair))
@@ -156,17 +132,7 @@ def energy_distance(samples: Tensor, reference: Tensor) -> float:
     laws, never negative, and not its square root. Its floor is $E|X - X'| (1/n + 1/k)$.
 
     Distances are in float32 and their sums in float64: the error is about 1e-7 of $E|X - Y|$.
-
-    Arguments:
-        samples: Generated series, with shape (n, features, dates).
-        reference: Real series, with shape (k, features, dates).
-
-    Returns:
-        The distance, in standard deviations of the reference.
-
-    Raises:
-        SigdegError: If the sets do not match, are empty or not finite, or a coordinate of the
-            reference is constant.
+    Arguments, unit and errors as `average_w1`.
     """
     x, y = (values.flatten(1) for values in standardised(samples, reference))
     scale = torch.maximum(x.abs().max(), y.abs().max())  # the square of 1e20 is no float32
@@ -178,18 +144,13 @@ def energy_distance(samples: Tensor, reference: Tensor) -> float:
 def tail_error(samples: Tensor, reference: Tensor, levels: Sequence[float] = (0.01, 0.99)) -> float:
     r"""The mean absolute difference of quantiles of the terminal log-return.
 
-    The log-return is feature 0, the log-price, at the last date: $\log S_0 = 0$.
+    The log-return is feature 0, the log-price, at the last date: $\log S_0 = 0$. The error has its
+    unit; a constant coordinate is no error here.
 
     Arguments:
-        samples: Generated series, with shape (n, features, dates).
-        reference: Real series, with shape (k, features, dates).
+        samples: Generated series, as in `average_w1`.
+        reference: Real series.
         levels: Levels of the quantiles, in [0, 1].
-
-    Returns:
-        The error, in the unit of the log-return.
-
-    Raises:
-        SigdegError: If the sets do not match, are empty or not finite, or a level is no level.
     """
     if not len(levels) or not all(0 <= level <= 1 for level in levels):
         raise SigdegError(f"levels must be one or more numbers in [0, 1], got {tuple(levels)}")
@@ -198,12 +159,7 @@ def tail_error(samples: Tensor, reference: Tensor, levels: Sequence[float] = (0.
 
 
 def series_pair(samples: Tensor, reference: Tensor, dates: int = 1) -> tuple[Tensor, Tensor]:
-    """Two sets of series as float64 on the CPU, verified.
-
-    Raises:
-        SigdegError: If a set is empty or not finite, their shapes do not match, or there are fewer
-            dates than `dates`.
-    """
+    """Two sets of series as float64 on the CPU, verified, of at least so many dates."""
     x, y = (values.detach().cpu().double() for values in (samples, reference))
     if x.ndim != 3 or x.shape[1:] != y.shape[1:] or not x.numel() or not y.numel():
         raise SigdegError(
