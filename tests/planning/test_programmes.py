@@ -46,24 +46,27 @@ def scan(steps: int, lam: np.ndarray, s: float) -> tuple[int, Outcome]:
 # --- one direction --------------------------------------------------------------------------------
 
 
+def to_target(a: np.ndarray, g: np.ndarray, target: float, eps: float = 0.0) -> tuple[float, Plan]:
+    """The plan nearest to a target in one direction."""
+    found = dp_pareto(a[:, None], g[:, None], [target], signs=[0], eps=eps)
+    return float(found.operator[0]), found.plan
+
+
 @pytest.mark.parametrize("steps", range(1, 8))
 def test_the_scalar_programme_is_brute_force(steps: int) -> None:
     rng = np.random.default_rng(steps)
     for low, high in ((0.3, 1.0), (1.0, 1.8), (0.5, 1.6)):
         a, g = rng.uniform(low, high, steps), rng.uniform(0, 1, steps)
         outcomes = np.array([final_operator(plan, a, g) for plan in PLANS[steps]])
-        middle = float(np.median(outcomes))
-        for mode, target, best in (
-            ("min", None, outcomes.min()),
-            ("max", None, outcomes.max()),
-            ("target", middle, middle),
-            ("target", 1.0, outcomes[np.abs(outcomes - 1).argmin()]),
-        ):
-            value, plan = dp_scalar(a, g, mode, target, eps=0)  # type: ignore[arg-type]
-            if target is None:
-                assert value == pytest.approx(best, rel=1e-12)
-            else:  # two plans may be equally far
-                assert abs(value - target) == pytest.approx(abs(best - target), abs=1e-12)
+        for mode, best in (("min", outcomes.min()), ("max", outcomes.max())):
+            value, plan = dp_scalar(a, g, mode)  # type: ignore[arg-type]
+            assert value == pytest.approx(best, rel=1e-12)
+            assert value == pytest.approx(float(final_operator(plan, a, g)), rel=1e-12)
+        for target in (float(np.median(outcomes)), 1.0):
+            value, plan = to_target(a, g, target)
+            # Two plans may be equally far.
+            nearest = np.abs(outcomes - target).min()
+            assert abs(value - target) == pytest.approx(nearest, abs=1e-12)
             assert value == pytest.approx(float(final_operator(plan, a, g)), rel=1e-12)
 
 
@@ -79,8 +82,8 @@ def test_cells_cost_what_they_promise() -> None:
     steps, eps = 7, 3e-3
     a, g, _ = setting(steps, np.array([1.5]), 0.3)
     target = float(data_target(1.5, np.ones(1)))
-    exact, _ = dp_scalar(a[:, 0], g[:, 0], "target", target, eps=0)
-    value, plan = dp_scalar(a[:, 0], g[:, 0], "target", target, eps=eps)
+    exact, _ = to_target(a[:, 0], g[:, 0], target)
+    value, plan = to_target(a[:, 0], g[:, 0], target, eps)
     assert value == pytest.approx(float(final_operator(plan, a, g)[0]), rel=1e-12)
     gain = abs(np.log(value / target)) - abs(np.log(exact / target))
     assert -1e-12 <= gain <= (steps - 1) * eps
@@ -88,7 +91,7 @@ def test_cells_cost_what_they_promise() -> None:
 
 def test_between_the_windows_the_best_plan_is_mixed() -> None:
     a, g, target = setting(8, np.array([1.5]), 0.3)
-    value, plan = dp_scalar(a[:, 0], g[:, 0], "target", float(target[0]), eps=0)
+    value, plan = to_target(a[:, 0], g[:, 0], float(target[0]))
     assert format_plan(plan) == "((1 2) 3..6 (7 8))"
     best = min(abs(final_operator(p, a, g)[0] - target[0]) for p in canonical_plans(8).values())
     assert 0.9 * best < abs(value - target[0]) < best
@@ -226,10 +229,8 @@ def test_bad_input_is_refused() -> None:
     a, g = np.full((3, 2), 0.5), np.full((3, 2), 0.5)
     with pytest.raises(SigdegError, match=r"must have one direction, got shape \(3, 2\)"):
         dp_scalar(a, g, "min")
-    with pytest.raises(SigdegError, match="unknown mode 'best': choose from min, max, target"):
+    with pytest.raises(SigdegError, match="unknown mode 'best': choose from min, max"):
         dp_scalar(a[:, 0], g[:, 0], "best")  # type: ignore[arg-type]  # the point
-    with pytest.raises(SigdegError, match="mode 'target' needs a target"):
-        dp_scalar(a[:, 0], g[:, 0], "target")
     with pytest.raises(SigdegError, match=r"the target \(d,\), got \(3, 2\) and \(3,\)"):
         dp_pareto(a, g, np.ones(3))
     with pytest.raises(SigdegError, match="operators must be positive to be compared"):

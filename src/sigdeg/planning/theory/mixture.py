@@ -30,7 +30,7 @@ from sigdeg.errors import SigdegError
 from sigdeg.planning.spectrum import Floats
 from sigdeg.planning.theory.operators import StepSchedule
 
-__all__ = ["MixtureTeacher", "accumulated_error"]
+__all__ = ["MixtureTeacher"]
 
 POINTS = 2001  # of the grid that stands for z, evenly spaced over its marginal
 REACH = 6.0  # standard deviations the grid reaches beyond the outermost means
@@ -106,10 +106,6 @@ class MixtureTeacher:
             slope = slope * factor
         return x, slope
 
-    def lipschitz(self, t: int) -> float:
-        r"""The largest stretch of the step from t to t - 1, $\sup_z |dz_{t-1} / dz_t|$."""
-        return float(np.abs(self.step(t, self.grid(t)[0])[1]).max())
-
     def amplification(self, t: int) -> tuple[float, float]:
         """How an error at time t arrives at the data: the largest and the RMS |dz_0 / dz_t|."""
         z, _ = self.grid(t)
@@ -184,21 +180,3 @@ class MixtureTeacher:
             )
             best = min(best, float(np.linalg.norm(residual(first))), float(np.sqrt(2 * fit.cost)))
         return best
-
-
-def accumulated_error(errors: Sequence[float], stretches: Sequence[float]) -> float:
-    r"""Bound on the error at the data, $\sum_j e_j \prod_{i \text{ after } j} Lip_i$.
-
-    Arguments:
-        errors: The error of each operator, in the order they are applied, from noise to data.
-        stretches: The Lipschitz constant of each.
-
-    Raises:
-        SigdegError: If their numbers differ.
-    """
-    if len(errors) != len(stretches):
-        raise SigdegError(f"{len(errors)} errors need as many constants, got {len(stretches)}")
-    total = 0.0
-    for error, stretch in zip(errors, stretches, strict=True):
-        total = total * stretch + error
-    return total

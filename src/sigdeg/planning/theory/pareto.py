@@ -125,7 +125,8 @@ def dp_pareto(
         signs: -1 where smaller is better, 1 where larger is, 0 where neither, shape (d,). Worked
             out when not given: -1 where $A_t \le 1$ for $t < T$ and not even BOOT undercuts the
             target, 1 where $A_t \ge 1$ and not even vanilla exceeds it.
-        eps: States whose logarithms fall in one cell of this width are one; 0 is exact.
+        eps: States whose logarithms fall in one cell of this width are one; 0 is exact. Those of
+            the result are off by at most the number of merges times eps.
         cap: Most vectors kept a state (a beam), ranked by the relative distance to the teacher's
             composite, weighted by the target, under several random reweightings; none is exact.
         variance: $n_T^2$ of the input, shape (d,) or a scalar.

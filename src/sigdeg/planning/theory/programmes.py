@@ -27,7 +27,6 @@ from sigdeg.errors import SigdegError, check_choice, check_least
 from sigdeg.planning.plans import Plan, plan_from_intervals
 from sigdeg.planning.spectrum import Floats
 from sigdeg.planning.theory.operators import check_operators
-from sigdeg.planning.theory.pareto import dp_pareto
 
 __all__ = ["all_plans", "dp_scalar", "hybrid_operators"]
 
@@ -58,41 +57,29 @@ def all_plans(steps: int) -> Iterator[Plan]:
 
 
 def dp_scalar(
-    operators: ArrayLike,
-    gammas: ArrayLike,
-    mode: Literal["min", "max", "target"],
-    target: float | None = None,
-    eps: float = 1e-3,
+    operators: ArrayLike, gammas: ArrayLike, mode: Literal["min", "max"]
 ) -> tuple[float, Plan]:
-    r"""The plan with the smallest, the largest or the nearest operator in one direction.
+    r"""The plan with the smallest or the largest operator in one direction.
 
     The smallest is the best for a target that no plan undercuts, the largest for one that no plan
-    exceeds (see `windows`): one number a state, O(T^3) time, O(T^2) memory. Between the windows
-    `target` keeps every value that can be told apart, merged on a logarithmic grid.
+    exceeds (see `windows`): one number a state, O(T^3) time, O(T^2) memory. For a target between
+    them, see `dp_pareto`.
 
     Arguments:
         operators: $A_t$, shape (T,).
         gammas: $\gamma_t$, shape (T,).
-        mode: `min`, `max` or `target`.
-        target: The operator to come near to, for mode `target`.
-        eps: Pitch of the logarithmic grid of mode `target`; 0 is exact, and exponential in T. The
-            logarithm of the operator is off by at most the number of merges times eps.
+        mode: `min` or `max`.
 
     Returns:
         The operator and its plan.
 
     Raises:
-        SigdegError: If there are several directions, the mode is unknown or the target is missing.
+        SigdegError: If there are several directions, or the mode is unknown.
     """
     a, g = check_operators(operators, gammas)
     if a.ndim != 1:
         raise SigdegError(f"operators must have one direction, got shape {a.shape}")
-    check_choice(mode, ("min", "max", "target"), "mode")
-    if mode == "target":
-        if target is None:
-            raise SigdegError("mode 'target' needs a target")
-        found = dp_pareto(a[:, None], g[:, None], [target], signs=[0], eps=eps)
-        return float(found.operator[0]), found.plan
+    check_choice(mode, ("min", "max"), "mode")
     sign = 1 if mode == "min" else -1
     x, y = one_sided(a, g, sign)
     return float(x[-1, 0]), trace(x, y, g, sign)
