@@ -47,29 +47,19 @@ def size(count: float) -> str:
 
 
 def check_room(folder: Path, disk: float = 0, memory: float = 0) -> None:
-    """Refuse work that needs more bytes than are free, or a folder that cannot be written to.
-
-    Raises:
-        SigdegError: If it is so. Nothing is made or written.
-    """
+    """Refuse work that needs more bytes than are free, or a folder that cannot be written to."""
     place = folder.absolute()
     while not place.exists():
         place = place.parent
-    held = place.is_dir() and os.access(place, os.W_OK | os.X_OK)
-    if not held or not shutil.disk_usage(place).total:  # /proc has no disk at all
+    held, there = place.is_dir() and os.access(place, os.W_OK | os.X_OK), shutil.disk_usage(place)
+    if not held or not there.total:  # /proc has no disk at all
         raise SigdegError(f"cannot write to {folder}: {place} is no folder that can be written to")
-    disk_there = shutil.disk_usage(place)
-    if disk_there.total:  # what has no size at all, as /proc, says by itself that it takes no files
-        compare(disk, disk_there.free, f"on the disk of {folder}")
+    compare(disk, there.free, f"on the disk of {folder}")
     check_memory(memory)
 
 
 def check_memory(need: float) -> None:
-    """Refuse work that needs more bytes of memory than are free.
-
-    Raises:
-        SigdegError: If it is so.
-    """
+    """Refuse work that needs more bytes of memory than are free."""
     compare(need, psutil.virtual_memory().available, "of memory")
 
 

@@ -32,6 +32,7 @@ __all__ = [
     "find_folder",
     "find_student",
     "load_weights",
+    "read_identified",
     "read_json",
     "read_tensors",
     "save_json",
@@ -77,11 +78,7 @@ def atomic_write(path: Path, write: Callable[[Path], object]) -> None:
 
 
 def begin(part: Path) -> int:
-    """Create a file with the modes that the user's mask leaves, locked as long as we live.
-
-    Returns:
-        What holds the lock; -1 where there are none.
-    """
+    """Create a file with the modes of the user's mask; returns its lock, or -1 without locks."""
     while True:
         handle = os.open(part, os.O_CREAT | os.O_RDWR, 0o666)
         if fcntl is None:
@@ -140,11 +137,7 @@ def seal(value: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def unseal(value: Mapping[str, Any], path: Path) -> dict[str, Any]:
-    """The object that was sealed; one without a digest, of an older version, is taken as it is.
-
-    Raises:
-        SigdegError: If it was changed since.
-    """
+    """The object that was sealed, unless it was changed; one of an older version has no digest."""
     whole = {key: part for key, part in value.items() if key != "_digest"}
     if value.keys() & {"_digest", "_weights"} and seal(whole) != value:
         raise SigdegError(f"{path} was changed or damaged since it was written")
@@ -154,11 +147,7 @@ def unseal(value: Mapping[str, Any], path: Path) -> dict[str, Any]:
 def save_tensors(
     path: Path, tensors: Mapping[str, Tensor], metadata: dict[str, str] | None = None
 ) -> str:
-    """Write safetensors atomically, with a digest of names, types, shapes, bytes and metadata.
-
-    Returns:
-        The digest.
-    """
+    """Write safetensors atomically, with a digest of all that is in it; returns the digest."""
     whole = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     found = digest(whole, metadata or {})
 
@@ -186,16 +175,23 @@ def digest(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> str:
 
 
 def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """Tensors of a safetensors file, memory-mapped copy-on-write, and its metadata.
-
-    Raises:
-        SigdegError: If the file is missing or damaged: its digest is verified where it has one.
-    """
+    """Tensors of a safetensors file, memory-mapped copy-on-write, and its metadata, verified."""
     tensors, metadata = open_tensors(path)
     other = {key: value for key, value in metadata.items() if key != "digest"}
     if "digest" in metadata and metadata["digest"] != digest(tensors, other):
         raise SigdegError(f"{path} is damaged: its digest does not match what it holds")
     return tensors, metadata
+
+
+def read_identified(path: Path, identity: str) -> dict[str, Tensor]:
+    """Tensors, as `read_tensors` has them, that were saved with this `identity` as metadata."""
+    try:
+        tensors, metadata = read_tensors(path)
+    except SigdegError as error:
+        raise SigdegError(f"{error}; delete it") from None
+    if metadata.get("identity") != identity or "digest" not in metadata:
+        raise SigdegError(f"{path} belongs to another simulation: choose another folder")
+    return tensors
 
 
 def open_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
@@ -222,9 +218,6 @@ def weight_files(path: Path) -> list[Path]:
 
     diffusers saves large models in shards, `NAME-00001-of-00002.safetensors`, with an index
     `NAME.safetensors.index.json`, and halves as the variant `NAME.fp16.safetensors`.
-
-    Raises:
-        SigdegError: If there are several variants, or an index is damaged.
     """
     index = path.with_name(f"{path.name}.index.json")
     if path.is_file() or index.is_file():
@@ -249,11 +242,7 @@ def shards(index: Path) -> list[Path]:
 
 
 def count_weights(path: Path) -> int:
-    """How many numbers the files behind a file of weights hold.
-
-    Raises:
-        SigdegError: If one is missing or damaged.
-    """
+    """How many numbers the files behind a file of weights hold."""
     parts = [open_tensors(file)[0] for file in weight_files(path)]
     return sum(value.numel() for part in parts for value in part.values())
 
@@ -270,11 +259,7 @@ def save_model(
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """Read a JSON object.
-
-    Raises:
-        SigdegError: If the file is missing or holds no JSON object.
-    """
+    """Read a JSON object."""
     try:
         value = json.loads(path.read_text())
     except (OSError, ValueError, RecursionError) as error:
@@ -322,11 +307,7 @@ def find_folder(path: str | Path) -> Path:
 
 
 def find_student(path: str | Path) -> Path:
-    """The folder of a model: itself, or that of the run which made it, local or on the hub.
-
-    Raises:
-        SigdegError: If it is a pipeline's, or none is found.
-    """
+    """The folder of a model: itself, or that of the run which made it, local or on the hub."""
     folder = find_folder(path)
     if (folder / "model_index.json").is_file():
         raise SigdegError(f"{path} is a diffusers pipeline, a teacher: sigdeg distill it first")

@@ -350,7 +350,7 @@ def test_cache_of_other_paths_is_refused(tmp_path: Path) -> None:
         lambda: rough_bergomi_split(5, 100, 3, RoughBergomi(rho=-0.8), cache=file),
     ]
     for other in others:
-        with pytest.raises(SigdegError, match="holds the paths of another simulation"):
+        with pytest.raises(SigdegError, match="belongs to another simulation"):
             other()
     assert file.read_bytes() == written
 

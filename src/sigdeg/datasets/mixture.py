@@ -157,12 +157,10 @@ class MixtureSplit(NamedTuple):
     test: Tensor
 
 
-def mixture_split(seed: int, law: GaussianMixture1D | None = None) -> MixtureSplit:
+def mixture_split(seed: int) -> MixtureSplit:
     """Draw the paper's 10,000 samples: 7,900 to train, 100 to validate, 2,000 to test.
 
-    Arguments:
-        seed: Seeds the draw; the same seed gives the same data.
-        law: The mixture, the paper's by default.
+    The same seed gives the same data.
     """
-    samples = (law or GaussianMixture1D()).sample(10_000, torch.Generator().manual_seed(seed))
+    samples = GaussianMixture1D().sample(10_000, torch.Generator().manual_seed(seed))
     return MixtureSplit(samples[:7_900], samples[7_900:8_000], samples[8_000:])

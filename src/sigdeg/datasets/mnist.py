@@ -66,9 +66,6 @@ def parse_idx(content: bytes) -> Bytes:
 
     The format: two zero bytes, the type 8, the number of dimensions, each dimension as a
     big-endian 32-bit integer, then the bytes, last dimension fastest.
-
-    Raises:
-        SigdegError: If the header or the length is not that of such a file.
     """
     header = 4 + 4 * content[3] if len(content) > 3 else 4
     if content[:3] != b"\0\0\x08" or len(content) < header:

@@ -24,7 +24,7 @@ import torch
 from torch import Generator, Tensor
 
 from sigdeg.errors import SigdegError, check_least
-from sigdeg.files import read_tensors, save_tensors
+from sigdeg.files import read_identified, save_tensors
 
 __all__ = ["RoughBergomi", "SeriesSplit", "rough_bergomi_split"]
 
@@ -182,7 +182,7 @@ def rough_bergomi_split(
     model = model or RoughBergomi()
     identity = json.dumps({"seed": seed, "n": n, "dates": dates, "model": asdict(model)})
     if cache is not None and cache.exists():
-        series = read_series(cache, identity)
+        series = read_identified(cache, identity)["series"]
     else:
         series = model.sample(n, Generator().manual_seed(seed), dates)
         if cache is not None:
@@ -192,14 +192,3 @@ def rough_bergomi_split(
     if not bool((std > 1e-9 * mean.abs()).all()):
         raise SigdegError("the paths hardly vary, so they cannot be standardised: raise eta or xi")
     return SeriesSplit(train, validation, test, mean, std)
-
-
-def read_series(file: Path, identity: str) -> Tensor:
-    """Paths of a file, verified."""
-    try:
-        tensors, metadata = read_tensors(file)
-    except SigdegError as error:
-        raise SigdegError(f"{error}; delete it") from None
-    if metadata.get("identity") != identity or "digest" not in metadata:
-        raise SigdegError(f"{file} holds the paths of another simulation: choose another folder")
-    return tensors["series"]

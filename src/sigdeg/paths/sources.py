@@ -13,7 +13,7 @@ from torch import Generator, Tensor, distributed
 from tqdm.auto import tqdm
 
 from sigdeg.errors import SigdegError
-from sigdeg.files import read_tensors, save_tensors
+from sigdeg.files import read_identified, save_tensors
 from sigdeg.paths.batch import Batch, Part
 from sigdeg.paths.simulate import TeacherPaths
 from sigdeg.rng import Stream, derive_generator
@@ -136,7 +136,7 @@ class CachedPaths:
         }
 
         def read(first: int) -> dict[str, Tensor]:
-            return read_shard(files[first], json.dumps({**identity, "first": first}))
+            return read_identified(files[first], json.dumps({**identity, "first": first}))
 
         known = {first: read(first) for first, file in files.items() if file.exists()}
         missing = [first for first in files if first not in known]
@@ -274,14 +274,3 @@ def joined(value: Tensor, device: torch.device | str) -> Tensor:
     parts = [torch.empty_like(sent) for _ in range(processes())]
     distributed.all_gather(parts, sent)
     return torch.cat(parts).to(value.device)
-
-
-def read_shard(file: Path, identity: str) -> dict[str, Tensor]:
-    """Tensors of a shard, memory-mapped: only the rows that are read take memory."""
-    try:
-        tensors, metadata = read_tensors(file)
-    except SigdegError as error:
-        raise SigdegError(f"{error}; delete it") from None
-    if metadata.get("identity") != identity or "digest" not in metadata:
-        raise SigdegError(f"{file} belongs to another simulation: choose another folder")
-    return tensors
