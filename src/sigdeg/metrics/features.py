@@ -203,11 +203,7 @@ def nearest_neighbours(samples: Tensor, training: Tensor) -> Tensor:
 
 
 def as_features(values: Tensor, least: int) -> Tensor:
-    """Features (n, d) as float64 on the CPU.
-
-    Raises:
-        SigdegError: If they are no such features, are not finite or number fewer than `least`.
-    """
+    """Features (n, d), n at least so many, as float64 on the CPU."""
     x = values.detach().cpu().double()
     if x.ndim != 2 or len(x) < least or not x.shape[1]:
         raise SigdegError(

@@ -31,11 +31,7 @@ def variance_score(
 
 
 def scalars(samples: Tensor | NDArray[np.floating]) -> NDArray[np.float64]:
-    """Samples of a one-dimensional law, with shape (n,) or (n, 1), as n float64 numbers.
-
-    Raises:
-        SigdegError: If there is no sample, more than one number a sample, or NaN or infinity.
-    """
+    """Finite samples of a one-dimensional law, with shape (n,) or (n, 1), as n float64 numbers."""
     values = torch.as_tensor(samples).detach().cpu().double()
     if values.ndim not in (1, 2) or values.numel() == 0 or values.numel() != len(values):
         raise SigdegError(f"expected samples of shape (n,) or (n, 1), got {tuple(values.shape)}")

@@ -38,11 +38,7 @@ def median_path_error(samples: Tensor, reference: Tensor) -> float:
     r"""The median over samples of what `path_error` is the root mean square of.
 
     Where the law has heavy tails a few extreme samples make up most of the mean square: beside it,
-    the median tells how closely the usual sample is followed.
-
-    Arguments:
-        samples: Shape (n, \*).
-        reference: Shape (n, \*), n at least 2.
+    the median tells how closely the usual sample is followed. Arguments as there.
     """
     check_counterparts(samples, reference)
     errors = (samples - reference).pow(2).flatten(1).mean(1).sqrt()

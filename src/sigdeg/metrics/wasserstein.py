@@ -85,12 +85,7 @@ def w1_samples(a: Tensor | NDArray[np.floating], b: Tensor | NDArray[np.floating
 def w1_columns(a: Floats, b: Floats) -> Floats:
     r"""The distance between the empirical laws of each column, $\int_0^1 |F^{-1} - G^{-1}|$.
 
-    Arguments:
-        a: Finite numbers, with shape (n, \*).
-        b: Finite numbers, with shape (k, \*); k may differ from n.
-
-    Returns:
-        The distances, with shape (\*).
+    Of finite numbers with shapes (n, \*) and (k, \*) the distances have shape (\*).
     """
     n, k = len(a), len(b)
     # Levels in units of 1 / (n k): between two neighbours both quantile functions are constant.
