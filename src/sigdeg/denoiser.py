@@ -153,11 +153,7 @@ class CalledNetwork(nn.Module):
     def answer(
         self, inputs: Tensor, timestep: Tensor, shape: torch.Size, condition: Mapping[str, Any]
     ) -> Tensor:
-        r"""What the network says of a state of a shape, without a learned variance.
-
-        Raises:
-            SigdegError: If the output fits no state, or the network wants whole timesteps.
-        """
+        r"""What the network says of a state of a shape, without a learned variance."""
         try:
             output = unwrap((self.call or call_network)(self.network, inputs, timestep, condition))
         except (RuntimeError, IndexError) as error:
@@ -202,11 +198,7 @@ class NetworkDenoiser(CalledNetwork, Denoiser):
 
 
 def check_timesteps(schedule: Schedule, timesteps: str) -> None:
-    """Refuse an unknown kind of timesteps, and whole ones of a schedule that has none.
-
-    Raises:
-        SigdegError: In both cases.
-    """
+    """Refuse an unknown kind of timesteps, and whole ones of a schedule that has none."""
     check_choice(timesteps, get_args(Timesteps), "timesteps")
     ends = torch.tensor([schedule.t_min, schedule.t_max], dtype=torch.float64)
     first, last = schedule.timestep(ends).tolist()

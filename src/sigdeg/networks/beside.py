@@ -156,11 +156,7 @@ def find_input(
     condition: Mapping[str, Any],
     call: Call | None = None,
 ) -> tuple[str, str]:
-    """The layer of a network that sees its state first, and how the state reaches it.
-
-    Raises:
-        SigdegError: If the network cannot be called so, or has no such layer.
-    """
+    """The layer of a network that sees its state first, and how the state reaches it."""
     seen: list[tuple[str, str | None]] = []
     handles = [
         part.register_forward_pre_hook(

@@ -94,14 +94,8 @@ class ModulatedMLP(nn.Module):
 
     $\gamma$ and $\beta$ start at zero. A student's steps differ in what they do, not only in what
     they see: where `ResidualMLP` has to tell them apart by one more input, each has its own scales
-    here. On laws with sharp modes that is worth twice the width.
-
-    Arguments:
-        in_channels: Features coming in (for a student: state, coefficients and step features).
-        out_channels: Features going out; the last layer starts at zero.
-        width: Hidden width; a block's inner layer has twice as many.
-        blocks: The number of residual blocks.
-        time_dim: The number of sinusoidal features of the time.
+    here. On laws with sharp modes that is worth twice the width. Arguments as `ResidualMLP`; a
+    block's inner layer is twice as wide.
 
     Reference:
         Peebles and Xie, *Scalable diffusion models with transformers* (2023), adaLN.
