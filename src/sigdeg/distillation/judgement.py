@@ -333,11 +333,7 @@ def draw_directions(shape: Sequence[int], generator: Generator) -> Tensor:
 
 
 def crossed(samples: Tensor, own: Tensor) -> tuple[Tensor, Tensor]:
-    """Distances from each half of a set to the nearest of the other half's counterparts in `own`.
-
-    Returns:
-        Those from samples to `own`, and those from `own` to samples.
-    """
+    """Distances of each half to the nearest of the other half's counterparts in `own`, and back."""
     n = len(own) // 2
     pairs = ((samples[:n], own[n:]), (samples[n:], own[:n]))
     apart = [torch.cdist(a, b) for a, b in pairs]

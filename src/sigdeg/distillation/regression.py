@@ -194,11 +194,7 @@ def fine_rows(
 
 
 def split(fine: Tensor, coarse: Tensor) -> list[Tensor]:
-    """Cut a fine grid at the coarse times.
-
-    Raises:
-        SigdegError: If a coarse time is not on the fine grid.
-    """
+    """Cut a fine grid at the coarse times, which it must hold."""
     at = [int((fine - time).abs().argmin()) for time in coarse]
     if not torch.allclose(fine[at], coarse, atol=1e-9):
         raise SigdegError("the teacher's grid must contain every time of the student's")

@@ -287,10 +287,8 @@ def discrete_legendre(order: int, longest: int) -> Floats:
     r"""From moments to projections on orthonormal polynomials over the points 1, ..., m.
 
     Row m - 1 is the lower triangular matrix that takes $\sum_{j \le m} j^p \kappa_j$, p < order, to
-    $\sum_j \varphi_k(j) \kappa_j$. Polynomials of degree m or more vanish on m points.
-
-    Returns:
-        The matrices for m = 1, ..., longest, shape (longest, order, order).
+    $\sum_j \varphi_k(j) \kappa_j$; shape (longest, order, order). Polynomials of degree m or more
+    vanish on m points.
     """
     matrices = np.zeros((longest, order, order))
     for m in range(1, longest + 1):

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from sigdeg.errors import SigdegError
+from sigdeg.errors import SigdegError, reason
 from sigdeg.files import read_tensors, save_tensors
 
 __all__ = ["load_checkpoint", "save_checkpoint"]
@@ -40,11 +40,7 @@ def save_checkpoint(
 def load_checkpoint(
     path: Path, modules: dict[str, nn.Module], optimizers: Sequence[Optimizer], run: str = ""
 ) -> tuple[int, dict[str, Tensor]]:
-    """Restore what `save_checkpoint` wrote; returns the step and the further tensors.
-
-    Raises:
-        SigdegError: If the file is damaged or belongs to another model or run.
-    """
+    """Restore what `save_checkpoint` wrote; returns the step and the further tensors."""
     try:
         tensors, metadata = read_tensors(path)
         if not metadata.keys() >= {"digest", "step", "run"}:
@@ -69,8 +65,7 @@ def load_checkpoint(
                 states.setdefault(int(index), {})[key] = value
             optimizer.load_state_dict({**optimizer.state_dict(), "state": states})
     except (KeyError, RuntimeError, ValueError) as error:
-        reason = str(error).splitlines()[0]
-        raise SigdegError(f"{path} belongs to another model: {reason}") from None
+        raise SigdegError(f"{path} belongs to another model: {reason(error)}") from None
     return int(metadata["step"]), groups.get("extra", {})
 
 

@@ -141,11 +141,7 @@ def gamma(n2: ArrayLike, s: float) -> Floats:
 
 
 def check_operators(operators: ArrayLike, gammas: ArrayLike) -> tuple[Floats, Floats]:
-    """Operators and gammas in float64, of one shape (T,) or (T, d).
-
-    Raises:
-        SigdegError: If shapes differ, an operator is negative or a gamma is not in [0, 1].
-    """
+    """Operators of at least 0 and gammas in [0, 1] as float64, of one shape (T,) or (T, d)."""
     a, g = np.asarray(operators, dtype=np.float64), np.asarray(gammas, dtype=np.float64)
     if a.shape != g.shape or a.ndim not in (1, 2) or a.size == 0:
         raise SigdegError(
