@@ -101,7 +101,7 @@ def tell_calls(
     what: str,
     calls: float,
     step: Step[Any],
-    times: tuple[Tensor, Tensor],
+    grid: Tensor,
     shape: tuple[int, ...],
     batch_size: int,
     device: torch.device | str,
@@ -110,9 +110,9 @@ def tell_calls(
     disk: float = 0,
     memory: float = 0,
 ) -> None:
-    """Say on stderr what network calls will take, by one that is measured."""
-    each = call_seconds(step, times, shape, batch_size, device, condition)
-    seconds = calls * each / max(1, step.calls(float(times[0]), float(times[1])))
+    """Say on stderr what network calls will take, by those of a grid's first step, measured."""
+    each = call_seconds(step, grid, shape, batch_size, device, condition)
+    seconds = calls * each / max(1, step.calls(float(grid[0]), float(grid[1])))
     tqdm.write(
         costs_line(f"{what}, {calls:,.0f} network calls", disk, memory, seconds), file=sys.stderr
     )
@@ -120,19 +120,19 @@ def tell_calls(
 
 def call_seconds(
     step: Step[Any],
-    times: tuple[Tensor, Tensor],
+    grid: Tensor,
     shape: tuple[int, ...],
     batch_size: int,
     device: torch.device | str,
     condition: Mapping[str, Tensor] | None = None,
     train: bool = False,
 ) -> float:
-    """Seconds of a step, or of one in training, for one sample of a batch: measured."""
+    """Seconds of a grid's first step, or of one in training, for a sample of a batch: measured."""
     n = min(batch_size, 64)
     x = torch.zeros(n, *shape, device=device)
     first = torch.zeros(n, dtype=torch.long)
     given = {name: value[first].to(x.device) for name, value in (condition or {}).items()}
-    t, s = times
+    t, s = grid[0], grid[1]
     noise = step.noise(t, s, x.shape, torch.Generator(), dtype=x.dtype, device=x.device)
     for _ in range(1 if x.device.type == "cpu" else 2):  # a GPU has to warm up
         began = time.perf_counter()
@@ -202,11 +202,10 @@ class Costs:
 
     def measure(self) -> tuple[float, float]:
         """Seconds of a teacher call and of a training step, for one sample of a batch."""
-        row, teacher = self.paths.rows[0], self.paths.teacher
-        paths = self.paths
+        paths, row = self.paths, self.paths.rows[0]
         shared = (paths.shape, self.batch_size, paths.device, paths.condition)
-        probe = copy.deepcopy(self.student).to(self.paths.device).eval().requires_grad_(True)
+        probe = copy.deepcopy(self.student).to(paths.device).eval().requires_grad_(True)
         probe.lookahead = 0.0  # which costs no calls, and would ask for a covariance
-        each = call_seconds(teacher, (row[0], row[1]), *shared)
-        each /= max(1, teacher.calls(float(row[0]), float(row[1])))
-        return each, call_seconds(probe, (row[0], row[-1]), *shared, train=True) * self.paths.q
+        each = call_seconds(paths.teacher, row, *shared)
+        each /= max(1, paths.teacher.calls(float(row[0]), float(row[1])))
+        return each, call_seconds(probe, row[[0, -1]], *shared, train=True) * paths.q

@@ -331,18 +331,8 @@ def measured_cost(
     check_memory(memory)
     calls = paths * source.teacher_nfe
     if progress:
-        row = rows[0]
-        tell_calls(
-            f"measuring {paths:,} paths",
-            calls,
-            teacher,
-            (row[0], row[1]),
-            shape,
-            batch_size,
-            device,
-            condition,
-            memory=memory,
-        )
+        where = rows[0], shape, batch_size, device, condition
+        tell_calls(f"measuring {paths:,} paths", calls, teacher, *where, memory=memory)
     parts = []
     for first in tqdm(range(0, paths, batch_size), desc="paths", disable=not progress):
         batch = source.draw(min(batch_size, paths - first), generator)

@@ -175,17 +175,10 @@ def measure(
     )
     if progress:
         fresh = 2 * n - (0 if held_out is None else min(len(held_out.start), 2 * n))
-        tell_calls(
-            f"two sets of {n:,} samples",
-            fresh * paths.teacher_nfe + 4 * n * sum(student.steps),
-            fine,
-            (rows[0][0], rows[0][1]),
-            teacher.shape,
-            batch_size,
-            device,
-            condition,
-            memory=judging_bytes(n, teacher.shape, len(student.steps)),
-        )
+        where = rows[0], teacher.shape, batch_size, device, condition
+        calls = fresh * paths.teacher_nfe + 4 * n * sum(student.steps)
+        memory = judging_bytes(n, teacher.shape, len(student.steps))
+        tell_calls(f"two sets of {n:,} samples", calls, fine, *where, memory=memory)
     drawn = replay(
         student,
         paths,

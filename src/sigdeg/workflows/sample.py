@@ -82,18 +82,11 @@ def draw_samples(
             file=sys.stderr,
         )
     if progress:
-        tell_calls(
-            f"{n:,} samples",
+        where, calls = (
+            (grid, model.shape, min(n, batch_size), device, condition),
             n * (len(grid) - 1),
-            model.step,
-            (grid[0], grid[1]),
-            model.shape,
-            min(n, batch_size),
-            device,
-            condition,
-            disk=drawn,
-            memory=2 * drawn,
         )
+        tell_calls(f"{n:,} samples", calls, model.step, *where, disk=drawn, memory=2 * drawn)
     asked: dict[str, Any] = {"seed": seed, "batch_size": batch_size, "progress": progress}
     samples = model.sample(n, steps, **asked, **request)
     return write_samples(samples.cpu(), out, identity, single)

@@ -114,17 +114,9 @@ def sample_spectrum(
     check_memory(memory)
     grid = fine_grid(teacher.schedule, steps, "power")
     if progress:
-        tell_calls(
-            f"{count:,} samples of the teacher",
-            count * steps,
-            step,
-            (grid[0], grid[1]),
-            teacher.shape,
-            min(count, 128),
-            device,
-            condition,
-            memory=memory,
-        )
+        where = grid, teacher.shape, min(count, 128), device, condition
+        what = f"{count:,} samples of the teacher"
+        tell_calls(what, count * steps, step, *where, memory=memory)
     drawn = sample(
         step,
         grid,
