@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch.optim import Muon, Optimizer
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
 from benchmarks import Row, seconds_of
@@ -33,8 +34,10 @@ def beside(train: Callable[[], object], bare: Callable[[], object]) -> list[tupl
     seconds: list[tuple[float, float]] = []
     resumed: float | None = None  # the first iteration starts after much preparation: not timed
 
-    def after_step(*_: Any) -> None:
+    def after_step(optimizer: Optimizer, *_: Any) -> None:
         nonlocal resumed
+        if isinstance(optimizer, Muon):  # which steps after Adam: once an iteration is enough
+            return
         now = time.perf_counter()
         cost = seconds_of(bare)
         if resumed is not None:

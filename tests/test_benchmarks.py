@@ -66,7 +66,7 @@ def test_a_target_is_reached_from_its_own_side() -> None:
 
 def test_bare_calls_are_the_sampler_s_own() -> None:
     student = SignatureStudent.from_denoiser(sampling.vector_denoiser(), 1, steps=(5,)).eval()
-    torch.nn.init.normal_(student.network.head.weight)
+    torch.nn.init.normal_(student.network.network.head.weight)
 
     def draw() -> torch.Tensor:
         return sample(student, student.grid(), (3, 1), generator=Generator().manual_seed(0))

@@ -59,6 +59,7 @@ def run(kind: str, folder: Path) -> Distilled:
         "learning_rate": 1e-2,
         "warmup": 2,
         "held_out": 10,
+        "draws": 2,
         "shard_size": 10,
         "refinement": 3,
         "judge": 0,
