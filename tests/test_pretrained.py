@@ -16,6 +16,7 @@ from sigdeg.integrations import load_teacher
 from sigdeg.metrics import ClassifierExtractor, class_histogram
 from sigdeg.metrics.extractors import load_classifier
 from sigdeg.student import SignatureStudent as Student
+from sigdeg.workflows import evaluate as workflow
 
 ROOT = Path(__file__).parents[1]
 
@@ -76,6 +77,16 @@ def test_teacher_and_student_fit():
     assert teacher.shape == student.sample_shape == (4, 8, 8)
     assert teacher.codec.decode(torch.zeros(1, 4, 8, 8)).shape == (1, 1, 28, 28)
     assert student.steps == (10, 5, 2, 1)
+
+
+def test_evaluate_guides_the_teacher_as_the_card_says(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(workflow, "evaluate", lambda *given, **_: given[1].card)
+    shown = []
+    monkeypatch.setattr("sigdeg.cli.evaluate.tell", shown.append)
+    assert main(["evaluate", "mnist", "mnist-teacher", "--out", str(tmp_path / "out")]) == 0
+    said = "note: guidance 1.5 below t = 0.6 by mnist-weak, as the student's card says\n"
+    assert capsys.readouterr().err == said
+    assert (shown[0].guidance, shown[0].guidance_until, shown[0].weak) == (1.5, 0.6, "mnist-weak")
 
 
 def test_by_name_from_the_command_line(tmp_path, capsys):

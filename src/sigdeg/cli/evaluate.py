@@ -92,19 +92,22 @@ class Evaluate(Guided):
 
     def as_card(self, card: Card) -> Evaluate:
         """With the guidance of the card where none is asked for; says so on stderr."""
+        from sigdeg.files import SHIPPED
+
         if card.guidance is None or self.guidance is not None or self.weak is not None:
             return self
         until = 1.0 if card.guidance_until is None else card.guidance_until
         said = f"guidance {card.guidance:g}" + (f" below t = {until:g}" if until < 1 else "")
-        if card.weak is not None:
+        said += "" if card.weak is None else f" by {card.weak}"
+        if card.weak is not None and not (SHIPPED / card.weak).is_dir():  # a name is no folder
             print(
-                f"warning: the student was distilled with {said} by {card.weak}, and is compared "
-                f"without: give --guidance {card.guidance:g} --weak {card.weak}",
+                f"warning: the student was distilled with {said}, and is compared without: give "
+                f"--guidance {card.guidance:g} --weak {card.weak}",
                 file=sys.stderr,
             )
             return self
         print(f"note: {said}, as the student's card says", file=sys.stderr)
         null = card.null_class if self.null_class is None else self.null_class
         return dataclasses.replace(
-            self, guidance=card.guidance, guidance_until=until, null_class=null
+            self, guidance=card.guidance, guidance_until=until, weak=card.weak, null_class=null
         )
