@@ -23,7 +23,6 @@ from sigdeg.metrics.images import (
     inception_score,
     total_variation,
 )
-from sigdeg.metrics.moments import variance_score
 from sigdeg.metrics.options import atm_skew, implied_volatility, skew_error, smile
 from sigdeg.metrics.paths import median_path_error, path_error, sliced_w1
 from sigdeg.metrics.series import (
@@ -35,7 +34,7 @@ from sigdeg.metrics.series import (
     marginal_loss,
     tail_error,
 )
-from sigdeg.metrics.wasserstein import Law, w1_exact, w1_samples
+from sigdeg.metrics.wasserstein import Law, variance_score, w1_exact, w1_samples
 
 __all__ = [
     "Activations",

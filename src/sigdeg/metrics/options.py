@@ -19,8 +19,8 @@ from scipy.special import log_ndtr, logsumexp, ndtr
 from torch import Tensor
 
 from sigdeg.errors import SigdegError
-from sigdeg.metrics.moments import scalars
 from sigdeg.metrics.series import series_pair
+from sigdeg.metrics.wasserstein import scalars
 
 __all__ = ["atm_skew", "implied_volatility", "skew_error", "smile"]
 
