@@ -24,11 +24,7 @@ Spacing = Literal["uniform", "power", "log_snr"]
 
 
 def check_grid(grid: Tensor | Sequence[float]) -> Tensor:
-    """Validate decreasing times in [0, 1] and return them in float64, shape (K + 1,).
-
-    Raises:
-        SigdegError: If there are fewer than two times, or they do not strictly decrease.
-    """
+    """Two or more times that strictly decrease in [0, 1], validated, in float64, shape (K + 1,)."""
     times = torch.as_tensor(grid, dtype=torch.float64, device="cpu")
     if times.ndim != 1 or len(times) < 2:
         raise SigdegError("a grid needs at least two times, from noise to data")
@@ -44,15 +40,9 @@ def check_grid(grid: Tensor | Sequence[float]) -> Tensor:
 
 
 def check_span(process: Process, grid: Tensor | Sequence[float], to_data: bool = True) -> Tensor:
-    """Validate times that samples are drawn at: from where there is nothing but noise to the data.
+    """Validate times that samples are drawn at: from where there is nothing but noise, to the data.
 
-    Arguments:
-        process: The process, a schedule for instance.
-        grid: The times.
-        to_data: Whether they must end at 0; samples may be wanted as they are before.
-
-    Raises:
-        SigdegError: If they are no grid, or do not run from the process's `t_max` to 0.
+    Without `to_data` they may end before: samples may be wanted as they are there.
     """
     times = check_grid(grid)
     first, last = float(times[0]), float(times[-1])
@@ -190,11 +180,7 @@ class Grid:
     spaced: Callable[[int], Tensor] | None = field(default=None, compare=False)
 
     def at(self, steps: int | None = None) -> Tensor:
-        """The grid of so many steps (default: the finest), float64, shape (steps + 1,).
-
-        Raises:
-            SigdegError: If there is none.
-        """
+        """The grid of so many steps (default: the finest), float64, shape (steps + 1,)."""
         finest = len(self.times) - 1
         steps = finest if steps is None else steps
         if steps > finest or (len(self.steps) == 1 and steps not in self.steps):

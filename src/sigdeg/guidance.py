@@ -71,10 +71,8 @@ class ClassifierFreeGuidance(Guidance):
     Both are computed in one call of twice the batch.
 
     Arguments:
-        denoiser: Conditional denoiser.
-        scale: The guidance scale $w$.
+        denoiser, scale, until: As of `Guidance`.
         unconditional: The condition that stands for none, each a tensor with batch size 1.
-        until: The time above which there is none.
     """
 
     def __init__(
@@ -109,13 +107,11 @@ class AutoGuidance(Guidance):
 
     One of the same data that is smaller, or was trained for less long, errs where the good one
     does, only more: away from it lies what both were after, no classes needed. $w = 1$ is the
-    denoiser itself.
+    denoiser itself, 1.5 to 2 is usual.
 
     Arguments:
-        denoiser: The denoiser.
+        denoiser, scale, until: As of `Guidance`.
         weak: The weaker one, of the same noise levels, that predicts the same.
-        scale: The guidance scale $w$; 1.5 to 2 is usual.
-        until: The time above which there is none.
 
     Raises:
         SigdegError: If one predicts another quantity than the other.
