@@ -14,7 +14,7 @@ from sigdeg.errors import SigdegError
 from sigdeg.paths import Batch
 from sigdeg.student import SignatureStudent
 
-__all__ = ["Levels", "nested_grids", "neyman_split"]
+__all__ = ["Levels", "neyman_split"]
 
 
 @dataclass(frozen=True)

@@ -157,15 +157,14 @@ def cubic_design(knots: Floats, z: Floats, c: Floats, k: int) -> Floats:
 
 @dataclass(frozen=True)
 class Comparison:
-    """Two recommendations under one measured cost.
+    """A Gaussian plan against a measured one of as many steps.
 
     Arguments:
-        gaussian: The Gaussian plan's grid, moved to the nearest candidates.
-        measured: The measured plan's grid of as many steps.
-        ratio: Measured cost of the first over that of the second, at least 1.
+        measured: The measured plan's grid.
+        ratio: Measured cost of the Gaussian plan, moved to the nearest candidates, over that of
+            this one, at least 1.
     """
 
-    gaussian: PlannedGrid
     measured: PlannedGrid
     ratio: float
 
@@ -264,10 +263,9 @@ class MeasuredCost:
         Raises:
             SigdegError: If the plan's grid does not fit the candidates, see `nearest`.
         """
-        moved = self.nearest(gaussian.times, weighing)
+        moved = self.nearest(gaussian.times, weighing).cost
         best = self.grid(len(gaussian.times) - 1, weighing)
-        ratio = moved.cost / best.cost if best.cost > 0 else 1.0
-        return Comparison(moved, best, ratio)
+        return Comparison(best, moved / best.cost if best.cost > 0 else 1.0)
 
 
 def measured_cost(
