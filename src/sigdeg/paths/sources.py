@@ -6,7 +6,7 @@ import json
 import math
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, TypeAlias
 
 import torch
 from torch import Generator, Tensor, distributed
@@ -23,30 +23,6 @@ __all__ = ["CachedPaths", "FreshPaths", "PathSource", "SharedPaths"]
 CHUNK = 2**18  # numbers that the teacher is given at a time, and at least eight samples
 
 
-class PathSource(Protocol):
-    """Segments of a teacher's paths to learn from.
-
-    Attributes:
-        unseen: Whether training never draws the held-out ones.
-    """
-
-    @property
-    def unseen(self) -> bool: ...
-
-    @property
-    def ends(self) -> Tensor:
-        r"""Where the segments end that are there, shape (n, \*): samples, of whole paths."""
-
-    def batch(self, n: int, generator: Generator) -> Batch:
-        """Draw n training segments."""
-
-    def held_out(self, n: int) -> Batch:
-        """The first n of the segments that training never sees."""
-
-    def calls(self, segments: int) -> float:
-        """Teacher calls that drawing so many training segments takes, over samples."""
-
-
 class FreshPaths:
     """Segments simulated anew for every batch: of several processes, each simulates its part.
 
@@ -58,7 +34,7 @@ class FreshPaths:
         seed: Seed of the held-out segments, of a stream that training never sees.
     """
 
-    unseen = True
+    unseen = True  # training never draws the held-out ones
 
     def __init__(self, paths: TeacherPaths, seed: int = 0) -> None:
         self.paths, self.seed = paths, seed
@@ -66,12 +42,12 @@ class FreshPaths:
 
     @property
     def ends(self) -> Tensor:
-        """See `PathSource`."""
+        r"""Where the segments end that are there, shape (n, \*): samples, of whole paths."""
         kept = self.held_out(1) if self.kept is None else self.kept
         return kept.states[:, -1]
 
     def batch(self, n: int, generator: Generator) -> Batch:
-        """See `PathSource`."""
+        """Draw n training segments."""
         count = processes()
         if n % count or count == 1:
             return self.paths.draw(n, generator)
@@ -80,13 +56,13 @@ class FreshPaths:
         return self.paths.batch({k: joined(v, self.paths.device) for k, v in part.items()})
 
     def held_out(self, n: int) -> Batch:
-        """See `PathSource`."""
+        """The first n of the segments that training never sees."""
         if self.kept is None or len(self.kept) != n:
             self.kept = self.paths.draw(n, derive_generator(self.seed, Stream.FRESH_HELD_OUT))
         return self.kept
 
     def calls(self, segments: int) -> float:
-        """See `PathSource`."""
+        """Teacher calls that drawing so many training segments takes, over samples."""
         held_out = 0 if self.kept is None else len(self.kept)
         return (processes() * held_out + segments) * self.paths.teacher_nfe  # all hold some out
 
@@ -159,12 +135,12 @@ class CachedPaths:
 
     @property
     def unseen(self) -> bool:
-        """See `PathSource`."""
+        """Whether training never draws the held-out ones."""
         return self.train < self.count
 
     @property
     def ends(self) -> Tensor:
-        """See `PathSource`."""
+        """See `FreshPaths`."""
         return torch.cat([shard["states"][:, -1] for shard in self.shards])
 
     def gather(self, index: Tensor) -> Batch:
@@ -190,7 +166,7 @@ class CachedPaths:
         return self.gather(torch.arange(first, min(self.count, first + n)))
 
     def calls(self, segments: int) -> float:
-        """See `PathSource`."""
+        """See `FreshPaths`."""
         return self.count * self.paths.teacher_nfe
 
 
@@ -225,12 +201,12 @@ class SharedPaths:
 
     @property
     def unseen(self) -> bool:
-        """See `PathSource`."""
+        """See `CachedPaths`."""
         return self.cache.unseen
 
     @property
     def ends(self) -> Tensor:
-        """See `PathSource`."""
+        """See `FreshPaths`."""
         return self.cache.ends
 
     def identity(self) -> dict[str, Any]:
@@ -254,8 +230,11 @@ class SharedPaths:
         return self.see(self.cache.held_out(n))
 
     def calls(self, segments: int) -> float:
-        """See `PathSource`."""
+        """See `FreshPaths`."""
         return self.cache.calls(segments)
+
+
+PathSource: TypeAlias = FreshPaths | CachedPaths | SharedPaths
 
 
 def processes() -> int:
