@@ -5,13 +5,12 @@ from __future__ import annotations
 import re
 
 import torch
-from torch import Tensor
+from torch import Generator, Tensor
 
 from sigdeg.distillation.config import HELD_OUT, DistillConfig
 from sigdeg.distillation.levels import Levels
 from sigdeg.errors import SigdegError
 from sigdeg.paths import CachedPaths, TeacherPaths
-from sigdeg.signature import PartialSignature
 from sigdeg.steps import GaussianStep
 from sigdeg.student import SignatureStudent
 from sigdeg.training import check_data
@@ -69,10 +68,10 @@ def check_fit(
 def check_teacher(paths: TeacherPaths, student: SignatureStudent) -> None:
     """Try the teacher's first step: it may be made for data of another shape."""
     teacher, row, device = paths.teacher, paths.rows[0], paths.device
-    order, found = max(teacher.order, student.order), ""
+    found = ""
     for n in (0, 2):  # no samples cost no calls, but some networks cannot take an empty batch
         x = torch.zeros(n, *student.sample_shape, device=device)
-        fine = PartialSignature(row[0] - row[1], x[:, None].repeat_interleave(order, dim=1))
+        fine = teacher.noise(row[0], row[1], x.shape, Generator(), dtype=x.dtype, device=device)
         first = torch.zeros(n, dtype=torch.long)
         given = {name: value[first].to(device) for name, value in paths.condition.items()}
         try:

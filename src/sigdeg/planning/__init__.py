@@ -1,6 +1,9 @@
 """What to distil in which order, and on which grid.
 
 What is not needed to distil, the exact theory of merging, stands in `sigdeg.planning.theory`.
+
+Reference:
+    Operator merging (arXiv 2505.16024), for all of it that names no other.
 """
 
 from sigdeg.planning.advice import GridAdvice, plan_grid, recommend_grid

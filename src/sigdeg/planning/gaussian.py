@@ -5,9 +5,6 @@ exact linear SDE the lost variance is additive along it, $V_0 = \lambda - \sum P
 $P_l = A_1 \cdots A_l$, so the best grid is a shortest path. The Wasserstein distance itself, and a
 student trained for a finite time, are not additive: the path is reweighted and then improved by an
 exact local search.
-
-References:
-    Operator merging (arXiv 2505.16024): dynamic programmes over merges of operators.
 """
 
 from __future__ import annotations

@@ -18,7 +18,6 @@ Order 1 sees the increment W, order 2 the increment and the time integral. (The 
 run in t, a signature's in reverse time: odd coefficients have the other sign.)
 
 References:
-    Operator merging (arXiv 2505.16024): trajectories of Gaussian data as products of operators.
     Sig-DEG (arXiv 2508.16939), section 2: partial signatures.
 """
 

@@ -7,7 +7,6 @@ $R_{l,r}$ that a student of such features cannot explain. The grid is the shorte
 of R over the directions, of $R / Var z_l$, or of both, see `Weighing`.
 
 References:
-    Operator merging (arXiv 2505.16024): plans beyond the Gaussian regime.
     Sig-DEG (arXiv 2508.16939), section 3: the regression of a coarse step.
 """
 

@@ -7,9 +7,6 @@ $R$, and is trained for a while on the product of all children, $R P$. It ends a
 $$ X = R\, f_\gamma(P), \qquad f_\gamma(p) = (1 - \gamma) p + \gamma, $$
 
 with $\gamma$ of its input time, the last leaf under it. Plans are nested tuples, `(1, (2, 3))`.
-
-References:
-    Operator merging (arXiv 2505.16024): vanilla, progressive, consistency and BOOT as plans.
 """
 
 from __future__ import annotations

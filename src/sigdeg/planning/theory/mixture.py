@@ -11,9 +11,6 @@ $$ \Big| \frac{dz_{t-1}}{dz_t} \Big| = \Big| \frac{\sigma_{t-1}}{\sigma_t}
 
 The linear regime says to merge as much as possible, in the order of the spectrum; this one bounds
 how long a merge may be: composites across the time where the modes split are the costly ones.
-
-References:
-    Operator merging (arXiv 2505.16024): the mixture regime.
 """
 
 from __future__ import annotations

@@ -11,9 +11,6 @@ By Cauchy-Schwarz $A_t \le n_{t-1} / n_t$, so the teacher itself shrinks the dat
 $\prod_t A_t \le \sqrt\lambda / n_T$. A student that starts at `init` and regresses on `target` by
 gradient flow for a time s (learning rate times steps) ends at
 $(1 - \gamma)\, target + \gamma\, init$ with $\gamma_t = e^{-2 s n_t^2}$.
-
-References:
-    Operator merging (arXiv 2505.16024): DDIM operators, surrogate composite, shrinkage.
 """
 
 from __future__ import annotations

@@ -5,9 +5,6 @@ direction where no plan can undercut the target smaller is better, where none ca
 is better, and elsewhere two states compare only when they agree; a state that another one equals
 or beats in every direction is dropped. Without `eps` and `cap` this is exact, but the sets explode
 for mixed spectra. The greedy variant keeps one vector a state.
-
-References:
-    Operator merging (arXiv 2505.16024): Pareto dynamic programming, greedy merging.
 """
 
 from __future__ import annotations

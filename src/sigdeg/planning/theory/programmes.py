@@ -8,9 +8,6 @@ $$ X_{t-1,t} = A_t, \qquad X_{lr} = X_{mr} f_{\gamma_r}(Y_{lm}), \qquad
 
 Both updates rise with each child, so where smaller (or larger) is better one number a state is
 enough, and the programme is exact.
-
-References:
-    Operator merging (arXiv 2505.16024): dynamic programming over merge orders.
 """
 
 from __future__ import annotations

@@ -7,9 +7,6 @@ $z_t$,
 $$ a \leftarrow a - 2\, \mathrm{rate}\; \hat{E}[(a - P R) z z^\top], $$
 
 P R being the product of its children: the gradient flow of `gamma` for a small rate.
-
-References:
-    Operator merging (arXiv 2505.16024): linear students of Gaussian trajectories.
 """
 
 from __future__ import annotations
