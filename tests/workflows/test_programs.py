@@ -220,6 +220,11 @@ def test_options_that_nobody_knows(tmp_path: Path) -> None:
         sigdeg.distill(teacher, step=2, out=tmp_path / "out")
     with pytest.raises(SigdegError, match="followed by named options"):
         sigdeg.distill(teacher, 2)
+    student = SignatureStudent.from_denoiser(denoiser, 1, steps=(2,))
+    for call in ((student, teacher.step), ()):
+        named = {} if call else {"student": student, "teacher": teacher.step}
+        with pytest.raises(SigdegError, match="q must lie between 1 and 2"):
+            sigdeg.distill(*call, **named, out_dir=tmp_path / "out", q=3)
     with pytest.raises(SigdegError, match="unknown option 'steps': choose from batch_size"):
         sigdeg.train_teacher(torch.randn(50, 3), tmp_path / "out", steps=3)
     with pytest.raises(SigdegError, match=r"\(n, features, dates\)"):

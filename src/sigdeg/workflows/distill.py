@@ -30,7 +30,7 @@ TRAINING = {field.name for field in dataclasses.fields(DistillConfig)}
 def distill(student: SignatureStudent, /, *given: Any, **options: Any) -> Distilled: ...
 @overload
 def distill(teacher: Any, /, **options: Any) -> Model: ...
-def distill(first: Any, /, *given: Any, **options: Any) -> Distilled | Model:
+def distill(*given: Any, **options: Any) -> Distilled | Model:
     """Distil: a teacher into a new student, or into one that is given.
 
     `distill(teacher, steps=(10, 5), out="runs/cifar")` takes a `Model`, a diffusers pipeline, or
@@ -49,9 +49,9 @@ def distill(first: Any, /, *given: Any, **options: Any) -> Distilled | Model:
         SigdegError: If options do not fit together, or the folder holds another run.
         TrainingError: If the loss stops being finite; the last good checkpoint is kept.
     """
-    if isinstance(first, SignatureStudent):
-        return distil_steps(first, *given, **options)
-    if given:
+    if "student" in options or isinstance(next(iter(given), None), SignatureStudent):
+        return distil_steps(*given, **options)
+    if len(given) != 1:
         raise SigdegError("a teacher is followed by named options: steps=10, out='runs/distilled'")
     known = {f.name for f in dataclasses.fields(Recipe)} | TRAINING
     own = ("out", "samples", "device", "progress")
@@ -64,7 +64,7 @@ def distill(first: Any, /, *given: Any, **options: Any) -> Distilled | Model:
     recipe = {name: value for name, value in options.items() if name in known - TRAINING}
     if isinstance(recipe.get("steps"), int):
         recipe["steps"] = (recipe["steps"],)
-    asked, teacher = Recipe(**recipe), load_teacher(first)
+    asked, teacher = Recipe(**recipe), load_teacher(given[0])
     config = configure(teacher, asked, **{k: v for k, v in options.items() if k in TRAINING})
     rest = {name: value for name, value in options.items() if name in own[1:]}
     return distil(teacher, Path(options.get("out", "runs/distilled")), asked, config, **rest)
