@@ -37,7 +37,7 @@ def test_the_classifier_that_comes_with_the_package() -> None:
     real = Real(digits, "mnist", 100)
     assert (len(real.apart), len(real.images)) == (10, 10)
     assert np.isfinite(real.floor["fid"]["mean"])
-    with pytest.raises(SigdegError, match="takes images of 1 channels, got 3"):
+    with pytest.raises(SigdegError, match=r"takes images of shape \(1, 28, 28\), got \(3"):
         Real(digits.expand(-1, 3, -1, -1), "mnist", 100)
 
 

@@ -33,12 +33,10 @@ from torch import Generator, Tensor
 from tqdm.auto import tqdm
 
 from sigdeg.errors import SigdegError
-from sigdeg.files import read_json
 from sigdeg.paths import Batch, TeacherPaths
 from sigdeg.results import count_calls
 from sigdeg.rng import Stream, derive_generator
 from sigdeg.runs import keep, kept
-from sigdeg.schema import listed, number, record, text, whole
 from sigdeg.steps import Exponential, GaussianStep
 from sigdeg.student import SignatureStudent
 
@@ -219,16 +217,14 @@ class Verdict:
             SigdegError: If the file is missing or damaged.
         """
         try:
-            VERDICT(read_json(path), "")
-        except SigdegError as error:
-            raise SigdegError(f"{path} holds no verdict: {error}; delete it") from None
-        found = kept(path, path.parent)
-        levels = [
-            Level(level["calls"], level["n"], **{name: score(level[name]) for name in MEASURES})
-            for level in found["levels"]
-        ]
-        own = {name: found[name] for name in ("n", "teacher_calls", "teacher_nfe", "advice")}
-        return cls(**own, levels=levels)
+            found = kept(path, path.parent)
+            levels = [
+                Level(level["calls"], level["n"], **{name: score(level[name]) for name in MEASURES})
+                for level in found.pop("levels")
+            ]
+            return cls(**found, levels=levels)
+        except (SigdegError, KeyError, TypeError):  # the latter two of a verdict of other versions
+            raise SigdegError(f"{path} holds no verdict of this run: delete it") from None
 
 
 def score(found: dict[str, list[float]]) -> Score:
@@ -237,19 +233,6 @@ def score(found: dict[str, list[float]]) -> Score:
 
 
 MEASURES, OF = ("distance", "off", "missed", "path"), ("student", "untrained", "floor")
-SCORE = record(dict.fromkeys(OF, listed(number(0), 2)), {})
-VERDICT = record(  # verdict.json
-    {
-        "n": whole(2),
-        "teacher_calls": whole(),
-        "teacher_nfe": number(0),
-        "advice": text,
-        "levels": listed(
-            record({"calls": whole(1), "n": whole(2), **dict.fromkeys(MEASURES, SCORE)}, {})
-        ),
-    },
-    {},
-)
 
 
 def compare(calls: int, teacher: Tensor, student: Tensor, untrained: Tensor) -> Level:

@@ -94,12 +94,6 @@ class ClassifierExtractor(Extractor):
         super().__init__(network, name, weights_digest(network), batch)
 
     def outputs(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        channels = self.network.config["channels"]
-        if images.shape[1] != channels:
-            raise SigdegError(
-                f"the classifier {self.name} takes images of {channels} channels, "
-                f"got {images.shape[1]}"
-            )
         features = self.network.features(images)
         return features, self.network.head(features * self.network.scale)
 

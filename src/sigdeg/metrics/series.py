@@ -119,8 +119,7 @@ def autocorrelation_discrepancy(samples: Tensor, reference: Tensor) -> float:
     with the Pearson correlation over the samples: no stationarity is assumed. Arguments and errors
     as `correlation_discrepancy`; of a single date there is none.
     """
-    pair = series_pair(samples, reference, dates=2)
-    x, y = (autocorrelations(values) for values in standardised(*pair))
+    x, y = (autocorrelations(values) for values in standardised(samples, reference, dates=2))
     return float((x - y).abs().mean())
 
 
@@ -174,9 +173,9 @@ def series_pair(samples: Tensor, reference: Tensor, dates: int = 1) -> tuple[Ten
     return x, y
 
 
-def standardised(samples: Tensor, reference: Tensor) -> tuple[Tensor, Tensor]:
+def standardised(samples: Tensor, reference: Tensor, dates: int = 1) -> tuple[Tensor, Tensor]:
     """The two sets over the mean and the spread of the reference, coordinate by coordinate."""
-    x, y = series_pair(samples, reference)
+    x, y = series_pair(samples, reference, dates)
     refuse_constants(y, "reference")
     mean, std = y.mean(0), y.std(0, correction=0)
     return (x - mean) / std, (y - mean) / std
