@@ -9,7 +9,6 @@ import shutil
 import sys
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -26,24 +25,21 @@ if TYPE_CHECKING:
     from sigdeg.student import SignatureStudent
 
 __all__ = [
-    "Costs",
-    "call_seconds",
     "check_memory",
     "check_room",
-    "costs_line",
+    "check_training",
     "judging_bytes",
     "path_bytes",
     "size",
     "tell_calls",
+    "tell_training",
 ]
 
 
 def size(count: float) -> str:
     """A number of bytes in words."""
-    unit = next(
-        (u for u in ("kB", "MB", "GB", "TB") if count < 1000 ** ("kMGT".index(u[0]) + 2)), "PB"
-    )
-    return f"{count / 1000 ** ('kMGTP'.index(unit[0]) + 1):.3g} {unit}"
+    power = next((k for k in range(1, 5) if count < 1000 ** (k + 1)), 5)
+    return f"{count / 1000**power:.3g} {'kMGTP'[power - 1]}B"
 
 
 def check_room(folder: Path, disk: float = 0, memory: float = 0) -> None:
@@ -111,8 +107,7 @@ def tell_calls(
     memory: float = 0,
 ) -> None:
     """Say on stderr what network calls will take, by those of a grid's first step, measured."""
-    each = call_seconds(step, grid, shape, batch_size, device, condition)
-    seconds = calls * each / max(1, step.calls(float(grid[0]), float(grid[1])))
+    seconds = calls * call_seconds(step, grid, shape, batch_size, device, condition)
     tqdm.write(
         costs_line(f"{what}, {calls:,.0f} network calls", disk, memory, seconds), file=sys.stderr
     )
@@ -127,7 +122,7 @@ def call_seconds(
     condition: Mapping[str, Tensor] | None = None,
     train: bool = False,
 ) -> float:
-    """Seconds of a grid's first step, or of one in training, for a sample of a batch: measured."""
+    """Seconds of a call in a grid's first step, or of a step in training, for one sample."""
     n = min(batch_size, 64)
     x = torch.zeros(n, *shape, device=device)
     first = torch.zeros(n, dtype=torch.long)
@@ -141,71 +136,43 @@ def call_seconds(
         if train:
             total.backward()
         float(total.detach())  # on a GPU the work is done only now
-    return (time.perf_counter() - began) / n
+    parts = n if train else n * max(1, step.calls(float(t), float(s)))
+    return (time.perf_counter() - began) / parts
 
 
-@dataclass(frozen=True)
-class Costs:
-    """What a distillation takes.
+def check_training(
+    folder: Path, paths: TeacherPaths, student: SignatureStudent, count: int, batch_size: int
+) -> tuple[int, int]:
+    """Refuse training a student on so many saved paths where there is no room for it.
 
-    Arguments:
-        paths: What it learns from.
-        student: What it trains.
-        count: Paths to simulate.
-        batch_size: Segments a training step.
-        iterations: Training steps.
-        cached: Whether the paths go to disk.
+    Returns:
+        Bytes on disk, of the paths and of a checkpoint: weights, their average, Adam's two moments;
+        and in memory, of a batch and its gradient, and of the weights in training.
     """
+    steps = len(paths.rows) if paths.data is None else paths.q
+    each = path_bytes(steps, paths.order, paths.shape)
+    weights = sum(p.numel() * p.element_size() for p in student.parameters())
+    disk, memory = count * each + 4 * weights, 2 * batch_size * each + 6 * weights
+    there = sum(file.stat().st_size for file in folder.glob("paths/*.safetensors"))
+    check_room(folder, disk - there, memory)
+    return disk, memory
 
-    paths: TeacherPaths
-    student: SignatureStudent
-    count: int
-    batch_size: int
-    iterations: int
-    cached: bool
 
-    @property
-    def bytes_each(self) -> int:
-        """Bytes of a segment."""
-        steps = len(self.paths.rows) if self.paths.data is None else self.paths.q
-        return path_bytes(steps, self.paths.order, self.paths.shape)
-
-    @property
-    def disk(self) -> int:
-        """Bytes of the paths and of a checkpoint: weights, their average, Adam's two moments."""
-        return self.cached * self.count * self.bytes_each + 4 * self.weights
-
-    @property
-    def memory(self) -> int:
-        """Bytes of a batch and its gradient, and of the weights in training."""
-        return 2 * self.batch_size * self.bytes_each + 6 * self.weights
-
-    @property
-    def weights(self) -> int:
-        """Bytes of the student's weights."""
-        return sum(p.numel() * p.element_size() for p in self.student.parameters())
-
-    def check(self, folder: Path) -> None:
-        """Refuse what there is no room for; paths that are there already need no more."""
-        there = sum(file.stat().st_size for file in folder.glob("paths/*.safetensors"))
-        check_room(folder, self.disk - there, self.memory)
-
-    def line(self) -> str:
-        """The costs in words; what one call and one training step take is measured."""
-        teacher, student = self.measure()
-        calls = self.count * self.paths.teacher_nfe
-        seconds = calls * teacher + self.iterations * self.batch_size * student
-        what = (
-            f"{self.count:,} paths, {calls:,.0f} teacher calls, {self.iterations:,} training steps"
-        )
-        return costs_line(what, self.disk, self.memory, seconds)
-
-    def measure(self) -> tuple[float, float]:
-        """Seconds of a teacher call and of a training step, for one sample of a batch."""
-        paths, row = self.paths, self.paths.rows[0]
-        shared = (paths.shape, self.batch_size, paths.device, paths.condition)
-        probe = copy.deepcopy(self.student).to(paths.device).eval().requires_grad_(True)
-        probe.lookahead = 0.0  # which costs no calls, and would ask for a covariance
-        each = call_seconds(paths.teacher, row, *shared)
-        each /= max(1, paths.teacher.calls(float(row[0]), float(row[1])))
-        return each, call_seconds(probe, row[[0, -1]], *shared, train=True) * paths.q
+def tell_training(
+    paths: TeacherPaths,
+    student: SignatureStudent,
+    count: int,
+    iterations: int,
+    batch_size: int,
+    room: tuple[int, int],
+) -> None:
+    """Say on stderr what simulating and training will take, by a call and a step, measured."""
+    row, shared = paths.rows[0], (paths.shape, batch_size, paths.device, paths.condition)
+    probe = copy.deepcopy(student).to(paths.device).eval().requires_grad_(True)
+    probe.lookahead = 0.0  # which costs no calls, and would ask for a covariance
+    calls = count * paths.teacher_nfe
+    seconds = calls * call_seconds(paths.teacher, row, *shared)
+    step = call_seconds(probe, row[[0, -1]], *shared, train=True) * paths.q
+    what = f"{count:,} paths, {calls:,.0f} teacher calls, {iterations:,} training steps"
+    line = costs_line(what, *room, seconds + iterations * batch_size * step)
+    tqdm.write(line, file=sys.stderr)

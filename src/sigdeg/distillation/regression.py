@@ -6,7 +6,6 @@ import copy
 import dataclasses
 import itertools
 import math
-import sys
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -14,9 +13,8 @@ from pathlib import Path
 
 import torch
 from torch import Generator, Tensor, nn
-from tqdm.auto import tqdm
 
-from sigdeg.costs import Costs
+from sigdeg.costs import check_training, tell_training
 from sigdeg.distillation.checks import check_fit, check_schedules, check_teacher
 from sigdeg.distillation.config import HELD_OUT, DistillConfig
 from sigdeg.distillation.judgement import Verdict
@@ -114,12 +112,11 @@ def distil_steps(
     cached = shared is None and config.paths > 0 and (data is None or paths.teacher_nfe > 0)
     drawn = config.iterations * config.batch_size
     count = 0 if shared is not None else config.paths if cached else drawn
-    costs = Costs(paths, student, count, config.batch_size, config.iterations, cached)
-    costs.check(out_dir)
+    room = check_training(out_dir, paths, student, cached * count, config.batch_size)
     claim(accelerator, out_dir, identity, task.resume)
     progress = task.progress and accelerator.is_main_process
     if progress:
-        tqdm.write(costs.line(), file=sys.stderr)
+        tell_training(paths, student, count, config.iterations, config.batch_size, room)
     began = time.perf_counter()
     source = shared or open_source(paths, out_dir / "paths", config, cached, progress)
     student = copy.deepcopy(student).train().requires_grad_(True)  # it may come from a training
