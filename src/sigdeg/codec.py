@@ -201,7 +201,7 @@ def modern(name: str) -> str:
 def find_codec(folder: Path) -> Codec:
     """The codec of a model's folder: what lies in its `decoder`; without one the identity.
 
-    Students that shipped before had the decoder of a teacher beside them, named by `config.json`.
+    A `config.json` may name a folder beside it as the `decoder`: that of the teacher's pipeline.
 
     Raises:
         SigdegError: If it is damaged, or not where it should be.
