@@ -168,11 +168,7 @@ class Decoder(nn.Module):
 
 
 def load_decoder(folder: Path) -> Decoder:
-    """Load an autoencoder saved by `save_decoder` or, as a part of a pipeline, by diffusers.
-
-    Raises:
-        SigdegError: If it is missing, damaged or of another class.
-    """
+    """Load an autoencoder saved by `save_decoder` or, as a part of a pipeline, by diffusers."""
     saved = read_json(folder / "config.json")
     name = saved.get("_class_name")
     if name not in KNOWN:
@@ -202,9 +198,6 @@ def find_codec(folder: Path) -> Codec:
     """The codec of a model's folder: what lies in its `decoder`; without one the identity.
 
     A `config.json` may name a folder beside it as the `decoder`: that of the teacher's pipeline.
-
-    Raises:
-        SigdegError: If it is damaged, or not where it should be.
     """
     own, file = folder / "decoder", folder / "config.json"
     if own.is_dir():
@@ -233,11 +226,7 @@ def load_units(folder: Path) -> Standardise:
 
 
 def save_codec(codec: Codec, folder: Path) -> None:
-    """Write a codec into a model's folder, as `find_codec` reads it.
-
-    Raises:
-        SigdegError: If it is none of this module, or the folder has one where there is to be none.
-    """
+    """Write a codec of this module into a model's folder, as `find_codec` reads it."""
     own = folder / "decoder"
     if isinstance(codec, Decoder):
         save_decoder(codec, own)

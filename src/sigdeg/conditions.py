@@ -6,7 +6,6 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 import torch
-from torch import Generator
 
 from sigdeg.errors import SigdegError
 
@@ -19,9 +18,6 @@ class Conditions(Protocol):
     def __call__(self, n: int | None = None, **request: Any) -> dict[str, Any]:
         """Conditions of n samples (default: one of each), all in turn or as requested."""
 
-    def draw(self, n: int, generator: Generator) -> dict[str, Any]:
-        """Conditions of n samples at random."""
-
     def none(self, n: int) -> dict[str, Any]:
         """What stands for no condition, n times."""
 
@@ -31,17 +27,9 @@ class Unconditional:
     """A model of one law."""
 
     def __call__(self, n: int | None = None, **request: Any) -> dict[str, Any]:
-        """Nothing.
-
-        Raises:
-            SigdegError: If something is requested.
-        """
+        """Nothing, and nothing may be requested."""
         if request:
             raise SigdegError(f"this model knows no classes: leave {', '.join(request)} out")
-        return {}
-
-    def draw(self, n: int, generator: Generator) -> dict[str, Any]:
-        """Nothing."""
         return {}
 
     def none(self, n: int) -> dict[str, Any]:
@@ -65,11 +53,7 @@ class Classes:
     def __call__(
         self, n: int | None = None, label: int | None = None, **request: Any
     ) -> dict[str, Any]:
-        """Labels of n samples: all in turn, or one.
-
-        Raises:
-            SigdegError: If there is no such class, or something else is requested.
-        """
+        """Labels of n samples: all in turn, or one that there is."""
         if request:
             raise SigdegError(f"a class is asked for by its label, got {', '.join(request)}")
         if label is not None and label not in self.labels:
@@ -77,17 +61,8 @@ class Classes:
         asked = torch.tensor(self.labels if label is None else [label])
         return {"class_labels": asked[torch.arange(len(asked) if n is None else n) % len(asked)]}
 
-    def draw(self, n: int, generator: Generator) -> dict[str, Any]:
-        """Labels at random, each as likely as the others."""
-        rows = torch.randint(len(self.labels), (n,), generator=generator)
-        return {"class_labels": torch.tensor(self.labels)[rows]}
-
     def none(self, n: int) -> dict[str, Any]:
-        """The label that means no class.
-
-        Raises:
-            SigdegError: If it is not known.
-        """
+        """The label that means no class, where it is known."""
         if self.null is None:
             raise SigdegError("it is not known which class means none: say it, null_class=...")
         return {"class_labels": torch.full((n,), self.null)}

@@ -39,11 +39,7 @@ CAPTION = (
 
 
 def check_pair(student: SignatureStudent, teacher: Model) -> None:
-    """Refuse a student of another teacher.
-
-    Raises:
-        SigdegError: If samples, classes, noise levels or predictions are not the same.
-    """
+    """Refuse a student of another teacher: of other samples, classes, noise or predictions."""
     own: Any = teacher.step if finer_grid(teacher) is not None else teacher.denoiser
     labels = teacher.conditions().get("class_labels")
     kind = getattr(own, "prediction_type", student.prediction_type)  # exact laws predict nothing

@@ -93,11 +93,7 @@ def draw_samples(
 
 
 def check_unused(out: Path, identity: Mapping[str, Any]) -> None:
-    """Refuse a folder that holds anything but samples of this identity, which come out the same.
-
-    Raises:
-        SigdegError: If it is so.
-    """
+    """Refuse a folder that holds anything but samples of this identity, which come out the same."""
     if not out.is_dir() or all(path.name.startswith(".") for path in out.iterdir()):
         return
     try:
@@ -113,13 +109,9 @@ def check_unused(out: Path, identity: Mapping[str, Any]) -> None:
 def write_samples(
     samples: Tensor, out: Path, identity: Mapping[str, Any], single: bool = False
 ) -> list[Path]:
-    """Write samples (n, *) to a folder; images and scalars also as a PNG, images also singly.
+    """Write samples (n, *) to a folder; images and scalars also as a PNG, and `single` images.
 
-    Arguments:
-        samples: The samples.
-        out: The folder.
-        identity: What tells them from others, see `check_unused`.
-        single: Whether each image also becomes a file, 0000.png and so on.
+    Their `identity` tells them from others, see `check_unused`.
     """
     written = [out / NAME]
     images = samples.ndim == 4 and samples.shape[1] in (1, 3)

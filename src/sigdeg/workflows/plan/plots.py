@@ -33,11 +33,7 @@ def plans_plot(
 ) -> None:
     """Plans as trees, one panel each: leaves are the teacher's steps, every bracket one merge.
 
-    Arguments:
-        plans: The plans by name.
-        path: The PNG to write.
-        best: The plan to show in colour.
-        notes: What to write after a plan's name.
+    The best is in colour; notes are written after a plan's name.
     """
     with use_style():
         columns = panel_columns(len(plans))
@@ -91,12 +87,7 @@ def draw_tree(axes: Axes, plan: Plan, tint: str) -> None:
 
 
 def phase_plot(phase: Phase, path: Path) -> None:
-    """Which plan is best, and what choosing it gains, over the variance and the training time.
-
-    Arguments:
-        phase: The diagram.
-        path: The PNG to write.
-    """
+    """Which plan is best, and what choosing it gains, over the variance and the training time."""
     with use_style():
         figure = Figure(figsize=(WIDTH, 3.7), layout="constrained")
         left, right = figure.subplots(1, 2, sharey=True)
@@ -168,13 +159,9 @@ def phase_plot(phase: Phase, path: Path) -> None:
 
 
 def times_plot(grids: Mapping[str, Tensor], schedule: Schedule, path: Path) -> None:
-    """Grids of times, a row each, over the log signal-to-noise ratio and over time.
+    """Grids of times, a row each and the one to use first, over the log-SNR and over time.
 
-    Arguments:
-        grids: Decreasing times by name, the one to use first; the final 0 has no finite ratio and
-            is left out on the left.
-        schedule: Their schedule.
-        path: The PNG to write.
+    The final 0 has no finite ratio and is left out on the left.
     """
     with use_style():
         figure = Figure(figsize=(WIDTH, 1.1 + 0.42 * len(grids)), layout="constrained")
@@ -200,12 +187,9 @@ def times_plot(grids: Mapping[str, Tensor], schedule: Schedule, path: Path) -> N
 
 
 def spectrum_plot(spectrum: Spectrum, windows: tuple[float, float], path: Path) -> None:
-    r"""Eigenvalues over their rank, both logarithmic, with the windows of the best plan.
+    r"""Eigenvalues over their rank, both logarithmic, with the windows $\lambda_B, \lambda_V$.
 
-    Arguments:
-        spectrum: The spectrum; zero eigenvalues are told in the title.
-        windows: $\lambda_B$ and $\lambda_V$.
-        path: The PNG to write.
+    Zero eigenvalues are told in the title.
     """
     with use_style():
         figure = Figure(figsize=(WIDTH * 0.62, 3.4), layout="constrained")

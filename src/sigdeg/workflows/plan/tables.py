@@ -37,14 +37,7 @@ def verdict(found: Spectrum, regime: str, windows: tuple[float, float], about: s
 
 
 def plan_lines(spectrum: Spectrum, advice: PlanAdvice, about: str, s: float) -> list[str]:
-    """A recommendation as text.
-
-    Arguments:
-        spectrum: What it was made for.
-        advice: The recommendation.
-        about: Schedule and steps, in words.
-        s: Training time of the one-shot student.
-    """
+    """A recommendation as text, for a one-shot student of training time s."""
     names = dict.fromkeys(name for plans in advice.plans.values() for name in plans)
     rows = [[f"W2 to the teacher, s = {s:g}", "merges", *advice.plans]]
     for name in names:
