@@ -19,7 +19,7 @@ from sigdeg.denoiser import (
 )
 from sigdeg.errors import SigdegError
 from sigdeg.guidance import AutoGuidance, ClassifierFreeGuidance
-from sigdeg.prediction import Prediction, posterior_mean
+from sigdeg.prediction import Prediction, preconditioning
 from sigdeg.schedule import (
     EDM,
     Cosine,
@@ -245,7 +245,7 @@ def test_unknown_prediction_is_refused() -> None:
         NetworkDenoiser(nn.Identity(), VPLinear(), "noise")  # type: ignore[arg-type]  # the point
     x = torch.zeros(1, 1)
     with pytest.raises(SigdegError, match="unknown prediction 'noise'"):
-        posterior_mean(x, x, x, x, "noise")  # type: ignore[arg-type]  # the point
+        preconditioning(x, x, "noise")  # type: ignore[arg-type]  # the point
 
 
 # --- the reverse SDE ------------------------------------------------------------------------------

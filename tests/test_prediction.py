@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Generator, Tensor
 
-from sigdeg.prediction import Prediction, network_target, posterior_mean, preconditioning
+from sigdeg.prediction import Prediction, network_target, preconditioning
 from sigdeg.schedule import EDM, Cosine, RectifiedFlow, Schedule, VPLinear, expand
 
 V = 0.7**2
@@ -51,13 +51,13 @@ def test_means_inputs_and_targets(kind: Prediction, schedule: Schedule) -> None:
     def close(found: Tensor, expected: Tensor) -> None:
         assert float((found - expected).abs().max() / expected.abs().max().clamp(min=1)) < 1e-12
 
-    close(posterior_mean(F, x, a, s, kind, V**0.5), by_hand(kind, a, s, x, F))
     table = preconditioning(a, s, kind, V**0.5)
+    close(table.mean(F, x), by_hand(kind, a, s, x, F))
     close(table.scale(x), x / (a**2 * V + s**2).sqrt() if kind == "edm" else x)
     target = network_target(clean, noise, a, s, kind, V**0.5)
     expected = target_by_hand(kind, a, s, clean, noise)
     assert float((target - expected).abs().max() / expected.abs().max()) < 1e-9
     near = a / s < 100  # further on, x itself has no more digits of the noise
-    close((posterior_mean(target, x, a, s, kind, V**0.5) - clean) * near, 0 * clean)
+    close((table.mean(target, x) - clean) * near, 0 * clean)
     single = network_target(clean.float(), noise.float(), a.float(), s.float(), kind, V**0.5)
     assert float((single - expected).abs().max() / expected.abs().max()) < 1e-5

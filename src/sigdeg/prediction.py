@@ -29,7 +29,7 @@ from torch import Tensor
 
 from sigdeg.errors import SigdegError
 
-__all__ = ["Preconditioning", "Prediction", "network_target", "posterior_mean", "preconditioning"]
+__all__ = ["Preconditioning", "Prediction", "network_target", "preconditioning"]
 
 Prediction = Literal["epsilon", "v_prediction", "sample", "score", "flow", "edm"]
 
@@ -84,27 +84,6 @@ def preconditioning(
             n = n2.sqrt()
             return Preconditioning(n, alpha * data_std**2, sigma * data_std * n, n2)
     raise SigdegError(f"unknown prediction {prediction!r}: choose from {get_args(Prediction)}")
-
-
-def posterior_mean(
-    output: Tensor,
-    x: Tensor,
-    alpha: Tensor,
-    sigma: Tensor,
-    prediction: Prediction,
-    data_std: float = 0.5,
-) -> Tensor:
-    r"""Convert a network's output to $E[x_0 | x_t]$, see `preconditioning`.
-
-    Arguments:
-        output: The network's output, shape (batch, \*).
-        x: The state, shape (batch, \*).
-        alpha: Signal scale, broadcast against `x`.
-        sigma: Noise scale, broadcast against `x`.
-        prediction: What the network predicts.
-        data_std: The data's standard deviation, for `edm` only.
-    """
-    return preconditioning(alpha, sigma, prediction, data_std).mean(output, x)
 
 
 def network_target(
