@@ -468,8 +468,9 @@ def test_mixture1d_runs_from_end_to_end(tmp_path: Path, monkeypatch, capsys) -> 
     quick = mixture1d.PRESETS["quick"]
     config = DistillConfig(iterations=5, batch_size=32, paths=64, tracker="none")
     tiny = dataclasses.replace(
-        quick, config=config, teacher_iterations=5, fine_steps=20, exact_n=20_000, timing_n=50
+        quick, config=config, teacher_iterations=5, fine_steps=20, exact_n=20_000
     )
+    monkeypatch.setattr(mixture1d.Mixture1D, "timing_n", 50)
     monkeypatch.setattr(mixture1d, "TEACHER_STEPS", 12)
     monkeypatch.setitem(mixture1d.PRESETS, "quick", tiny)
     out = tmp_path / "run"

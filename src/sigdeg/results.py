@@ -215,17 +215,18 @@ def verdict(own: Summary, other: Summary, lower_is_better: bool = True) -> Verdi
 
 
 def make_row(
-    method: str, model: nn.Module, nfe: int, metrics: dict[str, Summary], **columns: Any
+    method: str, model: object, nfe: int, metrics: dict[str, Summary], **columns: Any
 ) -> Row:
     """A row with every key it must have; what does not apply is None.
 
     Arguments:
         method: Its method, which has a look of its own in reports.
-        model: What is called, for its size.
+        model: What is called, for its size, if it is a module.
         nfe: Network calls a sample.
         metrics: What came out.
         columns: Further keys, see `Row`; a role that no name tells, or steps of several calls.
     """
+    parameters = model.parameters() if isinstance(model, nn.Module) else ()
     return cast(
         "Row",
         {
@@ -237,7 +238,7 @@ def make_row(
             "metrics": metrics,
             "seconds": None,
             "speedup": None,
-            "params": sum(p.numel() for p in model.parameters()) or None,  # exact laws have none
+            "params": sum(p.numel() for p in parameters) or None,  # exact laws have none
             "train_seconds": None,
             "teacher_nfe": None,
             **columns,

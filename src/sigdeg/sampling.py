@@ -22,9 +22,14 @@ from sigdeg.grids import check_grid, check_span
 from sigdeg.protocols import N, Step
 from sigdeg.rng import Generators, seed_generators
 
-__all__ = ["march", "sample"]
+__all__ = ["march", "network_calls", "sample"]
 
 Callback = Callable[[int, Tensor, Tensor], None]
+
+
+def network_calls(step: Step[Any], grid: Tensor) -> int:
+    """Network calls a sample of a step marched over a grid."""
+    return sum(step.calls(t, s) for t, s in pairwise(grid.tolist()))
 
 
 def march(

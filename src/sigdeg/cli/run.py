@@ -21,8 +21,8 @@ class Run:
     """Run a benchmark and write its results, figures and report; the same command resumes it.
 
     Arguments:
-        experiment: mixture1d, mnist, planning or rbergomi.
-        preset: How much work: quick, default or paper, as the experiment has it (default: its own).
+        experiment: laws, mixture1d, mnist, planning or rbergomi.
+        preset: How much work: quick, default or paper, as the experiment has it.
         out: Run folder (default: runs/EXPERIMENT-PRESET).
         seed: First seed.
         device: cpu or cuda (default: what is found).
@@ -31,7 +31,7 @@ class Run:
     """
 
     experiment: Annotated[Positional[Text], arg(metavar="EXPERIMENT")]
-    preset: AnyText = None
+    preset: Text = "default"
     out: AnyFolder = None
     seed: Seed = 0
     device: AnyText = None
@@ -44,10 +44,9 @@ class Run:
 
         check_choice(self.experiment, EXPERIMENTS, "experiment")
         chosen = import_module(f"sigdeg.experiments.{self.experiment}")
-        preset = self.preset or chosen.DEFAULT
-        check_choice(preset, chosen.PRESETS, "preset")
-        out = self.out or Path("runs") / f"{self.experiment}-{preset}"
-        tell(chosen.run(out, preset, self.seed, self.device, self.data_dir, self.progress))
+        check_choice(self.preset, chosen.PRESETS, "preset")
+        out = self.out or Path("runs") / f"{self.experiment}-{self.preset}"
+        tell(chosen.run(out, self.preset, self.seed, self.device, self.data_dir, self.progress))
 
 
 @dataclass(frozen=True)

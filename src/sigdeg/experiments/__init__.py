@@ -1,6 +1,6 @@
 """Experiments: one file a benchmark, from data and teacher to results and report.
 
-Each has `PRESETS`, the `DEFAULT` one among them, and `run(out, preset, seed, device, data_dir,
+Each has `PRESETS`, with one called default, and `run(out, preset, seed, device, data_dir,
 progress)`, which returns the report.
 """
 

@@ -14,12 +14,11 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from itertools import pairwise
 from pathlib import Path
-from typing import Any, ClassVar, Generic, Literal, TypeVar, cast
+from typing import Any, ClassVar, Generic, Literal, TypeVar
 
 import torch
-from torch import Generator, Tensor, nn
+from torch import Generator, Tensor
 
 from sigdeg.codec import Codec, Identity, save_codec
 from sigdeg.denoiser import Denoiser
@@ -41,13 +40,13 @@ from sigdeg.results import (
 )
 from sigdeg.rng import seeded
 from sigdeg.runs import claim_folder, remember
-from sigdeg.sampling import sample
+from sigdeg.sampling import network_calls, sample
 from sigdeg.steps import DenoiserStep, Step
 from sigdeg.student import PlainStudent, ResidualNoise, SignatureStudent
 from sigdeg.timing import paired_seconds
 from sigdeg.training import resolve_device
 
-__all__ = ["Bench", "Benchmark", "Draw", "Spec", "count", "slugify"]
+__all__ = ["Bench", "Benchmark", "Draw", "Spec", "slugify"]
 
 S = TypeVar("S")
 Draw = Callable[[int, Generator], Tensor]  # how so many samples are drawn
@@ -56,11 +55,6 @@ Draw = Callable[[int, Generator], Tensor]  # how so many samples are drawn
 def slugify(name: str) -> str:
     """A name as that of a file."""
     return re.sub("[^a-z0-9.]+", "-", name.lower()).strip("-")
-
-
-def count(step: Step, grid: Tensor) -> int:
-    """Network calls a sample of a step marched over a grid."""
-    return sum(step.calls(t, s) for t, s in pairwise(grid.tolist()))
 
 
 @dataclass(frozen=True)
@@ -163,7 +157,7 @@ class Bench:
         self, method: str, step: Step, grid: Tensor, metrics: dict[str, Summary], /, **columns: Any
     ) -> int:
         """Add the row of a step marched over a grid, and time it; returns its index."""
-        row = make_row(method, cast("nn.Module", step), count(step, grid), metrics, **columns)
+        row = make_row(method, step, network_calls(step, grid), metrics, **columns)
         return self.add(row, self.march(step, grid))
 
     def time(self, draw: Draw) -> Tensor:
@@ -287,15 +281,24 @@ class Bench:
         """Add the row of a training-free sampler on the grid, of those tried, that scores best."""
 
         def name(grid: str) -> str:
-            return " ".join(filter(None, [teacher, method, str(count(*tried[grid])), grid]))
+            return " ".join(filter(None, [teacher, method, str(network_calls(*tried[grid])), grid]))
 
         scores = {grid: self.validate(name(grid), self.march(*tried[grid])) for grid in tried}
         best = min(scores, key=scores.__getitem__)
         step, times = tried[best]
         metrics = self.judge(name(best), self.march(step, times))
-        columns: dict[str, Any] = {"grid": best, "tried": len(tried), "teacher": teacher or None}
-        columns |= {"steps": len(times) - 1, "seeds": 1}
-        return self.rows[self.add_step(method, step, times, metrics, **columns)]
+        row = self.add_step(
+            method,
+            step,
+            times,
+            metrics,
+            grid=best,
+            tried=len(tried),
+            teacher=teacher or None,
+            steps=len(times) - 1,
+            seeds=1,
+        )
+        return self.rows[row]
 
     def states(self, step: Step, grid: Tensor, n: int) -> Tensor:
         r"""Samples on their way, the same seeds for every step: shape (n, times, \*)."""

@@ -32,7 +32,7 @@ from sigdeg.schedule import VPLinear
 from sigdeg.steps import EulerMaruyama, Exponential
 from sigdeg.student import SignatureStudent
 
-__all__ = ["DEFAULT", "LAWS", "PRESETS", "Laws", "Settings", "run"]
+__all__ = ["LAWS", "PRESETS", "Laws", "Settings", "run"]
 
 SCHEDULE = VPLinear()
 COUNTS = (10, 5, 2, 1)
@@ -89,13 +89,11 @@ class Settings:
     Arguments:
         students: Step counts of the students of each law.
         config: What differs from the default recipe.
-        seeds: Training seeds.
         n: Samples behind each number.
     """
 
     students: dict[str, tuple[tuple[int, ...], ...]]
     config: dict[str, Any] = dataclasses.field(default_factory=dict)
-    seeds: int = 1
     n: int = 50_000
 
 
@@ -109,8 +107,6 @@ PRESETS = {
         {"Ring and needle": ((10,), (5,), COUNTS), **dict.fromkeys(list(LAWS)[1:], (COUNTS,))}
     ),
 }
-
-DEFAULT = "default"
 
 
 def directions(size: int) -> Tensor:
@@ -191,15 +187,12 @@ class Law(Bench):
         columns: dict[str, Any] = {"order": 1, "seeds": 1, "teacher": self.title}
         self.add_step("teacher", self.teacher, self.fine, metrics, **columns)
         for spec in (Spec(k, residual_noise="energy", teacher=self.title) for k in counts):
-            results = [
-                self.distil(spec, seed)
-                for seed in range(self.seed, self.seed + self.settings.seeds)
-            ]
-            self.students.append(results[0].student)
+            found = self.distil(spec, self.seed)
+            self.students.append(found.student)
             for steps in spec.steps:
-                draws = [self.march(r.student, r.student.grid(steps)) for r in results]
-                metrics = merge([self.measure(draw, i) for draw in draws for i in (0, 1)])
-                self.add(self.student_row(spec, steps, results, metrics))
+                draw = self.march(found.student, found.student.grid(steps))
+                metrics = merge([self.measure(draw, i) for i in (0, 1)])
+                self.add(self.student_row(spec, steps, [found], metrics))
         for steps in sorted({k for own in counts for k in own}, reverse=True):
             self.add_solver(SOLVER, steps, self.title)
             step, grid = Exponential(self.denoiser), coarse_grid(SCHEDULE, steps)

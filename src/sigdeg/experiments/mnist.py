@@ -21,10 +21,10 @@ from torch import Generator, Tensor
 from sigdeg.codec import load_decoder, save_decoder
 from sigdeg.distillation import Distilled
 from sigdeg.experiments import paper
-from sigdeg.experiments.bench import Spec, count
+from sigdeg.experiments.bench import Spec
 from sigdeg.experiments.mnist_bench import EXTRACTORS, Digits
 from sigdeg.experiments.mnist_networks import BATCH
-from sigdeg.experiments.mnist_presets import DEFAULT, PRESETS, Settings
+from sigdeg.experiments.mnist_presets import PRESETS, Settings
 from sigdeg.experiments.mnist_variants import guided_rows, scale_rows, size_rows
 from sigdeg.files import save_model, save_tensors
 from sigdeg.grids import coarse_grid, fine_grid
@@ -35,9 +35,10 @@ from sigdeg.paths import SharedPaths
 from sigdeg.report import image_grid
 from sigdeg.results import count_calls, grid_name, make_row, single
 from sigdeg.rng import Stream, derive_generator, randn
+from sigdeg.sampling import network_calls
 from sigdeg.steps import Exponential, Step
 
-__all__ = ["DEFAULT", "PRESETS", "Mnist", "Settings", "run"]
+__all__ = ["PRESETS", "Mnist", "Settings", "run"]
 
 POWERS = (1.0, 1.5, 2.0, 3.0)  # grids of the ancestral sampler
 PIPELINE = 50  # steps that diffusers' `LDMPipeline` takes when it is not told how many
@@ -89,8 +90,9 @@ class Mnist(Digits):
     def add_whole_teacher(self) -> int:
         """The paper's teacher, all uniform steps of its scheduler: what speed is compared with."""
         steps, step = self.settings.train_steps, self.teachers[""]
-        columns: dict[str, Any] = {"steps": steps, "grid": "uniform", "order": 1, "seeds": 1}
-        return self.add_step("teacher", step, fine_grid(step.schedule, steps), {}, **columns)
+        columns = {"steps": steps, "order": 1, "seeds": 1}
+        fine = fine_grid(step.schedule, steps)
+        return self.add_step("teacher", step, fine, {}, grid="uniform", **columns)
 
     def add_teacher(self, name: str) -> int:
         """A teacher as students see it; its samples are the ends of the cached paths."""
@@ -102,14 +104,9 @@ class Mnist(Digits):
         self.classes[name] = classes
         metrics["tv"] = single(total_variation(classes, self.shares), len(ends))
         grid = torch.cat([rows[0], *(row[1:] for row in rows[1:])])
-        columns: dict[str, Any] = {
-            "grid": "chosen",
-            "order": 1,
-            "seeds": 1,
-            "teacher": name or None,
-        }
-        columns["steps"] = round(cache.paths.teacher_nfe)
-        return self.add_step("teacher", step, grid, metrics, **columns)
+        columns = {"steps": round(cache.paths.teacher_nfe), "order": 1, "seeds": 1}
+        told = {"grid": "chosen", "teacher": name or None}
+        return self.add_step("teacher", step, grid, metrics, **told, **columns)
 
     def add_pipeline(self) -> int:
         """The saved pipeline as its user runs it: its own scheduler's sampler."""
@@ -128,9 +125,10 @@ class Mnist(Digits):
                 batches.append(x)
             return torch.cat(batches)
 
-        columns: dict[str, Any] = {"grid": "the pipeline's own", "order": 1, "seeds": 1}
-        metrics = self.judge("pipeline", draw)
-        return self.add(make_row("teacher", self.teacher.denoiser, steps, metrics, **columns), draw)
+        columns = {"order": 1, "seeds": 1}
+        found, own = self.judge("pipeline", draw), self.teacher.denoiser
+        row = make_row("teacher", own, steps, found, grid="the pipeline's own", **columns)
+        return self.add(row, draw)
 
     def add_student(self, spec: Spec, steps: int, result: Distilled) -> int:
         """A student at one of its step counts."""
@@ -146,8 +144,8 @@ class Mnist(Digits):
             with torch.no_grad():
                 replayed = batch.replay(student, grid)
             metrics["path"] = single(path_error(replayed, batch.states[:, -1]), len(replayed))
-        columns: dict[str, Any] = {"grid": "chosen", "elastic": student.elastic}
-        return self.add(self.student_row(spec, steps, [result], metrics, **columns), draw)
+        told = {"grid": "chosen", "elastic": student.elastic}
+        return self.add(self.student_row(spec, steps, [result], metrics, **told), draw)
 
     def add_ancestral(self, steps: int) -> None:
         """The untrained student, which is the ancestral sampler."""
@@ -162,7 +160,7 @@ class Mnist(Digits):
         for steps in range(calls, 0, -1):
             for grid in solver_grids(method, steps):
                 solver = Solver(denoiser, method, grid, steps)
-                if count(solver, solver.grid) <= calls:
+                if network_calls(solver, solver.grid) <= calls:
                     most.setdefault(grid, (solver, solver.grid))
         self.add_best(method, most, "guided")
 

@@ -156,13 +156,13 @@ class Digits(Benchmark[Settings]):
         )
         if settings.shipped:
             return [SHIPPED / "mnist-teacher", SHIPPED / "mnist-weak"]
-        network = seeded(self.seed, lambda: unet(settings.widths, settings.blocks))
+        network = seeded(self.seed, lambda: unet(settings.widths))
         network = self.train_unet("teacher", network, settings.teacher, out / "teacher-training")
         save_latent_pipeline(network, self.scheduler, self.decoder, out / "teacher")
         if weak is None:
             return [out / "teacher"]
         seed = self.seed + weak.teacher.seed
-        network = seeded(seed, lambda: unet(weak.widths, settings.blocks))
+        network = seeded(seed, lambda: unet(weak.widths))
         network = self.train_unet("weak", network, weak.teacher, out / "weak-training")
         diffusers.DDPMPipeline(network, self.scheduler).save_pretrained(out / "weak")
         return [out / "teacher", out / "weak"]

@@ -28,9 +28,8 @@ __all__ = [
 BATCH = 250  # latents at a time: what stays in the cache
 CLASSES = 10
 HELD_OUT = 1000  # images behind the second loss curve, the last of the training split
-NOISE = (
-    0.2  # of the latents while the autoencoder trains: what a diffusion gets wrong must not show
-)
+# Of the latents while the autoencoder trains: what a diffusion gets wrong must not show.
+NOISE = 0.2
 SHIFT = 2  # pixels a digit moves by at most while the classifier trains
 
 M = TypeVar("M", bound=nn.Module)
@@ -65,12 +64,12 @@ class Classification(nn.Module):
         return {"loss": nn.functional.cross_entropy(self.network(images), labels)}
 
 
-def unet(widths: tuple[int, ...], blocks: int, classes: int | None = None) -> torch.nn.Module:
+def unet(widths: tuple[int, ...], blocks: int = 1, classes: int | None = None) -> nn.Module:
     """The U-Net of the latents, attention at the middle resolution; a class more for none."""
     with extra("diffusers"):
         import diffusers
 
-    network: torch.nn.Module = diffusers.UNet2DModel(
+    network: nn.Module = diffusers.UNet2DModel(
         sample_size=8,
         in_channels=4,
         out_channels=4,

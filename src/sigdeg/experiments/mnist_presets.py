@@ -10,7 +10,7 @@ from sigdeg.distillation import DistillConfig
 from sigdeg.experiments.bench import Spec
 from sigdeg.training import TrainConfig
 
-__all__ = ["DEFAULT", "PRESETS", "WIDTHS", "Settings", "Weak", "student"]
+__all__ = ["PRESETS", "WIDTHS", "Settings", "Weak", "student"]
 
 # The paper's five sizes of the U-Net (C.3.3); of the fourth it lists one 96 too many.
 WIDTHS = {
@@ -72,7 +72,6 @@ class Settings:
 
     Arguments:
         widths: Channels of the U-Net at its three resolutions.
-        blocks: Residual blocks a resolution.
         autoencoder: How the autoencoder is trained.
         classifiers: How the metrics' classifiers are trained, by the extractor's name; what is not
             named is the one that is shipped.
@@ -103,7 +102,6 @@ class Settings:
     specs: tuple[Spec, ...]
     config: DistillConfig
     matching: DistillConfig
-    blocks: int = 1
     classifiers: dict[str, TrainConfig] = field(default_factory=dict)
     train_steps: int = 1000
     times: tuple[float, ...] = TIMES
@@ -122,7 +120,6 @@ class Settings:
     timing_n: int = 64
 
 
-DEFAULT = "default"
 PAIRED = student((10, 5, 2, 1))
 MATCHED = replace(PAIRED, start=PAIRED)
 ELASTIC = replace(MATCHED, start=MATCHED, teacher="guided")
@@ -224,7 +221,6 @@ PRESETS = {
         config=replace(STUDENT, iterations=400, paths=2100, held_out=52, refinement=4),
         matching=replace(MATCHING, iterations=50),
         n=2048,
-        tried=2048,
     ),
     "default": QUARTER,
     # The models that come with the package, judged again without any training.

@@ -9,7 +9,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sigdeg.experiments.bench import count
 from sigdeg.experiments.mnist_bench import Digits
 from sigdeg.experiments.mnist_networks import CLASSES, unet
 from sigdeg.experiments.mnist_presets import WIDTHS
@@ -18,6 +17,7 @@ from sigdeg.integrations import load_teacher, save_latent_pipeline
 from sigdeg.report import image_grid
 from sigdeg.results import Row, Summary, count_calls, make_row, single, summarise
 from sigdeg.rng import Stream, derive_generator, seeded
+from sigdeg.sampling import network_calls
 from sigdeg.timing import paired_seconds
 
 __all__ = ["guided_rows", "scale_rows", "size_rows"]
@@ -34,9 +34,7 @@ def guided_rows(bench: Digits) -> list[Row]:
     if guided is None:
         return []
     out, config = bench.out / "guided", guided.config
-    network = seeded(
-        bench.seed, lambda: unet(bench.settings.widths, bench.settings.blocks, CLASSES)
-    )
+    network = seeded(bench.seed, lambda: unet(bench.settings.widths, classes=CLASSES))
     known = bench.teacher.denoiser.get_submodule("network")
     network.load_state_dict(known.state_dict(), strict=False)
     # None starts as the unconditional teacher; the classes apart, or they would be slow to part.
@@ -68,15 +66,11 @@ def guided_rows(bench: Digits) -> list[Row]:
 
     study = f"A digit of each class, guidance {guided.scale:g}"
     calls, steps = round(cache.paths.teacher_nfe), max(spec.steps)
-    columns: dict[str, Any] = {
-        "order": 1,
-        "seeds": 1,
-        "study": study,
-        "variant": count_calls(calls),
-    }
     label, drawn = count_calls(steps), draw(wanted, Stream.MNIST_CLASSES)
+    told = {"study": study, "variant": count_calls(calls)}
+    found = metrics(cache.ends)
     rows = [
-        make_row("teacher", teacher.denoiser, calls, metrics(cache.ends), **columns),
+        make_row("teacher", teacher.denoiser, calls, found, order=1, seeds=1, **told),
         bench.student_row(spec, steps, [result], metrics(drawn), study=study, variant=label),
     ]
     sets = [(bench.decode(draw(classes.repeat_interleave(4), Stream.MNIST_CLASSES)) + 1) / 2]
@@ -96,12 +90,15 @@ def scale_rows(bench: Digits) -> list[Row]:
         grid = refine(step.schedule, finest, SCALE_REFINEMENT, weak.matching.fine_power)
         times = torch.cat([grid[0], *(row[1:] for row in grid[1:])])
         value = bench.validate(f"scale {scale:g} until {until:g}", bench.march(step, times))
-        columns = {
-            "study": "Scale of the guidance, against training images",
-            "variant": f"{scale:g} below t = {until:g}",
-        }
-        metrics = {"fid_train": single(value, bench.settings.tried)}
-        rows.append(make_row("teacher", step.denoiser, count(step, times), metrics, **columns))
+        row = make_row(
+            "teacher",
+            step.denoiser,
+            network_calls(step, times),
+            {"fid_train": single(value, bench.settings.tried)},
+            study="Scale of the guidance, against training images",
+            variant=f"{scale:g} below t = {until:g}",
+        )
+        rows.append(row)
     return rows
 
 
@@ -109,7 +106,7 @@ def size_rows(bench: Digits) -> list[Row]:
     """What networks of other sizes cost, untrained: time does not depend on the weights."""
     if not bench.settings.sized:
         return []
-    sizes = [(f"{name} width", w, bench.settings.blocks) for name, w in WIDTHS.items()]
+    sizes = [(f"{name} width", w, 1) for name, w in WIDTHS.items()]
     sizes += [(f"quarter width, {n} blocks", WIDTHS["quarter"], n) for n in (2, 3)]
     latents = torch.randn(bench.settings.timing_n, *bench.shape, device=bench.device)
     networks = {name: unet(w, n).to(bench.device) for name, w, n in sizes}
@@ -129,9 +126,6 @@ def size_rows(bench: Digits) -> list[Row]:
         for steps in (10, 5, 1):
             gain = (1001 * taken + decoding) / (steps * taken + decoding)
             metrics[f"speedup_{steps}"] = single(gain, len(latents))
-        columns = {
-            "study": "Sizes: what a call costs, and 1,001 calls over so many",
-            "variant": name,
-        }
-        rows.append(make_row("teacher", networks[name], 1, metrics, **columns))
+        told = {"study": "Sizes: what a call costs, and 1,001 calls over so many"}
+        rows.append(make_row("teacher", networks[name], 1, metrics, variant=name, **told))
     return rows

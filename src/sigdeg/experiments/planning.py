@@ -14,12 +14,12 @@ from sigdeg.experiments.bench import Benchmark
 from sigdeg.experiments.planning_gaussian import gaussian_rows
 from sigdeg.experiments.planning_grids import GRIDS
 from sigdeg.experiments.planning_mixture import LEAST_SQUARES, MixtureGrids
-from sigdeg.experiments.planning_presets import DEFAULT, PRESETS, Settings
+from sigdeg.experiments.planning_presets import PRESETS, Settings
 from sigdeg.experiments.planning_series import SeriesGrids
 from sigdeg.report.planning import grids_plot, prediction_plot
 from sigdeg.results import Row, Summary, of_role
 
-__all__ = ["DEFAULT", "PRESETS", "Planning", "Settings", "run"]
+__all__ = ["PRESETS", "Planning", "Settings", "run"]
 
 
 class Planning(Benchmark[Settings]):

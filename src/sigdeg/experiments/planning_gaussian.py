@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import numpy as np
-from torch import nn
 
 from sigdeg.planning import canonical_plans, format_plan
 from sigdeg.planning.spectrum import Floats
@@ -53,7 +52,7 @@ def gaussian_rows(steps: int, times: tuple[float, ...], seeds: int, seed: int) -
                 rows.append(
                     make_row(
                         "sig-deg",
-                        nn.Identity(),
+                        None,
                         1,
                         metrics,
                         kind="linear",

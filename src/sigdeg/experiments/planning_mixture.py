@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from sigdeg.denoiser import GaussianMixtureDenoiser
 from sigdeg.distillation import Distilled, TeacherPaths
@@ -93,7 +93,7 @@ class MixtureGrids(Grids):
         """The row of a least-squares student."""
         return make_row(
             "sig-deg",
-            nn.Identity(),
+            None,
             steps,
             metrics,
             order=ORDER,

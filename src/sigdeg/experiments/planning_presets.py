@@ -8,7 +8,7 @@ from typing import Any
 from sigdeg.distillation import DistillConfig
 from sigdeg.experiments.planning_grids import PLANS, GridSpec
 
-__all__ = ["DEFAULT", "PRESETS", "MixtureSettings", "SeriesSettings", "Settings", "plan"]
+__all__ = ["PRESETS", "MixtureSettings", "SeriesSettings", "Settings", "plan"]
 
 
 @dataclass(frozen=True)
@@ -78,9 +78,6 @@ class Settings:
     merged: int = 16
     times: tuple[float, ...] = (0.1, 0.5, 2.0)
     gaussian_seeds: int = 3
-
-
-DEFAULT = "default"
 
 
 def plan(name: str, tree: str | None, paths: int, **options: Any) -> GridSpec:

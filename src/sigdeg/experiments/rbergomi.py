@@ -21,7 +21,7 @@ from sigdeg.denoiser import NetworkDenoiser
 from sigdeg.distillation import Distilled, TeacherPaths
 from sigdeg.experiments import paper
 from sigdeg.experiments.bench import Benchmark, Draw, Spec
-from sigdeg.experiments.rbergomi_presets import DEFAULT, PRESETS, Settings
+from sigdeg.experiments.rbergomi_presets import PRESETS, Settings
 from sigdeg.grids import coarse_grid, fine_grid, refine
 from sigdeg.integrations.solvers import SOLVERS
 from sigdeg.metrics import (
@@ -45,7 +45,7 @@ from sigdeg.steps import EulerMaruyama, Exponential, Step
 from sigdeg.student import SignatureStudent
 from sigdeg.training import train_teacher
 
-__all__ = ["DEFAULT", "PRESETS", "Series", "Settings", "run"]
+__all__ = ["PRESETS", "Series", "Settings", "run"]
 
 SCHEDULE = VPLinear()
 MODEL = RoughBergomi()
@@ -197,9 +197,10 @@ class Series(Benchmark[Settings]):
             self.fine = fine_grid(SCHEDULE, steps, "power", power)
             draw = self.march(self.teacher, self.fine)
             metrics = self.judge(f"teacher {steps} {power}", draw, draws=draws)
-            columns: dict[str, Any] = {"grid": grid_name(power), "order": 1, "seeds": 1}
-            columns["steps"] = steps
-            self.reference = self.add_step("teacher", self.teacher, self.fine, metrics, **columns)
+            columns = {"steps": steps, "order": 1, "seeds": 1}
+            self.reference = self.add_step(
+                "teacher", self.teacher, self.fine, metrics, grid=grid_name(power), **columns
+            )
         if self.reference:
             self.over[count_calls(self.rows[0]["nfe"])] = 0
         for spec, results in distilled.items():
@@ -208,8 +209,8 @@ class Series(Benchmark[Settings]):
         for steps in self.settings.peers:
             step, grid = Exponential(self.denoiser), coarse_grid(SCHEDULE, steps)
             metrics = self.judge(f"untrained {steps}", self.march(step, grid))
-            columns = {"grid": grid_name(1.5), "order": 1, "seeds": 1}
-            self.add_step("untrained", step, grid, metrics, **columns)
+            told = {"grid": grid_name(1.5), "order": 1, "seeds": 1}
+            self.add_step("untrained", step, grid, metrics, **told)
             for method in SOLVERS:
                 self.add_solver(method, steps)
         self.shown = self.show(distilled)

@@ -10,7 +10,7 @@ from sigdeg.distillation import DistillConfig
 from sigdeg.experiments.bench import Spec
 from sigdeg.training import TrainConfig
 
-__all__ = ["DEFAULT", "PRESETS", "Settings"]
+__all__ = ["PRESETS", "Settings"]
 
 
 @dataclass(frozen=True)
@@ -44,8 +44,6 @@ class Settings:
     n: int = 100_000
     timing_n: int = 2000
 
-
-DEFAULT = "default"
 
 # The students of the main table. 8,000 paths of 120 teacher calls: under a million. Ten steps need
 # no more than two coefficients (docs/rough-bergomi.md), and what is not read costs no time.

@@ -21,6 +21,7 @@ from sigdeg.errors import SigdegError
 from sigdeg.paths.batch import Batch, Part, draw_starts, integers, normals
 from sigdeg.rng import Generators, randn
 from sigdeg.runs import fingerprint
+from sigdeg.sampling import network_calls
 from sigdeg.signature import PartialSignature, restriction
 from sigdeg.steps import GaussianStep
 
@@ -145,9 +146,7 @@ class TeacherPaths:
     @property
     def teacher_nfe(self) -> float:
         """Mean number of teacher calls a segment costs."""
-        calls = [
-            sum(self.teacher.calls(t, s) for t, s in pairwise(row.tolist())) for row in self.rows
-        ]
+        calls = [network_calls(self.teacher, row) for row in self.rows]
         if self.data is None:
             return float(sum(calls))
         starts = self.starts or range(len(calls) - self.q + 1)
