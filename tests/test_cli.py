@@ -348,7 +348,7 @@ def test_guided_latents_from_end_to_end(tmp_path: Path, capsys) -> None:
     assert set(load_file(weights)["row"].tolist()) <= {0, 1}
     assert (out / "student" / "decoder" / "config.json").exists()
     student = SignatureStudent.from_pretrained(out / "student")
-    assert student.classes == 2
+    assert student.class_labels == [0, 1]
     made = {"teacher": "teacher", "guidance": 2.0, "guidance_until": 1.0, "null_class": 2}
     assert {**student.origin, **made, "seed": 0} == student.origin
     card = Model.from_pretrained(out).card

@@ -70,7 +70,7 @@ class TestSample:
         assert model.sample(2, 1, seed=0).shape == (2, 1, 28, 28)
         own = SignatureStudent.from_pretrained("mnist")
         states = sample(own, own.grid(1), (2, 4, 8, 8), seeds=range(2))
-        assert torch.equal(model.sample(2, 1, seed=0), own.decode(states))
+        assert torch.equal(model.sample(2, 1, seed=0), model.decode(states))
 
     def test_a_teacher_draws_too(self) -> None:
         """Data of one point, at 2: whatever is drawn is 2."""

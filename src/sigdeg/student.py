@@ -33,7 +33,6 @@ from typing import Any, ClassVar, Literal, NamedTuple, get_args
 import torch
 from torch import Tensor, nn
 
-from sigdeg.codec import find_codec
 from sigdeg.denoiser import CalledNetwork, Denoiser, NetworkDenoiser
 from sigdeg.errors import SigdegError, check_choice
 from sigdeg.grids import Grid, check_span, coarse_grid
@@ -189,7 +188,6 @@ class SignatureStudent(CalledNetwork, GaussianStep):
         size = math.prod(self.sample_shape)
         self.response = LinearResponse(schedule, order, data_std, lookahead, size, covariance)
         self._scalars: dict[tuple[Any, ...], Scalars] = {}
-        self._folder: Path | None = None  # where it was loaded from
         self.origin: dict[str, Any] = {}  # what it was distilled from, for people: kept with it
 
     def set_data_std(self, std: float) -> None:
@@ -300,33 +298,9 @@ class SignatureStudent(CalledNetwork, GaussianStep):
         return self.seen + (self.residual_noise is not None)
 
     @property
-    def classes(self) -> int | None:
-        """The number of classes of a conditional student, to be sampled with `class_labels`."""
-        return None if self.class_labels is None else len(self.class_labels)
-
-    @property
     def class_labels(self) -> list[int] | None:
-        """Their labels; what means no class is not among them."""
+        """The classes of a conditional student; what means no class is not among them."""
         return class_labels(self.network)
-
-    def labels(self, n: int) -> Tensor:
-        """Classes of n samples of a conditional student, all in turn, shape (n,).
-
-        Raises:
-            SigdegError: If it knows no classes.
-        """
-        if self.class_labels is None:
-            raise SigdegError("this student knows no classes: sample without class_labels")
-        return torch.tensor(self.class_labels)[torch.arange(n) % len(self.class_labels)]
-
-    def decode(self, samples: Tensor) -> Tensor:
-        """Samples in the user's units, by the codec in the folder it came from."""
-        if self._folder is None:
-            return samples
-        codec = find_codec(self._folder)
-        if isinstance(codec, nn.Module):
-            codec.to(samples.device)
-        return codec.decode(samples)
 
     @property
     def elastic(self) -> bool:

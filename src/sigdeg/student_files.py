@@ -74,14 +74,7 @@ def load_student(
     network: nn.Module | None = None,
     schedule: Schedule | None = None,
 ) -> Any:
-    """Read a student, see `SignatureStudent.from_pretrained`.
-
-    Arguments:
-        path: The folder, or a hub id.
-        kinds: The classes of students, by `kind`.
-        network: The network, where it is a class of one's own.
-        schedule: The schedule, where it is a class of one's own.
-    """
+    """Read a student of one of these kinds, see `SignatureStudent.from_pretrained`."""
     folder = find_student(path)
     written = read_json(folder / "config.json")
     config = {key: value for key, value in written.items() if not key.startswith("_")}
@@ -116,17 +109,12 @@ def load_student(
         lambda name: f"{'response' if name in COVARIANCE else 'network'}.{name}",
         written,
     )
-    student._folder, student.origin = folder, origin
+    student.origin = origin
     return student.eval()
 
 
 def student_from_config(config: dict[str, Any], kinds: Mapping[str, Any]) -> Any:
-    """The student of a `config.json`, those of earlier versions too.
-
-    Arguments:
-        config: Its arguments, with `kind`, and `spacing` where there was one.
-        kinds: The classes of students, by `kind`.
-    """
+    """The student of a `config.json`, those of earlier versions, with a `spacing`, too."""
     kind, spacing = config.pop("kind", "warm"), config.pop("spacing", "power")
     if kind not in kinds:
         raise SigdegError(f"unknown kind of student {kind!r}: choose warm or plain")

@@ -6,7 +6,7 @@ from sigdeg.integrations.diffusers import (
     load_teacher,
     save_latent_pipeline,
 )
-from sigdeg.integrations.solvers import SOLVERS, Solver, solver_grids, solver_sample, solver_times
+from sigdeg.integrations.solvers import SOLVERS, Solver, solver_grids
 
 __all__ = [
     "SOLVERS",
@@ -16,6 +16,4 @@ __all__ = [
     "load_teacher",
     "save_latent_pipeline",
     "solver_grids",
-    "solver_sample",
-    "solver_times",
 ]

@@ -29,12 +29,11 @@ from sigdeg.denoiser import Denoiser
 from sigdeg.errors import SigdegError, check_choice, check_least, extra
 from sigdeg.protocols import Time
 from sigdeg.rng import Generators
-from sigdeg.sampling import sample
 from sigdeg.schedule import Schedule, VPLinear
 from sigdeg.signature import PartialSignature
 from sigdeg.steps import GaussianStep
 
-__all__ = ["SOLVERS", "Solver", "solver_grids", "solver_sample", "solver_times"]
+__all__ = ["SOLVERS", "Solver", "solver_grids"]
 
 MULTISTEP = "DPMSolverMultistepScheduler"
 SOLVERS: dict[str, tuple[str, dict[str, Any]]] = {
@@ -83,26 +82,6 @@ def solver_grids(method: str, steps: int) -> list[str]:
     return [grid for grid, scheduler in schedulers.items() if prepare(scheduler, steps)]
 
 
-def solver_times(schedule: Schedule, method: str, grid: str, steps: int) -> Tensor:
-    """Times at which a solver calls the denoiser, shape (K,).
-
-    Arguments:
-        schedule: The denoiser's, variance-preserving.
-        method: A name in `SOLVERS`.
-        grid: A name in `solver_grids(method, steps)`.
-        steps: The number of steps K, at least 1.
-
-    Raises:
-        SigdegError: If a name is unknown, steps < 1, the grid cannot have so many steps or the
-            schedule does not preserve variance.
-    """
-    check_least(steps, 1, "steps")
-    scheduler = build(method, grid, schedule)
-    if not prepare(scheduler, steps):
-        raise SigdegError(f"{method} has no {grid} grid of {steps} steps: use another grid")
-    return times_of(scheduler, schedule)[:-1]
-
-
 class Solver(GaussianStep):
     r"""A training-free solver of K steps as a step: `sample(solver, solver.grid, shape, ...)`.
 
@@ -128,13 +107,15 @@ class Solver(GaussianStep):
 
     def __init__(self, denoiser: Denoiser, method: str, grid: str, steps: int) -> None:
         super().__init__()
+        check_least(steps, 1, "steps")
         self.denoiser, self.schedule = denoiser, denoiser.schedule
         self.name = f"{method} on {grid} with {steps} steps"
-        self.times = solver_times(self.schedule, method, grid, steps)
-        self.scheduler = build(method, grid, self.schedule)
         self.stochastic = method.startswith("sde")
-        prepare(self.scheduler, steps)
+        self.scheduler = build(method, grid, self.schedule)
+        if not prepare(self.scheduler, steps):
+            raise SigdegError(f"{method} has no {grid} grid of {steps} steps: use another grid")
         self.grid = times_of(self.scheduler, self.schedule)
+        self.times = self.grid[:-1].clone()
         self.grid[0] = self.schedule.t_max
 
     def calls(self, t: float, s: float) -> int:
@@ -175,20 +156,6 @@ class Solver(GaussianStep):
         if k == last and not bool(torch.isfinite(x).all()):
             raise SigdegError(f"{self.name} gave NaN or infinite values")
         return x
-
-
-def solver_sample(
-    denoiser: Denoiser,
-    method: str,
-    grid: str,
-    steps: int,
-    shape: Sequence[int],
-    generator: Generators,
-    batch_size: int | None = None,
-) -> Tensor:
-    """Draw samples with a `Solver`, at exactly K calls of the denoiser a sample."""
-    solver = Solver(denoiser, method, grid, steps)
-    return sample(solver, solver.grid, shape, generator=generator, batch_size=batch_size)
 
 
 def build(method: str, grid: str, schedule: Schedule) -> Any:
