@@ -17,7 +17,6 @@ from sigdeg.results import (
     add_rivals,
     add_speed,
     make_row,
-    over_draws,
     read_results,
     role_of,
     save_results,
@@ -26,18 +25,18 @@ from sigdeg.results import (
 )
 
 
-def test_over_draws_has_the_statistics_of_the_values() -> None:
+def test_a_summary_has_the_statistics_of_the_values() -> None:
     values = np.random.default_rng(0).normal(size=10)
-    summary = over_draws(lambda x: x**2, lambda i: values[i], 10)
+    summary = summarise([{"a": x} for x in values])["a"]
     assert summary["n"] == 10
-    assert summary["mean"] == pytest.approx(np.mean(values**2))
-    assert summary["std"] == pytest.approx(np.std(values**2, ddof=1))
-    assert over_draws(float, lambda _: 3.0, 1) == {"mean": 3.0, "std": 0.0, "n": 1}
+    assert summary["mean"] == pytest.approx(np.mean(values))
+    assert summary["std"] == pytest.approx(np.std(values, ddof=1))
+    assert summarise([{"a": 3.0}]) == {"a": {"mean": 3.0, "std": 0.0, "n": 1}}
 
 
 def test_no_draw_is_refused() -> None:
     with pytest.raises(SigdegError, match="at least 1 draw, got 0"):
-        over_draws(float, float, 0)
+        summarise([])
 
 
 def test_a_verdict_needs_two_standard_errors() -> None:

@@ -9,11 +9,11 @@ import math
 import os
 import platform
 import statistics
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, Literal, Required, TypedDict, TypeVar, cast
+from typing import Any, Literal, Required, TypedDict, cast
 
 import torch
 from torch import nn
@@ -37,7 +37,6 @@ __all__ = [
     "make_row",
     "merge",
     "of_role",
-    "over_draws",
     "pool",
     "read_results",
     "save_results",
@@ -47,7 +46,6 @@ __all__ = [
     "versions",
 ]
 
-T = TypeVar("T")
 Role = Literal["teacher", "student", "untrained", "peer", "floor"]
 Verdict = Literal["better", "tie", "worse"]
 
@@ -137,36 +135,27 @@ def of_role(rows: Sequence[Row], *roles: Role) -> list[Row]:
     return [row for row in rows if row["role"] in roles]
 
 
-def over_draws(metric: Callable[[T], float], draw: Callable[[int], T], count: int) -> Summary:
-    """Summarise a metric over independent draws.
+def summarise(draws: Sequence[Mapping[str, float | Sequence[float]]]) -> dict[str, Summary]:
+    """Metrics over independent draws: mean, and standard deviation (divisor n - 1; 0 of one).
 
-    Arguments:
-        metric: The metric of one draw.
-        draw: Makes the draw of index 0, ..., count - 1; seed it with the index.
-        count: The number of draws.
-
-    Returns:
-        The mean and the standard deviation (divisor count - 1; 0 for a single draw).
+    A draw may tell several values of a metric.
 
     Raises:
-        SigdegError: If `count` is less than 1.
+        SigdegError: If there is no draw.
     """
-    if count < 1:
-        raise SigdegError(f"a metric needs at least 1 draw, got {count}")
-    values = [float(metric(draw(i))) for i in range(count)]
-    std = statistics.stdev(values) if count > 1 else 0.0
-    return {"mean": statistics.fmean(values), "std": std, "n": count}
-
-
-def summarise(draws: Sequence[Mapping[str, float | Sequence[float]]]) -> dict[str, Summary]:
-    """Mean and standard deviation of metrics over draws; a draw may tell several values of one."""
+    if not draws:
+        raise SigdegError("a metric needs at least 1 draw, got 0")
     values: dict[str, list[float]] = {}
     for draw in draws:
         for key, drawn in draw.items():
             values.setdefault(key, []).extend(drawn if isinstance(drawn, Sequence) else [drawn])
     return {
-        key: over_draws(float, all_drawn.__getitem__, len(all_drawn))
-        for key, all_drawn in values.items()
+        key: {
+            "mean": statistics.fmean(drawn),
+            "std": statistics.stdev(drawn) if len(drawn) > 1 else 0.0,
+            "n": len(drawn),
+        }
+        for key, drawn in values.items()
     }
 
 

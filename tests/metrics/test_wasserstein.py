@@ -12,7 +12,7 @@ from scipy import integrate, stats
 from sigdeg.datasets import GaussianMixture1D
 from sigdeg.errors import SigdegError
 from sigdeg.metrics import variance_score, w1_exact, w1_samples
-from sigdeg.results import over_draws
+from sigdeg.results import summarise
 
 MIXTURE = GaussianMixture1D()
 NORMAL = GaussianMixture1D(means=(0.0,), stds=(1.0,), weights=(1.0,))
@@ -114,7 +114,8 @@ def test_sampling_floor_of_the_mixture(n: int, floor: float) -> None:
     expected = np.sqrt(2 / (np.pi * n)) * spread
     assert expected == pytest.approx(floor, rel=0.002)
     generator = torch.Generator().manual_seed(0)
-    draws = over_draws(lambda x: w1_exact(x, MIXTURE), lambda _: MIXTURE.sample(n, generator), 40)
+    sets = (MIXTURE.sample(n, generator) for _ in range(40))
+    draws = summarise([{"w1": w1_exact(x, MIXTURE)} for x in sets])["w1"]
     assert draws["mean"] == pytest.approx(expected, abs=3 * draws["std"] / np.sqrt(40))
 
 
@@ -129,7 +130,7 @@ def test_distance_of_two_real_sets(
     generator = torch.Generator().manual_seed(1)
     pairs = MIXTURE.sample(1000 * n, generator).reshape(500, 2, n)
     for (mean, std), metric in ((w1, w1_samples), (variance, variance_score)):
-        found = over_draws(lambda i: metric(*pairs[i]), int, len(pairs))  # noqa: B023
+        found = summarise([{"": metric(*pair)} for pair in pairs])[""]
         assert found["mean"] == pytest.approx(mean, abs=4 * std / np.sqrt(len(pairs)))
         assert found["std"] == pytest.approx(std, rel=0.1)
 

@@ -6,9 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from matplotlib.figure import Figure
-
-from sigdeg.report.plots import WIDTH, log_axis, save
+from sigdeg.report.plots import log_axis, save, small_multiples
 from sigdeg.report.style import INK, use_style
 from sigdeg.results import Row
 
@@ -50,8 +48,7 @@ def grids_plot(
         path: The PNG to write.
     """
     with use_style():
-        figure = Figure(figsize=(WIDTH, 3.9), layout="constrained")
-        grid = figure.subplots(1, len(panels), squeeze=False)[0]
+        figure, grid = small_multiples(len(panels), 3.9)
         handles: dict[str, Any] = {}
         for axes, (title, rows) in zip(grid, panels.items(), strict=True):
             key, label = metrics[title]
@@ -94,8 +91,7 @@ def prediction_plot(panels: Mapping[str, Sequence[Row]], path: Path) -> None:
         path: The PNG to write.
     """
     with use_style():
-        figure = Figure(figsize=(WIDTH, 4.5), layout="constrained")
-        grid = figure.subplots(1, len(panels), squeeze=False)[0]
+        figure, grid = small_multiples(len(panels), 4.5)
         handles: dict[str, Any] = {}
         for axes, (title, rows) in zip(grid, panels.items(), strict=True):
             marks = dict(zip(sorted({row["s"] for row in rows}), MARKERS, strict=False))

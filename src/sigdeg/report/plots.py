@@ -104,7 +104,7 @@ def training_plot(training: Mapping[str, Sequence[Sequence[float | None]]], path
         path: The PNG to write.
     """
     with use_style():
-        figure, panels = small_multiples(list(training), 2.6)
+        figure, panels = small_multiples(len(training), 2.6)
         for axes, (label, points) in zip(panels, training.items(), strict=True):
             points = [(*point, None)[:3] for point in points]
             for column, tint, name in ((1, colour(label), "training"), (2, INK, "held out")):
@@ -176,7 +176,7 @@ def histogram_plot(
     margin = 0.1 * (high - low) or 1.0
     x = np.linspace(low - margin, high + margin, 400)
     with use_style():
-        figure, panels = small_multiples(list(given), 2.3, share=True)
+        figure, panels = small_multiples(len(given), 2.3, share=True)
         for axes, (label, values) in zip(panels, given.items(), strict=True):
             edges = np.linspace(x[0], x[-1], 61)
             counts, _ = np.histogram(values, edges)
@@ -201,7 +201,7 @@ def scatter_plot(samples: Mapping[str, Array], path: Path) -> None:
     low, high = np.quantile(next(iter(given.values())), [0.001, 0.999], axis=0)
     centre, half = (low + high) / 2, 0.6 * (high - low).max()
     with use_style():
-        figure, panels = small_multiples(list(given), 2.6, share=True)
+        figure, panels = small_multiples(len(given), 2.6, share=True)
         for axes, (label, x) in zip(panels, given.items(), strict=True):
             axes.plot(*x.T, ".", color=colour(label), alpha=0.35, ms=2, mew=0)
             axes.set_xlim(centre[0] - half, centre[0] + half)
@@ -259,17 +259,15 @@ def panel_columns(n: int) -> int:
     return min(n, 3) if n % 3 != 1 else min(n, 2)
 
 
-def small_multiples(
-    labels: Sequence[str], height: float, share: bool = False
-) -> tuple[Figure, list[Axes]]:
-    """A figure of one panel a label."""
-    columns = panel_columns(len(labels))
-    lines = -(-len(labels) // columns)
+def small_multiples(n: int, height: float, share: bool = False) -> tuple[Figure, list[Axes]]:
+    """A figure of n panels, each as high as told, in inches."""
+    columns = panel_columns(n)
+    lines = -(-n // columns)
     figure = Figure(figsize=(WIDTH, height * lines), layout="constrained")
     grid = figure.subplots(lines, columns, sharex=share, sharey=share, squeeze=False).ravel()
-    for axes in grid[len(labels) :]:
+    for axes in grid[n:]:
         axes.set_axis_off()
-    return figure, list(grid[: len(labels)])
+    return figure, list(grid[:n])
 
 
 def log_axis(axes: Axes, which: str) -> None:

@@ -95,9 +95,7 @@ def metric_text(summary: Summary | None) -> tuple[str, str]:
     return f"{mean:,.{decimals}f}", f"{std:,.{decimals}f}"
 
 
-def compact(number: float | None, units: Sequence[tuple[float, str]]) -> str:
+def compact(number: float, units: Sequence[tuple[float, str]]) -> str:
     """A number in the largest unit it reaches, else in the last, e.g. 808k or 0.3 s."""
-    if number is None:
-        return ""
     size, unit = next((u for u in units if number >= u[0]), units[-1])
     return digits(number / size) + unit

@@ -5,17 +5,17 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from inspect import isfunction
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor, nn
+from torch import Tensor
 
 from sigdeg.errors import SigdegError, check_least
 from sigdeg.grids import check_grid, coarse_grid
 from sigdeg.model import Model, as_model
-from sigdeg.results import Row, make_row, over_draws, save_results
+from sigdeg.results import Row, make_row, save_results, summarise
 from sigdeg.rng import seed_generators
+from sigdeg.sampling import network_calls
 from sigdeg.student import SignatureStudent
 
 __all__ = ["Table", "compare"]
@@ -112,11 +112,10 @@ def compare(
                 )
 
             sets = [draw(seed) for seed in range(seeds)]
-            found = {key: over_draws(of, sets.__getitem__, seeds) for key, of in metrics.items()}
-            calls = sum(model.step.calls(t, s) for t, s in pairwise(grid.tolist()))
-            network = model.step if isinstance(model.step, nn.Module) else nn.Identity()
+            found = summarise([{key: float(of(x)) for key, of in metrics.items()} for x in sets])
             more: dict[str, Any] = {"steps": len(grid) - 1, "seeds": seeds}
             if isinstance(model.step, SignatureStudent):
                 more["role"] = "student"
-            rows.append(make_row(name, network, calls, found, **more))
+            calls = network_calls(model.step, grid)
+            rows.append(make_row(name, model.step, calls, found, **more))
     return Table(rows, f"{n:,} samples of each, {seeds} times.")

@@ -16,7 +16,7 @@ from torch import Tensor
 from sigdeg.planning.plans import Plan, fold, plan_steps
 from sigdeg.planning.spectrum import Spectrum
 from sigdeg.planning.theory.phase import Phase
-from sigdeg.report.plots import PLAIN, WIDTH, panel_columns, save
+from sigdeg.report.plots import PLAIN, WIDTH, save, small_multiples
 from sigdeg.report.style import INK, METHODS, MUTED, use_style
 from sigdeg.schedule import Schedule
 
@@ -36,13 +36,8 @@ def plans_plot(
     The best is in colour; notes are written after a plan's name.
     """
     with use_style():
-        columns = panel_columns(len(plans))
-        lines = -(-len(plans) // columns)
-        figure = Figure(figsize=(WIDTH, 2.3 * lines), layout="constrained")
-        cells = figure.subplots(lines, columns, squeeze=False).ravel()
-        for axes in cells[len(plans) :]:
-            axes.set_axis_off()
-        for axes, (name, plan) in zip(cells, plans.items(), strict=False):
+        figure, panels = small_multiples(len(plans), 2.3)
+        for axes, (name, plan) in zip(panels, plans.items(), strict=True):
             chosen = name == best
             draw_tree(axes, plan, BLUE if chosen else MUTED)
             axes.set_title(
