@@ -41,7 +41,7 @@ from sigdeg.runs import remember
 from sigdeg.schedule import VPLinear
 from sigdeg.steps import Exponential
 from sigdeg.student import SignatureStudent
-from sigdeg.workflows.plan import find_source
+from sigdeg.workflows.plan.sources import find_source
 
 SCHEDULE = VPLinear()
 HOSTILE = [

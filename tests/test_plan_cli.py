@@ -13,7 +13,8 @@ from safetensors.torch import save_file
 from sigdeg.cli import main
 from sigdeg.integrations import load_teacher
 from sigdeg.planning import parse_plan, vanilla
-from sigdeg.workflows.plan import Answer, sample_spectrum
+from sigdeg.workflows.plan.commands import Answer
+from sigdeg.workflows.plan.sources import sample_spectrum
 
 
 @pytest.fixture(scope="module")

@@ -17,7 +17,18 @@ from tyro.extras import SubcommandApp
 
 from sigdeg.errors import SigdegError
 
-__all__ = ["AnyFolder", "AnyText", "Folder", "Group", "Seed", "Text", "number", "parse", "whole"]
+__all__ = [
+    "AnyFolder",
+    "AnyText",
+    "Folder",
+    "Group",
+    "Samples",
+    "Seed",
+    "Text",
+    "number",
+    "parse",
+    "whole",
+]
 
 Command = Callable[..., Any]
 Values = int | Literal["*"] | None  # None: one, and not a tuple of one
@@ -83,6 +94,7 @@ Folder = Annotated[Path, FOLDER]
 AnyFolder = Annotated[Path | None, FOLDER]
 Text = Annotated[str, TEXT]
 AnyText = Annotated[str | None, TEXT]
+Samples = Annotated[int, whole(2, 10**7)]
 Seed = Annotated[int, whole(0, 2**32 - 1)]
 
 

@@ -36,7 +36,7 @@ from sigdeg.planning.theory.programmes import all_plans
 from sigdeg.planning.theory.recommend import recommend_plan, regime
 from sigdeg.schedule import DiscreteVP, VPLinear
 from sigdeg.steps import Exponential
-from sigdeg.workflows.plan import find_source
+from sigdeg.workflows.plan.sources import find_source
 
 COSINE = discretise("cosine", 32)
 SQUARE = np.arange(1, 33) ** -2.0

@@ -11,11 +11,11 @@ from collections.abc import Sequence
 
 from sigdeg.cli.distill import Distill
 from sigdeg.cli.evaluate import Evaluate
-from sigdeg.cli.plan import PLAN
 from sigdeg.cli.run import Report, Run
 from sigdeg.cli.sample import Sample
 from sigdeg.errors import guard
 from sigdeg.options import Group, parse
+from sigdeg.workflows.plan.questions import Grid, Merge, Phase, Spectrum
 
 __all__ = ["main"]
 
@@ -27,7 +27,11 @@ COMMANDS = Group(
         "sample": Sample,
         "evaluate": Evaluate,
         "report": Report,
-        "plan": PLAN,
+        "plan": Group(
+            "Plan a distillation: what to merge in which order, and where to put the student's "
+            "times.",
+            {"spectrum": Spectrum, "merge": Merge, "grid": Grid, "phase": Phase},
+        ),
     },
 )
 

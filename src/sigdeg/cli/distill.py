@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal
 
-from sigdeg.cli.shared import Guided, Refinement, Samples, TeacherName, tell
-from sigdeg.options import AnyText, Folder, Seed, Text, number, whole
-from sigdeg.workflows.recipe import Recipe
+from sigdeg.cli.shared import Refinement, TeacherName, tell
+from sigdeg.options import AnyText, Folder, Samples, Seed, Text, number, whole
+from sigdeg.workflows.recipe import Guided, Recipe
 
 __all__ = ["Distill"]
 

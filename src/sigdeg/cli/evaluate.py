@@ -8,9 +8,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from sigdeg.cli.shared import Guided, Refinement, Samples, StudentName, TeacherName, tell
+from sigdeg.cli.shared import Refinement, StudentName, TeacherName, tell
 from sigdeg.errors import SigdegError
-from sigdeg.options import AnyText, Folder, Seed
+from sigdeg.options import AnyText, Folder, Samples, Seed
+from sigdeg.workflows.recipe import Guided, Recipe
 
 if TYPE_CHECKING:
     from sigdeg.model import Card
@@ -60,7 +61,6 @@ class Evaluate(Guided):
         from sigdeg.student import SignatureStudent
         from sigdeg.workflows.distill import configure
         from sigdeg.workflows.evaluate import evaluate
-        from sigdeg.workflows.recipe import Recipe
 
         if self.data is None and (self.features is not None or self.resize):
             raise SigdegError("--features and --resize are for real images: give --data, too")

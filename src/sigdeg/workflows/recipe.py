@@ -1,4 +1,4 @@
-"""What student a teacher is to get: the options that `sigdeg distill` and `sigdeg.distill` share.
+"""Options of several commands: how a teacher is guided, and what student it is to get.
 
 Without torch: the command line tells of bad options before it is there.
 """
@@ -6,11 +6,42 @@ Without torch: the command line tells of bad options before it is there.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 from sigdeg.options import AnyText, number, whole
 
-__all__ = ["Recipe"]
+if TYPE_CHECKING:
+    from sigdeg.model import Model
+
+__all__ = ["Guided", "Recipe"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Guided:
+    """How a teacher is guided.
+
+    Arguments:
+        weak: Folder or hub id of a weaker version of the teacher, such as mnist-weak: smaller, or
+            trained for less long. The student learns to go the other way (see guidance), at no
+            cost in calls.
+        guidance: Scale of guidance, by the weaker version or else the classes of a conditional
+            teacher; 1 is none.
+        guidance_until: Time in (0, 1] above which there is none: 0.6 keeps the shares of the kinds
+            of samples, which are settled earlier.
+        null_class: The label that means no class, if the teacher was trained with one: guidance by
+            classes needs it, and it is not drawn (default: as the teacher's config.json says).
+    """
+
+    weak: AnyText = None
+    guidance: Annotated[float | None, number(-1000, 1000)] = None
+    guidance_until: Annotated[float, number(0, 1)] = 1.0
+    null_class: Annotated[int | None, whole(0, 10**6)] = None
+
+    def load(self, teacher: str) -> Model:
+        """The teacher, guided."""
+        from sigdeg.integrations import load_guided
+
+        return load_guided(teacher, self.guidance, self.guidance_until, self.weak, self.null_class)
 
 
 @dataclass(frozen=True, kw_only=True)

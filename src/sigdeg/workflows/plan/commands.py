@@ -1,7 +1,4 @@
-"""The four questions of planning: each function answers one, `Answer` shows and keeps what it says.
-
-The arguments are the options of the command, `sigdeg plan --help` lists them.
-"""
+"""Answers to the questions of planning: a function each, `Answer` shows and keeps what it says."""
 
 from __future__ import annotations
 
@@ -10,7 +7,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -18,14 +15,7 @@ from sigdeg.costs import check_room
 from sigdeg.errors import SigdegError
 from sigdeg.files import finite, read_json, save_json
 from sigdeg.model import Model
-from sigdeg.planning import (
-    LinearStudent,
-    Spectrum,
-    plan_grid,
-    recommend_grid,
-)
-from sigdeg.planning.measured import Weighing
-from sigdeg.planning.theory.budget import Accounting
+from sigdeg.planning import LinearStudent, Spectrum, plan_grid, recommend_grid
 from sigdeg.planning.theory.operators import SCHEDULES, discretise, windows
 from sigdeg.planning.theory.phase import phase_diagram
 from sigdeg.planning.theory.recommend import recommend_plan, regime
@@ -34,9 +24,10 @@ from sigdeg.training import resolve_device
 from sigdeg.workflows.plan import plots, tables
 from sigdeg.workflows.plan.sources import find_source, sample_spectrum
 
-__all__ = ["Answer", "answer", "grid", "merge", "phase", "spectrum"]
+if TYPE_CHECKING:
+    from sigdeg.workflows.plan import questions
 
-Kind = Literal["cosine", "vp"]
+__all__ = ["Answer", "answer"]
 
 
 @dataclass(frozen=True)
@@ -75,27 +66,18 @@ class Answer:
         return "\n".join([*self.lines, *(f"warning: {warning}" for warning in warnings)])
 
 
-def spectrum(
-    *,
-    source: str,
-    schedule: Kind,
-    teacher_steps: int,
-    samples: int,
-    sampling_steps: int,
-    seed: int,
-    device: str | None,
-    progress: bool,
-) -> Answer:
+def spectrum(asked: questions.Spectrum) -> Answer:
     """The eigenvalues of data or of a teacher's own samples, and which plans they call for."""
-    found = find_source(source, samples, seed)
+    found = find_source(asked.source, asked.samples, asked.seed)
     if isinstance(found, Model):
-        found = sample_spectrum(found, samples, sampling_steps, seed, device, progress)
-    steps = discretise(schedule, teacher_steps)
+        drawn = asked.samples, asked.sampling_steps, asked.seed
+        found = sample_spectrum(found, *drawn, asked.device, asked.progress)
+    steps = discretise(asked.schedule, asked.teacher_steps)
     place, (low, high) = regime(steps, found), windows(steps)
     result = {
         **found.to_json(),
-        "schedule": schedule,
-        "teacher_steps": teacher_steps,
+        "schedule": asked.schedule,
+        "teacher_steps": asked.teacher_steps,
         "windows": [low, high],
         "regime": place,
         "warnings": found.warnings(),
@@ -105,7 +87,7 @@ def spectrum(
         tables.describe(found),
         f"variance {found.variance:.4g} in all, eigenvalues {values[0]:.3g} to {values[-1]:.3g}, "
         f"carried by {found.effective:.1f} directions",
-        tables.verdict(found, place, (low, high), f"{schedule}, T = {teacher_steps}"),
+        tables.verdict(found, place, (low, high), f"{asked.schedule}, T = {asked.teacher_steps}"),
     ]
 
     def draw(path: Path) -> None:
@@ -114,104 +96,85 @@ def spectrum(
     return Answer("spectrum", result, lines, {"spectrum.png": draw})
 
 
-def merge(
-    *,
-    source: str,
-    schedule: Kind | None,
-    teacher_steps: int,
-    training_time: float,
-    accounting: Accounting,
-    seed: int,
-    device: str | None,
-    progress: bool,
-) -> Answer:
+def merge(asked: questions.Merge) -> Answer:
     """The order in which to merge a teacher's steps into one, and what each order would give."""
-    found = find_source(source, seed=seed)
-    kind: str = schedule or "cosine"
-    steps = discretise(own_schedule(found, schedule) or SCHEDULES[kind], teacher_steps)
+    found, s = find_source(asked.source, seed=asked.seed), asked.training_time
+    kind: str = asked.schedule or "cosine"
+    known = own_schedule(found, asked.schedule) or SCHEDULES[kind]
+    steps = discretise(known, asked.teacher_steps)
     if isinstance(found, Model):
         kind = "the teacher's schedule"
-        found = sample_spectrum(found, seed=seed, device=device, progress=progress)
-    advice = recommend_plan(found, steps, training_time, accounting)
+        found = sample_spectrum(
+            found, seed=asked.seed, device=asked.device, progress=asked.progress
+        )
+    advice = recommend_plan(found, steps, s, asked.accounting)
     result = {
         "source": found.source,
         "schedule": kind,
-        "teacher_steps": teacher_steps,
-        "s": training_time,
+        "teacher_steps": asked.teacher_steps,
+        "s": s,
         **tables.plan_json(advice),
         "warnings": found.warnings(),
     }
 
     def draw(path: Path) -> None:
-        chosen = advice.plans[accounting]
+        chosen = advice.plans[asked.accounting]
         notes = {name: f"W2 {outcome.distance:.3g}" for name, outcome in chosen.items()}
         plans = {name: outcome.plan for name, outcome in chosen.items()}
         plots.plans_plot(plans, path, advice.name, notes)
 
-    lines = tables.plan_lines(found, advice, f"{kind}, T = {teacher_steps}", training_time)
+    lines = tables.plan_lines(found, advice, f"{kind}, T = {asked.teacher_steps}", s)
     return Answer("plan", result, lines, {"plan.png": draw})
 
 
-def grid(
-    *,
-    source: str,
-    steps: int,
-    order: int,
-    budget: float,
-    start: Literal["warm", "zero"],
-    residual_noise: bool,
-    schedule: Kind | None,
-    fine_steps: int,
-    guidance: float | None,
-    guidance_until: float,
-    weak: str | None,
-    null_class: int | None,
-    measure: bool,
-    weighing: Weighing | None,
-    samples: int,
-    seed: int,
-    device: str | None,
-    progress: bool,
-    **measuring: Any,
-) -> Answer:
+def grid(asked: questions.Grid) -> Answer:
     """The times at which a student of a few steps loses the least, from a spectrum or a teacher."""
-    student = LinearStudent(order, budget, start, residual_noise)
-    told = {"guidance": guidance, "until": guidance_until, "weak": weak, "null_class": null_class}
-    found = find_source(source, samples, seed, **told)
-    known = own_schedule(found, schedule) or SCHEDULES[schedule or "vp"]
-    if weighing is not None and not (measure and isinstance(found, Model)):
+    steps, seed = asked.steps, asked.seed
+    student = LinearStudent(asked.order, asked.budget, asked.start, asked.residual_noise)
+    told = {
+        "guidance": asked.guidance,
+        "until": asked.guidance_until,
+        "weak": asked.weak,
+        "null_class": asked.null_class,
+    }
+    found = find_source(asked.source, asked.samples, seed, **told)
+    known = own_schedule(found, asked.schedule) or SCHEDULES[asked.schedule or "vp"]
+    if asked.weighing is not None and not (asked.measure and isinstance(found, Model)):
         raise SigdegError(
             "only a teacher that is measured has losses to weigh: leave --weighing out"
         )
     if isinstance(found, Spectrum) and tuple(told.values()) != (None, 1, None, None):
         raise SigdegError(
-            f"{source} is no teacher to be guided: leave --guidance, --guidance-until, --weak and "
-            "--null-class out"
+            f"{asked.source} is no teacher to be guided: leave --guidance, --guidance-until, "
+            "--weak and --null-class out"
         )
-    if isinstance(found, Model) and measure:
-        device = resolve_device(device)
+    if isinstance(found, Model) and asked.measure:
+        device = resolve_device(asked.device)
         advice = plan_grid(
             found.to(device).gaussian,
             steps,
             found.shape,
             student,
-            weighing=weighing,
-            fine=fine_steps,
+            candidates=asked.candidates,
+            paths=asked.paths,
+            refinement=asked.refinement,
+            axes=asked.axes,
+            weighing=asked.weighing,
+            fine=asked.fine_steps,
             seed=seed,
             source=found.name,
             condition=found.conditions(),
             device=device,
-            progress=progress,
-            **measuring,
+            progress=asked.progress,
         )
     else:
         if isinstance(found, Model):
-            found = sample_spectrum(found, samples, 30, seed, device, progress)
-        advice = recommend_grid(found, known, steps, student, fine_steps)
+            found = sample_spectrum(found, asked.samples, 30, seed, asked.device, asked.progress)
+        advice = recommend_grid(found, known, steps, student, asked.fine_steps)
     result = {
         "source": advice.spectrum.source,
         "steps": steps,
-        "order": order,
+        "order": asked.order,
         **tables.grid_json(advice),
         "warnings": advice.warnings(),
     }
@@ -224,23 +187,17 @@ def grid(
     return Answer("grid", result, tables.grid_lines(advice), {"grid.png": draw})
 
 
-def phase(
-    *,
-    schedule: Kind,
-    teacher_steps: int,
-    accounting: Accounting,
-    variances: tuple[float, float],
-    training_times: tuple[float, float],
-) -> Answer:
+def phase(asked: questions.Phase) -> Answer:
     """Which plan is best for data of one variance: the phase diagram."""
-    for name, (low, high) in (("variances", variances), ("training_times", training_times)):
+    for name in ("variances", "training_times"):
+        low, high = getattr(asked, name)
         if not 0 < low < high < math.inf:
             raise SigdegError(f"{name} must be two positive numbers that rise, got {low} {high}")
     found = phase_diagram(
-        discretise(schedule, teacher_steps),
-        np.geomspace(*variances, 161),
-        np.geomspace(*training_times, 61),
-        accounting,
+        discretise(asked.schedule, asked.teacher_steps),
+        np.geomspace(*asked.variances, 161),
+        np.geomspace(*asked.training_times, 61),
+        asked.accounting,
     )
     kind, over = found.kind, found.gain("vanilla")
     low, high = found.windows
@@ -250,9 +207,9 @@ def phase(
         for value, name in enumerate(("boot", "mixed", "vanilla"))
     }
     result = {
-        "schedule": schedule,
-        "teacher_steps": teacher_steps,
-        "accounting": accounting,
+        "schedule": asked.schedule,
+        "teacher_steps": asked.teacher_steps,
+        "accounting": asked.accounting,
         "windows": list(found.windows),
         "eigenvalues": found.eigenvalues.tolist(),
         "times": found.times.tolist(),
@@ -260,8 +217,8 @@ def phase(
         "gain_over_vanilla": over.tolist(),
         "share": shares,
     }
-    lines = [f"{schedule}, T = {teacher_steps}, {accounting}"]
-    if accounting == "equal-s":
+    lines = [f"{asked.schedule}, T = {asked.teacher_steps}, {asked.accounting}"]
+    if asked.accounting == "equal-s":
         lines.append(f"BOOT is the best of all plans up to {low:.3f}, vanilla from {high:.3f} on")
     told = ", ".join(f"{name} on {share:.0%}" for name, share in shares.items())
     lines += [
@@ -292,16 +249,8 @@ QUESTIONS: dict[str, Callable[..., Answer]] = {
 }
 
 
-def answer(
-    name: str, options: Mapping[str, Any], out: Path | None = None, as_json: bool = False
-) -> str:
-    """Answer a question.
-
-    Arguments:
-        name: Which: spectrum, plan, grid or phase, as the JSON file is called.
-        options: Its options.
-        out: The folder to write the answer into, JSON and pictures.
-        as_json: Whether to say JSON and nothing else.
+def answer(asked: questions.Question) -> str:
+    """Answer a question, and write the answer, JSON and pictures, into its folder, if it names one.
 
     Returns:
         What to print.
@@ -310,12 +259,15 @@ def answer(
         SigdegError: If the folder holds another answer of this name or cannot be written to, which
             is found before any work, or what is asked does not fit.
     """
-    asked = {k: str(value) for k, value in options.items() if k not in ("progress", "device")}
-    if out is not None:
-        check_room(out)
-        file = out / f"{name}.json"
-        if file.exists() and read_json(file).get("asked") != asked:
-            raise SigdegError(f"{out} holds another {file.name}: choose another folder with --out")
-    found = QUESTIONS[name](**options)
-    written = [] if out is None else found.save(out, asked)
-    return found.json if as_json else "\n".join([found.text, *map(str, written)])
+    apart = ("progress", "device", "out", "as_json")  # they change nothing in the answer
+    told = {name: str(value) for name, value in vars(asked).items() if name not in apart}
+    if asked.out is not None:
+        check_room(asked.out)
+        file = asked.out / f"{asked.name}.json"
+        if file.exists() and read_json(file).get("asked") != told:
+            raise SigdegError(
+                f"{asked.out} holds another {file.name}: choose another folder with --out"
+            )
+    found = QUESTIONS[asked.name](asked)
+    written = [] if asked.out is None else found.save(asked.out, told)
+    return found.json if asked.as_json else "\n".join([found.text, *map(str, written)])

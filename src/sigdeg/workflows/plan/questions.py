@@ -1,4 +1,7 @@
-"""`sigdeg plan spectrum | merge | grid | phase`: what to distil in which order, at which times."""
+"""The four questions of planning, `sigdeg plan spectrum | merge | grid | phase`, and their options.
+
+Without torch: the command line tells of bad options before it is there.
+"""
 
 from __future__ import annotations
 
@@ -8,10 +11,10 @@ from typing import Annotated, ClassVar, Literal
 
 from tyro.conf import Positional, arg
 
-from sigdeg.cli.shared import Guided, Samples
-from sigdeg.options import AnyFolder, AnyText, Group, Seed, Text, number, whole
+from sigdeg.options import AnyFolder, AnyText, Samples, Seed, Text, number, whole
+from sigdeg.workflows.recipe import Guided
 
-__all__ = ["PLAN"]
+__all__ = ["Grid", "Merge", "Phase", "Question", "Spectrum"]
 
 Accounting = Literal["equal-s", "equal-steps", "equal-compute"]
 Kind = Literal["cosine", "vp"]
@@ -33,10 +36,9 @@ class Question:
 
     def __call__(self) -> None:
         """Print the answer."""
-        from sigdeg.workflows.plan import answer
+        from sigdeg.workflows.plan.commands import answer
 
-        options = vars(self).copy()
-        print(answer(self.name, options, options.pop("out"), options.pop("as_json")))
+        print(answer(self))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -156,9 +158,3 @@ class Phase(Question):
     accounting: Accounting = "equal-s"
     variances: Annotated[tuple[float, float], number(1e-9, 1e9, 2)] = (0.03, 10.0)
     training_times: Annotated[tuple[float, float], number(1e-9, 1e9, 2)] = (0.02, 4.0)
-
-
-PLAN = Group(
-    "Plan a distillation: what to merge in which order, and where to put the student's times.",
-    {"spectrum": Spectrum, "merge": Merge, "grid": Grid, "phase": Phase},
-)
