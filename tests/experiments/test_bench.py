@@ -53,7 +53,7 @@ class Bell(Benchmark[Settings]):
     def prepare(self) -> None:
         self.teachers = {"": EulerMaruyama(GaussianDenoiser(0.0, 0.5, VPLinear()))}
 
-    def distil(self, spec: Spec, seed: int) -> Distilled:
+    def distill(self, spec: Spec, seed: int) -> Distilled:
         student = self.make_student(spec, seed, data_std=0.5)
         return self.train(spec, seed, student, config=self.settings.config)
 
@@ -71,7 +71,7 @@ class Bell(Benchmark[Settings]):
         teacher, fine = self.teachers[""], fine_grid(VPLinear(), 20)
         metrics = self.judge("teacher", self.march(teacher, fine))
         self.reference = self.add_step("teacher", teacher, fine, metrics, steps=20)
-        for spec, results in self.distil_all(self.settings.specs).items():
+        for spec, results in self.distill_all(self.settings.specs).items():
             student = results[0].student
             for steps in spec.steps:
                 draw = self.march(student, student.grid(steps))

@@ -25,7 +25,7 @@ from sigdeg.networks import Autoencoder
 from sigdeg.report import write_report
 from sigdeg.schedule import VPLinear
 from sigdeg.workflows import evaluate
-from sigdeg.workflows.distill import distil
+from sigdeg.workflows.distill import distill_teacher
 from sigdeg.workflows.recipe import Recipe
 
 CONFIG = DistillConfig(
@@ -66,7 +66,7 @@ def teacher(channels: int, classes: int | None = None, latent: bool = False) -> 
 
 def run(out: Path, own: Model, n: int = 6, steps: tuple[int, ...] = (2,)) -> dict[str, Any]:
     recipe = Recipe(steps=steps, order=1, lookahead=0.5)
-    distil(own, out, recipe, CONFIG, n, "cpu", progress=False)
+    distill_teacher(own, out, recipe, CONFIG, n, "cpu", progress=False)
     found: dict[str, Any] = json.loads((out / "results.json").read_text())
     return found
 

@@ -60,12 +60,14 @@ class Distill(Guided, Recipe):
 
     def __call__(self) -> None:
         """Distil it."""
-        from sigdeg.workflows.distill import configure, distil
+        from sigdeg.workflows.distill import configure, distill_teacher
 
         teacher = self.load(self.teacher)
         training = ("iterations", "batch_size", "learning_rate", "paths", "refinement", "q")
         more = ("matching", "mixed_precision", "tracker", "seed")
         config = configure(teacher, self, **{key: getattr(self, key) for key in training + more})
         command = shlex.join(["sigdeg", *sys.argv[1:]])
-        distil(teacher, self.out, self, config, self.samples, self.device, self.progress, command)
+        distill_teacher(
+            teacher, self.out, self, config, self.samples, self.device, self.progress, command
+        )
         tell(self.out / "report.html")

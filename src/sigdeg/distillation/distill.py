@@ -16,8 +16,8 @@ from sigdeg.distillation.checks import check_fit
 from sigdeg.distillation.config import DistillConfig
 from sigdeg.distillation.judgement import judge_run
 from sigdeg.distillation.levels import Levels
-from sigdeg.distillation.merging import distil_rounds
-from sigdeg.distillation.regression import Distilled, Task, distil_steps, fine_rows, on_device
+from sigdeg.distillation.merging import distill_rounds
+from sigdeg.distillation.regression import Distilled, Task, distill_steps, fine_rows, on_device
 from sigdeg.errors import SigdegError
 from sigdeg.paths import CachedPaths, TeacherPaths
 from sigdeg.planning import LinearStudent, Plan, plan_grid
@@ -110,11 +110,11 @@ def distill(
         check_room(out_dir)
         student, spent = plan_student(student, teacher, task)
     if plan is None:
-        found = distil_steps(student, teacher, out_dir, task, fine=fine, cache=cache)
+        found = distill_steps(student, teacher, out_dir, task, fine=fine, cache=cache)
     else:
         if cache is not None:
             raise SigdegError("a plan simulates paths of its own: leave the cache out")
-        found = distil_rounds(student, teacher, out_dir, task, plan, fine)
+        found = distill_rounds(student, teacher, out_dir, task, plan, fine)
     found = dataclasses.replace(found, teacher_nfe=found.teacher_nfe + spent)
     if judge == 0 or not PartialState().is_main_process:
         return found

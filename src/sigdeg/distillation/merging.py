@@ -26,7 +26,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from sigdeg.distillation.regression import Distilled, Task, distil_steps, fine_rows
+from sigdeg.distillation.regression import Distilled, Task, distill_steps, fine_rows
 from sigdeg.errors import SigdegError
 from sigdeg.planning.plans import Plan, format_plan, merges, parse_plan, plan_steps
 from sigdeg.runs import fingerprint
@@ -36,7 +36,7 @@ from sigdeg.steps import GaussianStep, Time
 from sigdeg.student import SignatureStudent
 from sigdeg.training import claim, make_accelerator
 
-__all__ = ["PartlyMerged", "Round", "distil_rounds", "rounds"]
+__all__ = ["PartlyMerged", "Round", "distill_rounds", "rounds"]
 
 
 class PartlyMerged(GaussianStep):
@@ -168,7 +168,7 @@ def rounds(plan: Plan, fine: Sequence[Tensor]) -> list[Round]:
     return done
 
 
-def distil_rounds(
+def distill_rounds(
     student: SignatureStudent,
     teacher: GaussianStep,
     out_dir: Path,
@@ -199,7 +199,7 @@ def distil_rounds(
         stage = (made[-1] if made else student).at_times(times)
         merged = PartlyMerged(teacher, made, part.starts, part.made)
         folder = out_dir / "rounds" / f"{number + 1:02d}"
-        found.append(distil_steps(stage, merged, folder, task, rows=part.rows, starts=part.merged))
+        found.append(distill_steps(stage, merged, folder, task, rows=part.rows, starts=part.merged))
         made.append(found[-1].student)
     final = copy.deepcopy(made[-1])
     final.times, final.steps = student.times, student.steps

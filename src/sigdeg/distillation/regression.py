@@ -37,7 +37,7 @@ from sigdeg.steps import GaussianStep
 from sigdeg.student import SignatureStudent
 from sigdeg.training import Job, claim, make_accelerator, train
 
-__all__ = ["Distilled", "Task", "distil_steps", "fine_rows", "on_device"]
+__all__ = ["Distilled", "Task", "distill_steps", "fine_rows", "on_device"]
 
 LARGEST = 1024  # elements of a sample whose covariance is taken: a matrix a coefficient and step
 
@@ -75,7 +75,7 @@ class Distilled:
     verdict: Verdict | None = None
 
 
-def distil_steps(
+def distill_steps(
     student: SignatureStudent,
     teacher: GaussianStep,
     out_dir: Path,

@@ -215,7 +215,7 @@ class Bench:
         network = seeded(seed, lambda: ResidualMLP(width, channels, *size))
         return kind(network, denoiser.schedule, channels, spec.order, **options)
 
-    def distil(self, spec: Spec, seed: int) -> Distilled:
+    def distill(self, spec: Spec, seed: int) -> Distilled:
         """Distil a student with one seed."""
         raise NotImplementedError
 
@@ -409,10 +409,10 @@ class Benchmark(Bench, ABC, Generic[S]):
         self.student.save_pretrained(self.out / "student")
         save_codec(self.codec, self.out / "student")
 
-    def distil_all(self, specs: Sequence[Spec], seeds: int = 1) -> dict[Spec, list[Distilled]]:
+    def distill_all(self, specs: Sequence[Spec], seeds: int = 1) -> dict[Spec, list[Distilled]]:
         """Distil every student: those of the main table with all seeds, others with the first."""
         distilled = {
-            spec: [self.distil(spec, self.seed + i) for i in range(1 if spec.study else seeds)]
+            spec: [self.distill(spec, self.seed + i) for i in range(1 if spec.study else seeds)]
             for spec in specs
         }
         self.curves |= {

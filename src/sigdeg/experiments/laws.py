@@ -155,7 +155,7 @@ class Law(Bench):
         self.fine = torch.cat([*(row[:-1] for row in fine), finest[-1:]])
         self.students: list[SignatureStudent] = []
 
-    def distil(self, spec: Spec, seed: int) -> Distilled:
+    def distill(self, spec: Spec, seed: int) -> Distilled:
         """The default recipe: nothing is chosen but the step counts."""
         student = seeded(
             seed,
@@ -187,7 +187,7 @@ class Law(Bench):
         columns: dict[str, Any] = {"order": 1, "seeds": 1, "teacher": self.title}
         self.add_step("teacher", self.teacher, self.fine, metrics, **columns)
         for spec in (Spec(k, residual_noise="energy", teacher=self.title) for k in counts):
-            found = self.distil(spec, self.seed)
+            found = self.distill(spec, self.seed)
             self.students.append(found.student)
             for steps in spec.steps:
                 draw = self.march(found.student, found.student.grid(steps))

@@ -138,7 +138,7 @@ class Mixture1D(Benchmark[Settings]):
         analytic = GaussianMixtureDenoiser(LAW.means, LAW.stds, LAW.weights, SCHEDULE)
         self.teachers = {"analytic": EulerMaruyama(analytic), "learned": EulerMaruyama(learned)}
 
-    def distil(self, spec: Spec, seed: int) -> Distilled:
+    def distill(self, spec: Spec, seed: int) -> Distilled:
         config = self.settings.config
         return self.train(
             spec,
@@ -181,7 +181,7 @@ class Mixture1D(Benchmark[Settings]):
         return merge([summarise([self.measure(x, self.seed + i)]) for i, x in enumerate(drawn)])
 
     def fill(self) -> None:
-        distilled = self.distil_all(self.settings.specs, self.settings.seeds)
+        distilled = self.distill_all(self.settings.specs, self.settings.seeds)
         seeds = range(self.seed, self.seed + self.settings.seeds)
         self.fine = fine_grid(SCHEDULE, TEACHER_STEPS)
         for name, teacher in self.teachers.items():

@@ -63,7 +63,7 @@ class Mnist(Digits):
 
     def fill(self) -> None:
         settings = self.settings
-        distilled = self.distil_all(settings.specs)
+        distilled = self.distill_all(settings.specs)
         taught = list(self.sources)
         for row in (*guided_rows(self), *scale_rows(self), *size_rows(self)):
             self.add(row)

@@ -222,7 +222,7 @@ class Digits(Benchmark[Settings]):
             spec, seed, denoiser, times=times, sample_shape=self.shape, covariance=covariance
         )
 
-    def distil(self, spec: Spec, seed: int) -> Distilled:
+    def distill(self, spec: Spec, seed: int) -> Distilled:
         """Distil one student from the shared paths, or let one go on by distribution matching."""
         settings = self.settings
         if settings.shipped:
@@ -232,7 +232,7 @@ class Digits(Benchmark[Settings]):
             before, config = None, dataclasses.replace(settings.config, q=spec.q)
             student = self.make_student(spec, seed, self.teacher.denoiser)
         else:
-            before = self.distil(spec.start, seed)
+            before = self.distill(spec.start, seed)
             student = before.student.at_times(before.student.grid(max(spec.steps)), spec.steps)
             weak = settings.weak if spec.teacher else None
             config = weak.matching if weak else settings.matching

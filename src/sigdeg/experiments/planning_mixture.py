@@ -78,7 +78,7 @@ class MixtureGrids(Grids):
         for steps in self.settings.steps:
             for name in TRAINED:
                 spec = GridSpec((steps,), ORDER, pretrained=False, grid=name)
-                results = [self.distil(spec, seed) for seed in seeds]
+                results = [self.distill(spec, seed) for seed in seeds]
                 self.students[steps, name] = results
                 metrics = self.measure(spec.slug, partial(self.draw, results))
                 more = self.told(steps, name)
@@ -104,7 +104,7 @@ class MixtureGrids(Grids):
             **self.told(steps, name),
         )
 
-    def distil(self, spec: Spec, seed: int) -> Distilled:
+    def distill(self, spec: Spec, seed: int) -> Distilled:
         times = self.times(spec).tolist()
         student = self.make_student(spec, seed, times=times, data_std=STD)
         refinement = self.refinement(max(spec.steps))

@@ -110,7 +110,7 @@ class SeriesGrids(Grids, Series):
             for name in self.tables[steps]
         ]
         self.add_teacher(GRIDS, study=True)
-        students = self.distil_all(grids + plans)
+        students = self.distill_all(grids + plans)
         scores: dict[Spec, float] = {}
         for spec, results in students.items():
             row = self.add_grid(spec, results)
@@ -142,12 +142,12 @@ class SeriesGrids(Grids, Series):
         self.add_student(spec, steps, results, **self.told(steps, spec.grid), **more)
         return self.rows[-1]
 
-    def distil_all(self, specs: Sequence[Spec], seeds: int = 1) -> dict[Spec, list[Distilled]]:
+    def distill_all(self, specs: Sequence[Spec], seeds: int = 1) -> dict[Spec, list[Distilled]]:
         """Distil every student with all seeds."""
         seeds = self.settings.seeds
-        return {spec: [self.distil(spec, self.seed + i) for i in range(seeds)] for spec in specs}
+        return {spec: [self.distill(spec, self.seed + i) for i in range(seeds)] for spec in specs}
 
-    def distil(self, spec: Spec, seed: int) -> Distilled:
+    def distill(self, spec: Spec, seed: int) -> Distilled:
         """Distil a student: its own paths by its plan, or all seeds on the paths of its grid."""
         assert isinstance(spec, GridSpec)
         grid, config = self.times(spec), self.settings.config

@@ -110,7 +110,7 @@ class Series(Benchmark[Settings]):
             "by as many validation paths."
         )
 
-    def distil(self, spec: Spec, seed: int) -> Distilled:
+    def distill(self, spec: Spec, seed: int) -> Distilled:
         config = self.settings.config
         covariance = torch.cov(self.data.double().T) if spec.covariance else None
         return self.train(
@@ -192,7 +192,7 @@ class Series(Benchmark[Settings]):
         return summarise(self.recall(f"path {spec.slug} at {steps} seed {seed}", work))
 
     def fill(self) -> None:
-        distilled = self.distil_all(self.settings.specs, self.settings.seeds)
+        distilled = self.distill_all(self.settings.specs, self.settings.seeds)
         for steps, power, draws in self.settings.teachers:
             self.fine = fine_grid(SCHEDULE, steps, "power", power)
             draw = self.march(self.teacher, self.fine)

@@ -10,7 +10,7 @@ from accelerate import PartialState
 
 from sigdeg.costs import check_memory, judging_bytes
 from sigdeg.distillation import DistillConfig, Distilled, Verdict
-from sigdeg.distillation import distill as distil_steps
+from sigdeg.distillation import distill as distill_step
 from sigdeg.errors import SigdegError, check_least
 from sigdeg.grids import Grid
 from sigdeg.integrations import load_teacher
@@ -21,7 +21,7 @@ from sigdeg.student import SignatureStudent
 from sigdeg.training import resolve_device
 from sigdeg.workflows.recipe import Recipe
 
-__all__ = ["configure", "distil", "distill"]
+__all__ = ["configure", "distill", "distill_teacher"]
 
 TRAINING = {field.name for field in dataclasses.fields(DistillConfig)}
 
@@ -50,7 +50,7 @@ def distill(*given: Any, **options: Any) -> Distilled | Model:
         TrainingError: If the loss stops being finite; the last good checkpoint is kept.
     """
     if "student" in options or isinstance(next(iter(given), None), SignatureStudent):
-        return distil_steps(*given, **options)
+        return distill_step(*given, **options)
     if len(given) != 1:
         raise SigdegError("a teacher is followed by named options: steps=10, out='runs/distilled'")
     known = {f.name for f in dataclasses.fields(Recipe)} | TRAINING
@@ -67,7 +67,8 @@ def distill(*given: Any, **options: Any) -> Distilled | Model:
     asked, teacher = Recipe(**recipe), load_teacher(given[0])
     config = configure(teacher, asked, **{k: v for k, v in options.items() if k in TRAINING})
     rest = {name: value for name, value in options.items() if name in own[1:]}
-    return distil(teacher, Path(options.get("out", "runs/distilled")), asked, config, **rest)
+    out = Path(options.get("out", "runs/distilled"))
+    return distill_teacher(teacher, out, asked, config, **rest)
 
 
 def configure(teacher: Model, recipe: Recipe, **options: Any) -> DistillConfig:
@@ -84,7 +85,7 @@ def configure(teacher: Model, recipe: Recipe, **options: Any) -> DistillConfig:
     return dataclasses.replace(config, shard_size=max(1, config.paths // 4))
 
 
-def distil(
+def distill_teacher(
     teacher: Model,
     out: Path,
     recipe: Recipe,
@@ -131,7 +132,7 @@ def distil(
         command=command,
     )
     student.origin = card.written
-    result = distil_steps(
+    result = distill_step(
         student,
         teacher.gaussian,
         out,
