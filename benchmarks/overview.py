@@ -21,7 +21,7 @@ from torch import Generator, Tensor
 from sigdeg.datasets import GaussianMixture1D
 from sigdeg.denoiser import GaussianMixtureDenoiser
 from sigdeg.distillation import distill
-from sigdeg.grids import refine
+from sigdeg.grids import join_rows, refine
 from sigdeg.networks import ResidualMLP
 from sigdeg.report.series import save
 from sigdeg.report.style import INK, MUTED, colour, use_style
@@ -65,8 +65,7 @@ class Walk(NamedTuple):
 
 def walk(student: SignatureStudent, n: int, generator: Generator) -> Walk:
     """Draw n paths by the teacher, fold their noise, and let the student walk them too."""
-    rows = refine(SCHEDULE, student.grid(), REFINEMENT)
-    fine = torch.cat([rows[0], *(row[1:] for row in rows[1:])])
+    fine = join_rows(refine(SCHEDULE, student.grid(), REFINEMENT))
     start = SCHEDULE.prior_std * torch.randn(n, 1, generator=generator)
     noise = [PartialSignature.sample(h, start.shape, 2, generator) for h in -fine.diff()]
     signatures = [

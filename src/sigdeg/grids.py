@@ -18,7 +18,16 @@ from sigdeg.errors import SigdegError, check_choice, check_least
 from sigdeg.protocols import Process
 from sigdeg.schedule import Schedule
 
-__all__ = ["Grid", "Spacing", "check_grid", "check_span", "coarse_grid", "fine_grid", "refine"]
+__all__ = [
+    "Grid",
+    "Spacing",
+    "check_grid",
+    "check_span",
+    "coarse_grid",
+    "fine_grid",
+    "join_rows",
+    "refine",
+]
 
 Spacing = Literal["uniform", "power", "log_snr"]
 
@@ -146,6 +155,11 @@ def refine(
         row[0], row[-1] = t, end
         rows.append(torch.cat([row, row.new_zeros(1)]) if final else row)
     return torch.stack(rows)
+
+
+def join_rows(rows: Tensor | Sequence[Tensor]) -> Tensor:
+    """The fine grid of rows as `refine` gives them, each beginning where the last one ends."""
+    return torch.cat([rows[0], *(row[1:] for row in rows[1:])])
 
 
 def fine_grid(

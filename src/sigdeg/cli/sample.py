@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 
 from tyro.conf import arg
 
-from sigdeg.cli.shared import Batch, StudentName
+from sigdeg.cli.shared import StudentName
 from sigdeg.options import AnyText, Folder, Seed, whole
 
 __all__ = ["Sample"]
@@ -42,7 +42,7 @@ class Sample:
     label: Annotated[int | None, whole(0, 10**9)] = None
     out: Folder = Path("samples")
     save: Literal["png"] | None = None
-    batch_size: Batch = 64
+    batch_size: Annotated[int, whole(1, 10**7)] = 64
     device: AnyText = None
     progress: bool = True
 

@@ -9,9 +9,8 @@ from tyro.conf import Positional, arg
 
 from sigdeg.options import Text, whole
 
-__all__ = ["Batch", "Refinement", "StudentName", "TeacherName", "tell"]
+__all__ = ["Refinement", "StudentName", "TeacherName", "tell"]
 
-Batch = Annotated[int, whole(1, 10**7)]
 Refinement = Annotated[int | None, whole(2, 1000)]
 StudentName = Annotated[Positional[Text], arg(metavar="STUDENT")]
 TeacherName = Annotated[Positional[Text], arg(metavar="TEACHER")]

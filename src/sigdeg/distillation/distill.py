@@ -19,6 +19,7 @@ from sigdeg.distillation.levels import Levels
 from sigdeg.distillation.merging import distill_rounds
 from sigdeg.distillation.regression import Distilled, Task, distill_steps, fine_rows, on_device
 from sigdeg.errors import SigdegError
+from sigdeg.grids import join_rows
 from sigdeg.paths import CachedPaths, TeacherPaths
 from sigdeg.planning import LinearStudent, Plan, plan_grid
 from sigdeg.steps import GaussianStep
@@ -119,9 +120,7 @@ def distill(
     if judge == 0 or not PartialState().is_main_process:
         return found
     if cache is not None:
-        first, *others = cache.paths.rows
-        fine = torch.cat([first, *(row[1:] for row in others)])
-        condition = cache.paths.condition
+        fine, condition = join_rows(cache.paths.rows), cache.paths.condition
     rows, order = fine_rows(student, student.grid(), config, fine), student.order
     place = torch.device(resolve_device(device))
     paths = TeacherPaths(

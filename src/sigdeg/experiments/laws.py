@@ -23,7 +23,7 @@ from sigdeg.datasets import GaussianMixture
 from sigdeg.denoiser import GaussianMixtureDenoiser
 from sigdeg.distillation import DistillConfig, Distilled
 from sigdeg.experiments.bench import Bench, Benchmark, Draw, Spec, slugify
-from sigdeg.grids import coarse_grid, refine
+from sigdeg.grids import coarse_grid, join_rows, refine
 from sigdeg.metrics import w1_exact
 from sigdeg.report import scatter_plot
 from sigdeg.results import Summary, count_calls, merge, summarise
@@ -151,8 +151,7 @@ class Law(Bench):
         self.teachers = {title: self.teacher}
         finest = coarse_grid(SCHEDULE, max(COUNTS))
         refinement = DistillConfig.for_samples(self.shape, max(COUNTS)).refinement
-        fine = refine(SCHEDULE, finest, refinement)
-        self.fine = torch.cat([*(row[:-1] for row in fine), finest[-1:]])
+        self.fine = join_rows(refine(SCHEDULE, finest, refinement))
         self.students: list[SignatureStudent] = []
 
     def distill(self, spec: Spec, seed: int) -> Distilled:

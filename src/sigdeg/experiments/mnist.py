@@ -27,7 +27,7 @@ from sigdeg.experiments.mnist_networks import BATCH
 from sigdeg.experiments.mnist_presets import PRESETS, Settings
 from sigdeg.experiments.mnist_variants import guided_rows, scale_rows, size_rows
 from sigdeg.files import save_model, save_tensors
-from sigdeg.grids import coarse_grid, fine_grid
+from sigdeg.grids import coarse_grid, fine_grid, join_rows
 from sigdeg.integrations import SOLVERS, Solver, solver_grids
 from sigdeg.metrics import nearest_neighbours, path_error, total_variation
 from sigdeg.networks import network_config
@@ -97,13 +97,12 @@ class Mnist(Digits):
     def add_teacher(self, name: str) -> int:
         """A teacher as students see it; its samples are the ends of the cached paths."""
         step, cache, n = self.teachers[name], self.sources[name], self.settings.n
-        ends, rows = cache.ends, cache.paths.rows
+        ends, grid = cache.ends, join_rows(cache.paths.rows)
         parts = ends.split(n)[: min(self.settings.draws, len(ends) // n)]
         sets = [partial(torch.clone, part) for part in parts]
         metrics, classes = self.judge_sets(" ".join(filter(None, [name, "teacher"])), sets)
         self.classes[name] = classes
         metrics["tv"] = single(total_variation(classes, self.shares), len(ends))
-        grid = torch.cat([rows[0], *(row[1:] for row in rows[1:])])
         columns = {"steps": round(cache.paths.teacher_nfe), "order": 1, "seeds": 1}
         told = {"grid": "chosen", "teacher": name or None}
         return self.add_step("teacher", step, grid, metrics, **told, **columns)

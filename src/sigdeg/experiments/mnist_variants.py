@@ -12,7 +12,7 @@ from torch import Tensor
 from sigdeg.experiments.mnist_bench import Digits
 from sigdeg.experiments.mnist_networks import CLASSES, unet
 from sigdeg.experiments.mnist_presets import WIDTHS
-from sigdeg.grids import refine
+from sigdeg.grids import join_rows, refine
 from sigdeg.integrations import load_teacher, save_latent_pipeline
 from sigdeg.report import image_grid
 from sigdeg.results import Row, Summary, count_calls, make_row, single, summarise
@@ -87,8 +87,8 @@ def scale_rows(bench: Digits) -> list[Row]:
     finest = torch.tensor(bench.settings.times, dtype=torch.float64)
     for scale, until in bench.settings.scales:
         step: Any = bench.teacher.guided(scale, until, bench.weak).step
-        grid = refine(step.schedule, finest, SCALE_REFINEMENT, weak.matching.fine_power)
-        times = torch.cat([grid[0], *(row[1:] for row in grid[1:])])
+        power = weak.matching.fine_power
+        times = join_rows(refine(step.schedule, finest, SCALE_REFINEMENT, power))
         value = bench.validate(f"scale {scale:g} until {until:g}", bench.march(step, times))
         row = make_row(
             "teacher",

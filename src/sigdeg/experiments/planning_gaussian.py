@@ -25,11 +25,8 @@ SPECTRA = {
 def gaussian_rows(steps: int, times: tuple[float, ...], seeds: int, seed: int) -> list[Row]:
     """A side table a spectrum: distances to the teacher, predicted and achieved, plan by plan.
 
-    Arguments:
-        steps: DDIM steps T of the linear teacher, on the cosine schedule.
-        times: Training times s of every merge.
-        seeds: Training seeds.
-        seed: The first of them.
+    The linear teacher takes DDIM steps on the cosine schedule; `times` are training times of every
+    merge, `seed` the first of the training seeds.
     """
     schedule, rows = discretise("cosine", steps), []
     for spectrum, eigenvalues in SPECTRA.items():

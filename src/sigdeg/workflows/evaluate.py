@@ -17,6 +17,7 @@ from sigdeg.distillation import DistillConfig, Verdict, judge, replay
 from sigdeg.distillation.judgement import SPLITS, Level, Samples
 from sigdeg.distillation.regression import fine_rows
 from sigdeg.errors import SigdegError
+from sigdeg.grids import join_rows
 from sigdeg.model import Model
 from sigdeg.paths import Batch, TeacherPaths
 from sigdeg.report import histogram_plot, image_grid, scatter_plot, write_report
@@ -187,7 +188,7 @@ def measure(
     )
     verdict = judge(student, paths, drawn)
     table, timed = make_table(student, teacher, verdict, drawn, config, real)
-    timed[0] = fine, torch.cat([rows[0], *(row[1:] for row in rows[1:])])
+    timed[0] = fine, join_rows(rows)
     seconds = paired_seconds(
         {
             i: partial(replace(teacher, step=step).sample, TIMED, grid=grid, seed=0)

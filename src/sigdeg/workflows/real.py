@@ -21,7 +21,7 @@ from sigdeg.metrics import (
 )
 from sigdeg.metrics.extractors import load_classifier
 from sigdeg.metrics.images import MINIMUM
-from sigdeg.results import Summary
+from sigdeg.results import Summary, summarise
 
 __all__ = ["Features", "Real"]
 
@@ -77,14 +77,14 @@ class Real:
         """Metrics of the first n samples, a single draw."""
         seen, (real, statistics) = self.see(samples[: self.n]), self.reference
         precision, recall = precision_recall(real, seen)
-        values = {
+        found = {
             "fid": frechet_distance(seen, statistics),
             "kid": kernel_inception_distance(seen, real),
             "precision": precision,
             "recall": recall,
             "diversity": diversity(seen),
         }
-        return {key: {"mean": value, "std": 0.0, "n": 1} for key, value in values.items()}
+        return summarise([found])
 
     @cached_property
     def floor(self) -> dict[str, Summary]:

@@ -82,10 +82,8 @@ def draw_samples(
             file=sys.stderr,
         )
     if progress:
-        where, calls = (
-            (grid, model.shape, min(n, batch_size), device, condition),
-            n * (len(grid) - 1),
-        )
+        where = grid, model.shape, min(n, batch_size), device, condition
+        calls = n * (len(grid) - 1)
         tell_calls(f"{n:,} samples", calls, model.step, *where, disk=drawn, memory=2 * drawn)
     asked: dict[str, Any] = {"seed": seed, "batch_size": batch_size, "progress": progress}
     samples = model.sample(n, steps, **asked, **request)
