@@ -61,22 +61,16 @@ class Planning(Benchmark[Settings]):
         """Grids and plans from the rows, and histograms of students on 1DN."""
         folder = self.out / "figures"
         w1 = ("w1_exact", "W1 to the exact law")
-        sets = {
-            "1DN, least squares": (LEAST_SQUARES, w1),
-            "1DN, trained students": (None, w1),
-            "Rough Bergomi": (GRIDS, ("iw1", "W1 of increments")),
-        }
-        students = of_role(self.rows, "student")
-        panels = {
-            title: [row for row in students if row.get("study") == study]
-            for title, (study, _) in sets.items()
-        }
-        grids_plot(
-            {title: found for title, found in panels.items() if found},
-            {title: metric for title, (_, metric) in sets.items()},
-            self.floor(),
-            folder / "grids.png",
+        sets = (
+            ("1DN, least squares", LEAST_SQUARES, *w1),
+            ("1DN, trained students", None, *w1),
+            ("Rough Bergomi", GRIDS, "iw1", "W1 of increments"),
         )
+        students, panels = of_role(self.rows, "student"), {}
+        for title, study, key, label in sets:
+            if found := [row for row in students if row.get("study") == study]:
+                panels[title] = found, key, label
+        grids_plot(panels, self.floor(), folder / "grids.png")
         spectra: dict[str, list[Row]] = {}
         for row in students:
             if row.get("kind") == "linear":

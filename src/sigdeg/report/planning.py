@@ -34,24 +34,19 @@ MARKERS = ("o", "^", "s", "D")
 
 
 def grids_plot(
-    panels: Mapping[str, Sequence[Row]],
-    metrics: Mapping[str, tuple[str, str]],
-    floor: Mapping[str, Any],
-    path: Path,
+    panels: Mapping[str, tuple[Sequence[Row], str, str]], floor: Mapping[str, Any], path: Path
 ) -> None:
     """Quality on every grid by step count, one panel a set of students; bars are deviations.
 
     Arguments:
-        panels: For each title the rows of `results.json`; those with a `grid` are drawn.
-        metrics: For each title the metric's key and its label.
+        panels: For each title the rows, each with a `grid`, the metric's key and its label.
         floor: The metrics between two sets of real data, drawn as dashed lines.
         path: The PNG to write.
     """
     with use_style():
         figure, grid = small_multiples(len(panels), 3.9)
         handles: dict[str, Any] = {}
-        for axes, (title, rows) in zip(grid, panels.items(), strict=True):
-            key, label = metrics[title]
+        for axes, (title, (rows, key, label)) in zip(grid, panels.items(), strict=True):
             counts = sorted({row["steps"] for row in rows})
             names = [name for name in GRIDS if any(row["grid"] == name for row in rows)]
             for i, name in enumerate(names):
