@@ -7,18 +7,7 @@ from typing import Any
 
 from sigdeg.errors import SigdegError
 
-__all__ = [
-    "Kind",
-    "anything",
-    "flag",
-    "listed",
-    "mapped",
-    "maybe",
-    "number",
-    "record",
-    "text",
-    "whole",
-]
+__all__ = ["flag", "listed", "mapped", "maybe", "number", "record", "text", "whole"]
 
 Kind = Callable[[Any, str], None]  # looks at a value and its name, raises SigdegError
 
