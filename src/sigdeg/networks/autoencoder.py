@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import math
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from sigdeg.errors import SigdegError
+from sigdeg.networks.call import Configured
 
 __all__ = ["Autoencoder", "check_images"]
 
@@ -41,7 +41,7 @@ class Block(nn.Module):
         return out
 
 
-class Autoencoder(nn.Module):
+class Autoencoder(Configured):
     r"""Encoder $E$ and decoder $D$ with $D(E(x)) \approx x$; an image side shrinks fourfold.
 
     Full resolution is left by pixel unshuffling and reached by pixel shuffling: the convolutions
@@ -64,13 +64,7 @@ class Autoencoder(nn.Module):
     def __init__(
         self, channels: int = 1, latent_channels: int = 4, width: int = 32, size: int = 28
     ) -> None:
-        super().__init__()
-        self.config: dict[str, Any] = {
-            "channels": channels,
-            "latent_channels": latent_channels,
-            "width": width,
-            "size": size,
-        }
+        super().__init__(channels=channels, latent_channels=latent_channels, width=width, size=size)
         padded = 8 * math.ceil(size / 8)
         self.size, self.pad = size, (padded - size) // 2
         self.margin = (self.pad, padded - size - self.pad) * 2

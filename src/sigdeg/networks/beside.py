@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from sigdeg.errors import SigdegError
-from sigdeg.networks.call import Call, call_network
+from sigdeg.networks.call import Call, Configured, call_network
 from sigdeg.networks.mlp import ModulatedMLP, ResidualMLP
 
 __all__ = ["Widened", "find_input", "widen"]
@@ -24,7 +24,7 @@ WAYS: dict[str, Callable[[Tensor], Tensor]] = {
 }
 
 
-class Widened(nn.Module):
+class Widened(Configured):
     r"""A network F that takes further channels, $F(x) + $ what they add in its first layer.
 
     The layer that sees the state x keeps its weights; one of the same kind beside it sees the
@@ -51,14 +51,8 @@ class Widened(nn.Module):
         size: int,
         call: Call | None = None,
     ) -> None:
-        super().__init__()
-        self.config: dict[str, Any] = {
-            "layer": layer,
-            "way": way,
-            "channels": channels,
-            "in_channels": in_channels,
-            "size": size,
-        }
+        sizes = {"channels": channels, "in_channels": in_channels, "size": size}
+        super().__init__(layer=layer, way=way, **sizes)
         self.network = network
         self.layer, self.way, self.channels, self.call = layer, way, channels, call
         first: Any = network.get_submodule(layer)

@@ -18,6 +18,7 @@ from sigdeg.errors import SigdegError, extra, reason
 from sigdeg.files import count_weights
 from sigdeg.networks.autoencoder import Autoencoder
 from sigdeg.networks.beside import Widened
+from sigdeg.networks.call import Configured
 from sigdeg.networks.classifier import Classifier, Mixer
 from sigdeg.networks.mlp import ModulatedMLP, ResidualMLP
 from sigdeg.schema import number, record, whole
@@ -57,9 +58,8 @@ def network_config(network: nn.Module) -> dict[str, Any]:
     name = type(network).__name__
     if isinstance(network, Widened):
         return {"class": name, "config": network.config, "of": network_config(network.network)}
-    if isinstance(network, tuple(OWN.values())):
-        own: Any = network
-        return {"class": name, "config": dict(own.config)}
+    if isinstance(network, Configured):
+        return {"class": name, "config": dict(network.config)}
     if hasattr(network, "register_to_config"):
         model: Any = network
         config = {k: v for k, v in dict(model.config).items() if not k.startswith("_")}

@@ -9,9 +9,17 @@ from typing import Any
 
 from torch import Tensor, nn
 
-__all__ = ["Call", "Function", "call_network"]
+__all__ = ["Call", "Configured", "Function", "call_network"]
 
 Call = Callable[[nn.Module, Tensor, Tensor, Mapping[str, Any]], Any]
+
+
+class Configured(nn.Module):
+    """A network of this package: its `config` are the arguments that build it again."""
+
+    def __init__(self, **config: Any) -> None:
+        super().__init__()
+        self.config = config
 
 
 class Function(nn.Module):

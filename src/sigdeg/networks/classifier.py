@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from torch import Tensor, nn
 
 from sigdeg.networks.autoencoder import check_images
+from sigdeg.networks.call import Configured
 
 __all__ = ["Classifier", "Mixer"]
 
@@ -15,7 +14,7 @@ SIZE = 28  # pixels a side: what their pooling is made for
 PATCH = 4  # pixels a side of a token
 
 
-class Classifier(nn.Module):
+class Classifier(Configured):
     r"""Four convolutions, average pooling, a layer of features and one of classes.
 
     Arguments:
@@ -30,13 +29,7 @@ class Classifier(nn.Module):
     def __init__(
         self, channels: int = 1, classes: int = 10, features: int = 64, width: int = 24
     ) -> None:
-        super().__init__()
-        self.config: dict[str, Any] = {
-            "channels": channels,
-            "classes": classes,
-            "features": features,
-            "width": width,
-        }
+        super().__init__(channels=channels, classes=classes, features=features, width=width)
         body, last = self.body(channels, width)
         self.layers = nn.Sequential(
             *body,

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import math
-from typing import Any
 
 import torch
 from torch import Tensor, nn
+
+from sigdeg.networks.call import Configured
 
 __all__ = ["ModulatedMLP", "ResidualMLP", "sinusoidal"]
 
@@ -35,7 +36,7 @@ class JoinedLinear(nn.Linear):
         return linear(x, own) + linear(features, other, self.bias)
 
 
-class ResidualMLP(nn.Module):
+class ResidualMLP(Configured):
     r"""Residual network after the paper's (C.2.3): blocks of three linear layers with SiLU.
 
     The paper's has as many layers a block (by its Table 6), but activates after each of them,
@@ -58,14 +59,8 @@ class ResidualMLP(nn.Module):
         blocks: int = 4,
         time_dim: int = 16,
     ) -> None:
-        super().__init__()
-        self.config: dict[str, Any] = {
-            "in_channels": in_channels,
-            "out_channels": out_channels,
-            "width": width,
-            "blocks": blocks,
-            "time_dim": time_dim,
-        }
+        sizes = {"in_channels": in_channels, "out_channels": out_channels, "width": width}
+        super().__init__(**sizes, blocks=blocks, time_dim=time_dim)
         self.time_dim = time_dim
         self.embed = JoinedLinear(in_channels + time_dim, width)
         self.blocks = nn.ModuleList(
@@ -87,7 +82,7 @@ class ResidualMLP(nn.Module):
         return out
 
 
-class ModulatedMLP(nn.Module):
+class ModulatedMLP(Configured):
     r"""Residual network on vectors whose blocks the time modulates, as in a transformer's adaLN.
 
     $$ h \leftarrow h + B\, \mathrm{silu}(A ((1 + \gamma_t) \odot \mathrm{norm}(h) + \beta_t)). $$
@@ -109,14 +104,8 @@ class ModulatedMLP(nn.Module):
         blocks: int = 4,
         time_dim: int = 32,
     ) -> None:
-        super().__init__()
-        self.config: dict[str, Any] = {
-            "in_channels": in_channels,
-            "out_channels": out_channels,
-            "width": width,
-            "blocks": blocks,
-            "time_dim": time_dim,
-        }
+        sizes = {"in_channels": in_channels, "out_channels": out_channels, "width": width}
+        super().__init__(**sizes, blocks=blocks, time_dim=time_dim)
         self.time_dim = time_dim
         self.embed = nn.Linear(in_channels, width)
         self.time = nn.Sequential(
