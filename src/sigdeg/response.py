@@ -211,17 +211,17 @@ class LinearResponse(nn.Module):
         """
         return self._combine(c, t, s)
 
-    def state(self, x: Tensor, c: Tensor, t: Tensor, s: Tensor, at: Tensor) -> Tensor:
+    def state(self, parts: Tensor, t: Tensor, s: Tensor, at: Tensor) -> Tensor:
         r"""Where Gaussian data are at a time part-way, $\Phi x_t + \sum_k w'_k c_k$.
 
         Arguments:
-            x: State at time t, shape (batch, \*).
-            c: Coefficients of the whole step, shape (batch, order, \*).
+            parts: State at time t, then the coefficients of the whole step, shape
+                (batch, 1 + order, \*).
             t: Start, float64, shape () or (batch,).
             s: End.
             at: The time between them.
         """
-        return self._combine(torch.cat([x[:, None], c], dim=1), t, s, at)
+        return self._combine(parts, t, s, at)
 
     def _combine(self, parts: Tensor, t: Tensor, s: Tensor, at: Tensor | None = None) -> Tensor:
         """Weighted sum of coefficients; with `at` of the state before them too."""

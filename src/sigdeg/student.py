@@ -342,12 +342,17 @@ class SignatureStudent(CalledNetwork, GaussianStep):
         """
         x, t, s = self._checked(x, t, s)
         known = self.scalars(t, s, x)
-        c, state = noise.coefficients, x
-        if self.lookahead:
-            state = self.response.state(x, c[:, : self.seen], t, s, known.at)
+        c = noise.coefficients
+        first = x if self.lookahead else known.around.scale(x)
         told = c[:, : self.order].flatten(1, 2), maps(known.features, x)
+        inputs, state = torch.cat([first, *told], dim=1), x
+        if self.lookahead:  # state and coefficients lie side by side in the inputs already
+            linear = 1 + self.seen, self.channels
+            parts = inputs[:, : math.prod(linear)].unflatten(1, linear)
+            state = self.response.state(parts, t, s, known.at)
+            inputs[:, : self.channels] = known.around.scale(state)
         return NetworkInput(
-            torch.cat([known.around.scale(state), *told], dim=1),
+            inputs,
             known.timestep.expand(len(x)),
             state,
             known.around,

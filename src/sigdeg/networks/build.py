@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from numbers import Integral
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import torch
@@ -122,10 +123,11 @@ def build_network(
 
 @contextmanager
 def uncompiled() -> Iterator[None]:
-    """Diffusers is imported in here without torch's compiler, which is half of what it costs.
+    """Diffusers is imported in here without what commands that sample have no use for.
 
-    It marks functions for the compiler as it defines them. Where nothing is going to be compiled,
-    as in a command that samples, these marks can be left out.
+    That is most of what it costs. It marks functions for torch's compiler as it defines them:
+    where nothing is going to be compiled these marks can be left out. And it imports `scipy.stats`
+    for schedulers of one kind, which then find it as an attribute of `scipy`, at first use.
     """
 
     def unmarked(function: Callable[..., Any] | None = None, *_: Any, **__: Any) -> Any:
@@ -138,11 +140,16 @@ def uncompiled() -> Iterator[None]:
         return
     mark, compiler.disable = compiler.disable, unmarked
     modules["torch._dynamo"] = None  # an import of it now fails, which diffusers is prepared for
+    later = "scipy.stats" not in modules
+    if later:
+        modules["scipy.stats"] = ModuleType("scipy.stats")
     try:
         yield
     finally:
         compiler.disable = mark
         del modules["torch._dynamo"]
+        if later:
+            del modules["scipy.stats"]
 
 
 def check_kinds(cls: Any, config: dict[str, Any]) -> None:
