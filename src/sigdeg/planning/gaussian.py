@@ -24,6 +24,7 @@ from sigdeg.planning.spectrum import Floats
 __all__ = ["PlannedGrid", "dp_grid", "shortest_path", "warped_points"]
 
 TINY = np.finfo(np.float64).tiny
+ROUNDS = 5  # reweightings a start
 IMPROVEMENT = 1e-12  # relative: no move for the sake of rounding
 
 
@@ -102,9 +103,7 @@ def warped_points(fine: int, steps: int, power: float = 1.0) -> list[int]:
     return [int(p) for p in np.minimum(rising, fine - steps + i)]
 
 
-def dp_grid(
-    sde: FineSDE, steps: int, student: LinearStudent | None = None, rounds: int = 5
-) -> PlannedGrid:
+def dp_grid(sde: FineSDE, steps: int, student: LinearStudent | None = None) -> PlannedGrid:
     r"""The grid with the smallest $W_2$ between a linear student's samples and the teacher's.
 
     To first order in the variances $W_2^2$ is additive over the steps, with the cost
@@ -120,7 +119,6 @@ def dp_grid(
         sde: The fine SDE.
         steps: The number of coarse steps K, from 1 to N.
         student: The student, converged and of order 2 by default.
-        rounds: Reweightings a start.
 
     Returns:
         The grid; its points are fine indices from 0 to N and its cost is the $W_2$.
@@ -136,7 +134,7 @@ def dp_grid(
     excess = _excess(sde, table)
     met = set()
     for points in starts:
-        for _ in range(rounds):
+        for _ in range(ROUNDS):
             met.add(tuple(points))
             final, target = np.sqrt(_march(sde, table, points)), np.sqrt(sde.variance[0])
             deviation = (final - target) / np.maximum(final, 1e-6 * target + TINY)

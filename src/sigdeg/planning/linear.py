@@ -25,7 +25,7 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, NamedTuple, get_args
 
@@ -238,47 +238,27 @@ class FineSDE:
         Raises:
             SigdegError: If the points do not increase from 0 to N.
         """
-        student = student or LinearStudent()
+        grid, student = [int(p) for p in points], student or LinearStudent()
+        if sorted(set(grid)) != grid or len(grid) < 2 or (grid[0], grid[-1]) != (0, self.steps):
+            raise SigdegError(f"grid points must increase from 0 to {self.steps}, got {grid}")
         basis = discrete_legendre(student.order, self.steps)
         variance: Floats = self.variance[-1]
-        for left, right in self._edges(points):
+        for left, right in zip(grid[-2::-1], grid[:0:-1], strict=True):
             gain, noise = self._student_row(left, right, student, basis)
             variance = gain[-1] * variance + noise[-1]
         return variance
 
-    def _edges(self, points: Sequence[int]) -> Iterator[tuple[int, int]]:
-        """The coarse steps (l, r) of a grid, from noise to data."""
-        grid = [int(p) for p in points]
-        if sorted(set(grid)) != grid or len(grid) < 2 or (grid[0], grid[-1]) != (0, self.steps):
-            raise SigdegError(f"grid points must increase from 0 to {self.steps}, got {grid}")
-        return zip(grid[-2::-1], grid[:0:-1], strict=True)
+    def distance(self, variance: Floats) -> Floats:
+        r"""$W_2 = (\sum_k (\sqrt{V_k} - \sqrt{V_k^*})^2)^{1/2}$ to the teacher's samples.
 
-    def distance(self, variance: Floats, to: Literal["teacher", "data"] = "teacher") -> Floats:
-        r"""$W_2 = (\sum_k (\sqrt{V_k} - \sqrt{V_k^*})^2)^{1/2}$ for variances V, shape (\*, d).
-
-        Arguments:
-            variance: Variances of Gaussian samples.
-            to: Compare with the teacher's samples or with the data; exact fine steps make them one.
-
-        Returns:
-            The distances, with shape (\*).
+        Of Gaussian samples of variances V, shape (\*, d), the distances have shape (\*).
         """
-        target = self.variance[0] if to == "teacher" else self.eigenvalues
-        square: Floats = (np.sqrt(variance) - np.sqrt(target)) ** 2 @ self.multiplicity
+        square: Floats = (np.sqrt(variance) - np.sqrt(self.variance[0])) ** 2 @ self.multiplicity
         return np.sqrt(square)
 
-    def w2(
-        self,
-        points: Sequence[int],
-        student: LinearStudent | None = None,
-        to: Literal["teacher", "data"] = "teacher",
-    ) -> float:
-        """Exact Wasserstein-2 distance of a student's samples, see `student_variance`.
-
-        Raises:
-            SigdegError: If the points do not increase from 0 to N.
-        """
-        return float(self.distance(self.student_variance(points, student), to))
+    def w2(self, points: Sequence[int], student: LinearStudent | None = None) -> float:
+        """Exact Wasserstein-2 distance of a student's samples, see `student_variance`."""
+        return float(self.distance(self.student_variance(points, student)))
 
 
 @functools.cache
