@@ -52,12 +52,11 @@ class DenoisingObjective(nn.Module):
 
 def check_data(data: Tensor) -> None:
     """Refuse an empty set and samples that are not finite: they would spoil every weight."""
-    bad = int((~data.isfinite()).flatten(1).any(1).sum()) if len(data) else 0
-    if bad or not len(data):
+    if not len(data):
+        raise SigdegError("there are no samples to train on")
+    if bad := int((~data.isfinite()).flatten(1).any(1).sum()):
         raise SigdegError(
             f"{bad:,} of {len(data):,} samples hold NaN or infinite values: remove them"
-            if bad
-            else "there are no samples to train on"
         )
 
 
