@@ -20,6 +20,7 @@ __all__ = [
     "Identity",
     "Standardise",
     "check_decoder",
+    "covariance_of",
     "find_codec",
     "load_decoder",
     "save_codec",
@@ -47,6 +48,14 @@ class Identity:
     def decode(self, states: Tensor) -> Tensor:
         """The states."""
         return states
+
+
+def covariance_of(samples: Tensor) -> Tensor | None:
+    r"""Covariance of samples (n, \*), shape (d, d); None if it is too large or they are too few."""
+    size = samples[0].numel()
+    if size > LARGEST or len(samples) <= 2 * size:
+        return None
+    return torch.cov(samples.flatten(1).double().T).reshape(size, size)
 
 
 class Standardise(nn.Module):
@@ -84,10 +93,8 @@ class Standardise(nn.Module):
     def of(cls, samples: Tensor) -> Standardise:
         r"""The one that samples (n, \*) call for."""
         samples = samples.double()
-        codec, size = cls(samples.mean(0), samples.std(0)), samples[0].numel()
-        if size <= LARGEST and len(samples) > 2 * size:
-            states = codec.encode(samples).double()
-            codec.covariance = torch.cov(states.T).reshape(size, size)
+        codec = cls(samples.mean(0), samples.std(0))
+        codec.covariance = covariance_of(codec.encode(samples))
         return codec
 
     def encode(self, samples: Tensor) -> Tensor:

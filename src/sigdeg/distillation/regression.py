@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import dataclasses
 import itertools
-import math
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -14,6 +13,7 @@ from pathlib import Path
 import torch
 from torch import Generator, Tensor, nn
 
+from sigdeg.codec import covariance_of
 from sigdeg.costs import check_training, tell_training
 from sigdeg.distillation.checks import check_fit, check_schedules, check_teacher
 from sigdeg.distillation.config import HELD_OUT, DistillConfig
@@ -38,8 +38,6 @@ from sigdeg.student import SignatureStudent
 from sigdeg.training import Job, claim, make_accelerator, train
 
 __all__ = ["Distilled", "Task", "distill_steps", "fine_rows", "on_device"]
-
-LARGEST = 1024  # elements of a sample whose covariance is taken: a matrix a coefficient and step
 
 
 @dataclass(frozen=True)
@@ -206,14 +204,8 @@ def scale_student(student: SignatureStudent, samples: Tensor) -> None:
     """
     if student.response.stds is not None or student.data_std:
         return
-    size = math.prod(student.sample_shape)
-    if student.prediction_type == "edm":
+    covariance = covariance_of(samples) if student.lookahead else None
+    if student.prediction_type == "edm" or (student.lookahead and covariance is None):
         student.set_data_std(float(samples.std()))
-    if not student.lookahead:
-        return
-    if size <= LARGEST and len(samples) > 2 * size:
-        student.response.set_covariance(
-            torch.cov(samples.flatten(1).double().T).reshape(size, size)
-        )
-    else:
-        student.set_data_std(float(samples.std()))
+    if covariance is not None:
+        student.response.set_covariance(covariance)
