@@ -202,13 +202,7 @@ class LinearResponse(nn.Module):
         return middle if key is None else remember(self._times, key, middle)
 
     def noise(self, c: Tensor, t: Tensor, s: Tensor) -> Tensor:
-        r"""What a step adds for its path, $\sum_k w_k c_k$, in full precision.
-
-        Arguments:
-            c: Coefficients, shape (batch, order, \*).
-            t: Start, float64, shape () or (batch,).
-            s: End.
-        """
+        r"""What a step adds for its path, $\sum_k w_k c_k$, in full precision, see `state`."""
         return self._combine(c, t, s)
 
     def state(self, parts: Tensor, t: Tensor, s: Tensor, at: Tensor) -> Tensor:

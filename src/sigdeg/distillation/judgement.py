@@ -324,14 +324,7 @@ def crossed(samples: Tensor, own: Tensor) -> tuple[Tensor, Tensor]:
 
 
 class Samples(NamedTuple):
-    r"""Samples of the same noise, shape (2n, \*), by step count.
-
-    Arguments:
-        teacher: Those of the teacher.
-        student: Those of the student.
-        untrained: Those of the untrained step.
-        fresh: How many of the paths were drawn for them.
-    """
+    r"""Samples of the same noise, shape (2n, \*), by step count, and how many paths were drawn."""
 
     teacher: Tensor
     student: dict[int, Tensor]
@@ -434,14 +427,8 @@ def judge_run(
 ) -> Verdict:
     """Judge what a distillation gave, in its folder: held-out paths are used, a verdict is kept.
 
-    Arguments:
-        found: What it gave.
-        paths: The teacher's whole paths on the student's finest grid.
-        folder: Its folder, for `verdict.json`.
-        config: How it was distilled.
-        n: Samples in a set (default: as many as `SHARE` of the training's teacher calls give, from
-            `LEAST` to `MOST`).
-        progress: Show a progress bar.
+    Of n samples in a set, by default as many as `SHARE` of the training's teacher calls give, from
+    `LEAST` to `MOST`.
     """
     file = folder / "verdict.json"
     if file.exists():

@@ -87,11 +87,8 @@ class Matching(nn.Module):
     ) -> tuple[Tensor, Tensor]:
         r"""A loss that has the divergence's gradient, and the critic's own.
 
-        Arguments:
-            samples: Samples of each level, shape (n, \*); numbers n may differ.
-            conditions: What each level's samples were asked to be.
-            generator: The stream of noise and noise levels, on the CPU, or the part of a stream
-                that is for these samples.
+        Of samples of each level, shape (n, \*), and what they were asked to be; noise and its
+        levels come from a stream on the CPU, or the part of one that is for these samples.
         """
         critic, x = self.critic, torch.cat(list(samples))
         sizes = torch.tensor([len(part) for part in samples])
