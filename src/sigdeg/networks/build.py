@@ -29,8 +29,6 @@ __all__ = [
     "check_call",
     "check_kinds",
     "class_labels",
-    "count_classes",
-    "count_parameters",
     "network_config",
     "set_null_class",
     "uncompiled",
@@ -221,12 +219,6 @@ def class_labels(network: nn.Module) -> list[int] | None:
     if embedded is None:
         return None
     return [label for label in range(embedded) if label != config["null_class"]]
-
-
-def count_classes(network: nn.Module) -> int | None:
-    """The number of those."""
-    labels = class_labels(network)
-    return None if labels is None else len(labels)
 
 
 def check_call(network: nn.Module, *inputs: Tensor, **condition: Tensor) -> None:

@@ -12,7 +12,7 @@ from torch import Generator, Tensor, nn
 
 from sigdeg.denoiser import NetworkDenoiser
 from sigdeg.errors import SigdegError
-from sigdeg.networks import count_classes, set_null_class
+from sigdeg.networks import class_labels, set_null_class
 from sigdeg.prediction import network_target
 from sigdeg.rng import Stream, derive_generator
 from sigdeg.runs import fingerprint
@@ -98,7 +98,7 @@ def train_teacher(
     check_data(data)
     if labels is not None and labels.shape != (len(data),):
         raise SigdegError(f"{len(data):,} samples need as many labels, got {tuple(labels.shape)}")
-    if labels is not None and unlabelled and count_classes(denoiser.network) is not None:
+    if labels is not None and unlabelled and class_labels(denoiser.network) is not None:
         denoiser = copy.deepcopy(denoiser)
         set_null_class(denoiser.network, int(labels.max()) + 1)
     identity = {
