@@ -54,8 +54,8 @@ def train(kind: str, folder: Path, images: Tensor | None = None) -> tuple[nn.Mod
     own, labels = digits()
     images = own if images is None else images
     if kind == "autoencoder":
-        return train_autoencoder(images, folder, CONFIG, "cpu", progress=False)
-    return train_classifier(images, labels, folder, CONFIG, "cpu", progress=False)
+        return train_autoencoder(images, folder, CONFIG, device="cpu", progress=False)
+    return train_classifier(images, labels, folder, CONFIG, device="cpu", progress=False)
 
 
 def same(first: nn.Module, second: nn.Module) -> bool:

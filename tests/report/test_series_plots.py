@@ -13,7 +13,8 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from sigdeg.errors import SigdegError
-from sigdeg.report import colour, diffusion_plot, marginals_plot, paths_plot, series
+from sigdeg.report import diffusion_plot, marginals_plot, paths_plot, series
+from sigdeg.report.style import colour
 
 LABELS = ["data", "teacher", "student"]
 DATES = torch.arange(1, 13) / 12

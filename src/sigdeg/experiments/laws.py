@@ -162,9 +162,9 @@ class Law(Bench):
         )
         return self.train(spec, seed, student, **self.settings.config)
 
-    def measure(self, draw: Draw, stream: int) -> dict[str, Summary]:
+    def measure(self, draw: Draw, seed: int) -> dict[str, Summary]:
         """Metrics of what a step draws."""
-        generator = derive_generator(stream, Stream.LAWS_DRAWS)
+        generator = derive_generator(seed, Stream.LAWS_DRAWS)
         return measure(self.law, draw(self.settings.n, generator).cpu())
 
     def judge(self, name: str, draw: Draw) -> dict[str, Summary]:

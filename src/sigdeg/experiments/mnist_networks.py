@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 from torch import Generator, Tensor, nn
@@ -32,36 +32,32 @@ HELD_OUT = 1000  # images behind the second loss curve, the last of the training
 NOISE = 0.2
 SHIFT = 2  # pixels a digit moves by at most while the classifier trains
 
-M = TypeVar("M", bound=nn.Module)
+Batch = tuple[Tensor, Tensor]
 
 
-class Reconstruction(nn.Module):
+class Objective(nn.Module):
+    """A network in training, and its loss of a batch."""
+
+    def __init__(self, network: nn.Module, loss: Callable[..., Tensor]) -> None:
+        super().__init__()
+        self.network: Any = network
+        self.loss = loss
+
+    def forward(self, batch: Batch) -> dict[str, Tensor]:
+        """The loss."""
+        return {"loss": self.loss(self.network, *batch)}
+
+
+def reconstruction(network: Autoencoder, images: Tensor, noise: Tensor) -> Tensor:
     r"""Square error of $D(z + 0.2 \varepsilon)$, with $z$ standardised over the batch."""
-
-    def __init__(self, network: Autoencoder) -> None:
-        super().__init__()
-        self.network = network
-
-    def forward(self, batch: tuple[Tensor, Tensor]) -> dict[str, Tensor]:
-        """Loss for images and the noise of their latents."""
-        images, noise = batch
-        raw = self.network.raw(images)
-        std, mean = torch.std_mean(raw, dim=(0, 2, 3), keepdim=True)
-        decoded = self.network.decode((raw - mean) / std + NOISE * noise)
-        return {"loss": nn.functional.mse_loss(decoded, images)}
+    raw = network.raw(images)
+    std, mean = torch.std_mean(raw, dim=(0, 2, 3), keepdim=True)
+    return nn.functional.mse_loss(network.decode((raw - mean) / std + NOISE * noise), images)
 
 
-class Classification(nn.Module):
+def classification(network: Classifier, images: Tensor, labels: Tensor) -> Tensor:
     """Cross entropy."""
-
-    def __init__(self, network: Classifier) -> None:
-        super().__init__()
-        self.network = network
-
-    def forward(self, batch: tuple[Tensor, Tensor]) -> dict[str, Tensor]:
-        """Loss for images and their classes."""
-        images, labels = batch
-        return {"loss": nn.functional.cross_entropy(self.network(images), labels)}
+    return nn.functional.cross_entropy(network(images), labels)
 
 
 def unet(widths: tuple[int, ...], blocks: int = 1, classes: int | None = None) -> nn.Module:
@@ -92,24 +88,18 @@ def in_batches(network: nn.Module, method: str, images: Tensor, size: int = 500)
 
 
 def train_autoencoder(
-    images: Tensor,
-    out_dir: Path,
-    config: TrainConfig,
-    device: str | None = None,
-    progress: bool = True,
+    images: Tensor, out_dir: Path, config: TrainConfig, **options: Any
 ) -> tuple[Autoencoder, Tensor]:
     """Train the autoencoder on images (n, 1, 28, 28) in [-1, 1]; returns it and its history."""
     network = seeded(config.seed, Autoencoder)
 
-    def batch(rows: Tensor, generator: Generator) -> tuple[Tensor, Tensor]:
+    def batch(rows: Tensor, generator: Generator) -> Batch:
         shape = (len(rows), *network.latent_shape)
         return images[rows], torch.randn(shape, generator=generator)
 
-    options: dict[str, Any] = {"device": device, "progress": progress, "label": "autoencoder"}
-    objective, history = train_on(
-        (images,), Reconstruction(network), batch, out_dir, config, **options
-    )
-    network = objective.network
+    objective = Objective(network, reconstruction)
+    options["label"] = "autoencoder"
+    network, history = train_on((images,), objective, batch, out_dir, config, **options)
     raw = in_batches(network, "raw", images[:-HELD_OUT])
     std, mean = torch.std_mean(raw, dim=(0, 2, 3))
     network.mean.copy_(mean[:, None, None])
@@ -122,23 +112,20 @@ def train_classifier(
     labels: Tensor,
     out_dir: Path,
     config: TrainConfig,
-    device: str | None = None,
-    progress: bool = True,
     kind: type[Classifier] = Classifier,
+    **options: Any,
 ) -> tuple[Classifier, Tensor]:
     """Train a classifier on images and their labels (n,); returns it and its history."""
     network = seeded(config.seed, kind)
 
-    def batch(rows: Tensor, generator: Generator) -> tuple[Tensor, Tensor]:
+    def batch(rows: Tensor, generator: Generator) -> Batch:
         moves = torch.randint(-SHIFT, SHIFT + 1, (8, 2), generator=generator).tolist()
         parts = zip(images[rows].tensor_split(len(moves)), moves, strict=True)
         return torch.cat([x.roll(move, dims=(2, 3)) for x, move in parts]), labels[rows]
 
-    options: dict[str, Any] = {"device": device, "progress": progress, "label": "classifier"}
-    objective, history = train_on(
-        (images, labels), Classification(network), batch, out_dir, config, **options
-    )
-    network = objective.network
+    objective = Objective(network, classification)
+    options["label"] = "classifier"
+    network, history = train_on((images, labels), objective, batch, out_dir, config, **options)
     features = in_batches(network, "features", images[:-HELD_OUT])
     network.scale.copy_(features.var(dim=0).mean().sqrt())
     return network, history
@@ -146,13 +133,13 @@ def train_classifier(
 
 def train_on(
     data: tuple[Tensor, ...],
-    objective: M,
-    batch: Callable[[Tensor, Generator], tuple[Tensor, Tensor]],
+    objective: Objective,
+    batch: Callable[[Tensor, Generator], Batch],
     out_dir: Path,
     config: TrainConfig,
     **options: Any,
-) -> tuple[M, Tensor]:
-    """Train an objective on batches that are made from rows of the data."""
+) -> tuple[Any, Tensor]:
+    """Train on batches that are made from rows of the data; returns network and history."""
     kept = len(data[0]) - HELD_OUT
     job = Job(
         objective,
@@ -165,4 +152,4 @@ def train_on(
         },
     )
     trained = train(job, out_dir, config, **options)
-    return trained.objective, trained.history
+    return trained.objective.network, trained.history

@@ -13,10 +13,8 @@ with extra("report"):
         trajectories_plot,
     )
     from sigdeg.report.series import diffusion_plot, marginals_plot, paths_plot
-    from sigdeg.report.style import colour, use_style
 
 __all__ = [
-    "colour",
     "diffusion_plot",
     "histogram_plot",
     "image_grid",
@@ -26,6 +24,5 @@ __all__ = [
     "scatter_plot",
     "training_plot",
     "trajectories_plot",
-    "use_style",
     "write_report",
 ]

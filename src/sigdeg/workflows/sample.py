@@ -69,8 +69,8 @@ def draw_samples(
     shape = tuple(model.decode(torch.zeros(1, *model.shape, device=device)).shape[1:])
     if single and (len(shape) < 3 or shape[0] not in (1, 3)):
         raise SigdegError(f"samples of shape {shape} are no images: leave --save out")
-    identity: dict[str, Any] = {"student": fingerprint(model.step)}
-    identity |= {"n": n, "steps": len(grid) - 1, "seed": seed, "label": label}
+    told = {"n": n, "steps": len(grid) - 1, "seed": seed, "label": label}
+    identity = {"student": fingerprint(model.step), **told}
     check_unused(out, identity)
     drawn = 4 * n * math.prod(model.shape)
     check_room(out, drawn, 2 * drawn)
