@@ -70,18 +70,13 @@ class Evaluate(Guided):
         asked = self.as_card(student.card)
         teacher = asked.load(self.teacher)
         identity = {"experiment": "evaluate", "student": self.student, "teacher": self.teacher}
-        told = {
-            key: value
-            for key in ("guidance", "guidance_until", "weak", "null_class")
-            if (value := getattr(asked, key)) != getattr(Evaluate, key)
-        }
         recipe = Recipe(steps=student.step.steps)
         config = configure(teacher, recipe, refinement=self.refinement, seed=self.seed)
         page = evaluate(
             student,
             teacher,
             self.out,
-            {**identity, "seed": self.seed, **told},
+            {**identity, "seed": self.seed, **asked.told},
             config,
             self.samples,
             None if self.data is None else (self.data, self.features or "inception", self.resize),

@@ -6,7 +6,7 @@ Without torch: the command line tells of bad options before it is there.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from sigdeg.options import AnyText, number, whole
 
@@ -36,6 +36,12 @@ class Guided:
     guidance: Annotated[float | None, number(-1000, 1000)] = None
     guidance_until: Annotated[float, number(0, 1)] = 1.0
     null_class: Annotated[int | None, whole(0, 10**6)] = None
+
+    @property
+    def told(self) -> dict[str, Any]:
+        """What of this is not as it is without guidance."""
+        keys = ("guidance", "guidance_until", "weak", "null_class")
+        return {key: v for key in keys if (v := getattr(self, key)) != getattr(Guided, key)}
 
     def load(self, teacher: str) -> Model:
         """The teacher, guided."""

@@ -131,19 +131,13 @@ def grid(asked: questions.Grid) -> Answer:
     """The times at which a student of a few steps loses the least, from a spectrum or a teacher."""
     steps, seed = asked.steps, asked.seed
     student = LinearStudent(asked.order, asked.budget, asked.start, asked.residual_noise)
-    told = {
-        "guidance": asked.guidance,
-        "until": asked.guidance_until,
-        "weak": asked.weak,
-        "null_class": asked.null_class,
-    }
-    found = find_source(asked.source, asked.samples, seed, **told)
+    found = find_source(asked.source, asked.samples, seed, asked.load)
     known = own_schedule(found, asked.schedule) or SCHEDULES[asked.schedule or "vp"]
     if asked.weighing is not None and not (asked.measure and isinstance(found, Model)):
         raise SigdegError(
             "only a teacher that is measured has losses to weigh: leave --weighing out"
         )
-    if isinstance(found, Spectrum) and tuple(told.values()) != (None, 1, None, None):
+    if isinstance(found, Spectrum) and asked.told:
         raise SigdegError(
             f"{asked.source} is no teacher to be guided: leave --guidance, --guidance-until, "
             "--weak and --null-class out"

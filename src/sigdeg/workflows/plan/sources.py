@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from torch import Generator
@@ -15,7 +15,7 @@ from sigdeg.datasets import GaussianMixture1D, rough_bergomi_split
 from sigdeg.errors import SigdegError, check_least, reason
 from sigdeg.files import read_tensors
 from sigdeg.grids import fine_grid
-from sigdeg.integrations import load_guided
+from sigdeg.integrations import load_teacher
 from sigdeg.model import Model
 from sigdeg.planning import Spectrum
 from sigdeg.planning.advice import own_samples
@@ -28,7 +28,9 @@ SUFFIXES = (".npy", ".safetensors", ".json", ".csv", ".txt")
 BENCHMARKS = ("mixture1d", "rbergomi")
 
 
-def find_source(name: str, samples: int = 1024, seed: int = 0, **options: Any) -> Spectrum | Model:
+def find_source(
+    name: str, samples: int = 1024, seed: int = 0, load: Callable[[str], Model] = load_teacher
+) -> Spectrum | Model:
     r"""What a name stands for: a spectrum, or a teacher whose samples have one.
 
     | name | spectrum of |
@@ -42,7 +44,7 @@ def find_source(name: str, samples: int = 1024, seed: int = 0, **options: Any) -
         name: One of these.
         samples: Samples to draw of a benchmark.
         seed: Seed of what is drawn.
-        options: Passed on to `load_guided`: guidance, and what belongs to it.
+        load: How a teacher is loaded, guided perhaps.
 
     Raises:
         SigdegError: If it is none of them, or cannot be read.
@@ -57,7 +59,7 @@ def find_source(name: str, samples: int = 1024, seed: int = 0, **options: Any) -
             raise SigdegError(f"cannot read {path}: {reason(error)}") from None
     if name in BENCHMARKS and not path.exists():
         return benchmark_spectrum(name, samples, seed)
-    return load_guided(name, **options)
+    return load(name)
 
 
 def read_spectrum(path: Path) -> Spectrum:
