@@ -17,12 +17,13 @@ from torch import Generator, Tensor, nn
 
 from benchmarks import Row, compare
 from sigdeg.denoiser import NetworkDenoiser
+from sigdeg.integrations import load_teacher
 from sigdeg.networks import ResidualMLP
 from sigdeg.sampling import sample
 from sigdeg.schedule import VPLinear, from_scheduler
 from sigdeg.student import SignatureStudent
 
-__all__ = ["image_denoiser", "measure", "vector_denoiser"]
+__all__ = ["image_denoiser", "measure", "shipped", "vector_denoiser"]
 
 
 def vector_denoiser() -> NetworkDenoiser:
@@ -115,6 +116,46 @@ def overhead(
     ]
 
 
+def shipped(images: int, pairs: int) -> list[Row]:
+    """Rows of the student that comes with the package: a seed a sample, on one thread."""
+    student = SignatureStudent.from_pretrained("mnist").eval()
+    teacher: Any = load_teacher("mnist-teacher").step
+    teacher = teacher.denoiser.network.eval()
+    shape = (images, *student.sample_shape)
+
+    def draw() -> Tensor:
+        return sample(student, student.grid(5), shape, seeds=range(images))
+
+    calls = record(student, draw)
+
+    @torch.no_grad()
+    def own() -> None:
+        for inputs in calls:
+            student.network(*inputs)
+
+    @torch.no_grad()
+    def bare() -> None:
+        for inputs, timestep in calls:
+            teacher(inputs[:, : student.channels], timestep)
+
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        return [
+            compare(
+                f"sampler, shipped student / {whose} network",
+                ("sample, 5 steps", draw),
+                ("5 network calls", work),
+                pairs,
+                at_most=limit,
+                input=list(calls[0][0].shape),
+            )
+            for whose, work, limit in (("its", own, 1.03), ("teacher's", bare, 1.06))
+        ]
+    finally:
+        torch.set_num_threads(threads)
+
+
 def measure(
     vectors: int = 10_000,
     images: int = 64,
@@ -125,11 +166,12 @@ def measure(
 
     Arguments:
         vectors: Batch of the MLP.
-        images: Batch of the U-Net.
+        images: Batch of the U-Net, and of the shipped student.
         widths: Widths of the U-Net.
         pairs: How often each two are compared.
     """
     return [
         *overhead("MLP", vector_denoiser(), (vectors, 1), pairs),
         *overhead("U-Net", image_denoiser(widths), (images, 1, 28, 28), pairs, at_most=1.05),
+        *shipped(images, pairs),
     ]
