@@ -228,6 +228,24 @@ class TestTeachers:
         with pytest.raises(SigdegError, match="dynamic thresholding"):
             as_teacher(Table(), diffusers.DDPMScheduler(thresholding=True), (3,))
 
+    @pytest.mark.parametrize(
+        ("given", "said"),
+        [
+            ((None, SCHEDULE, (3,)), "None is no network"),
+            ((Table, SCHEDULE, (3,)), "is no network: give a module"),
+            ((Table(), "ddpm", (3,)), "no schedule is known for str"),
+            ((Table(), VPLinear, (3,)), "no schedule is known"),
+            ((Table(), SCHEDULE, 3), r"such as shape=\(3, 32, 32\), got 3"),
+            ((Table(), SCHEDULE, ()), r"got \(\)"),
+            ((Table(), SCHEDULE, (-3,)), r"got \(-3,\)"),
+            ((Table(), SCHEDULE, (3,), "epsilon", -1), "clip must be above 0, got -1"),
+        ],
+    )
+    def test_what_is_none(self, given: tuple[Any, ...], said: str) -> None:
+        clip = {"clip": given[4]} if len(given) > 4 else {}
+        with pytest.raises(SigdegError, match=said):
+            as_teacher(*given[:4], **clip)
+
     def test_what_can_be_asked_of_a_model(self) -> None:
         assert load_teacher(teacher()).name == "own"
         with pytest.raises(SigdegError, match="told the shape of its samples"):
@@ -290,7 +308,7 @@ class TestPipelines:
         assert model.guided(2.0).sample(2, 2, seed=0).shape == (2, 3, 8, 8)
 
     def test_others_are_refused(self) -> None:
-        with pytest.raises(SigdegError, match="this is a Autoencoder: only image pipelines"):
+        with pytest.raises(SigdegError, match="a Autoencoder is neither a Model"):
             load_teacher(Autoencoder(latent_channels=1, width=8, size=8))
         with pytest.raises(SigdegError, match="time_embedding_type must be positional"):
             load_teacher(self.pipeline(time_embedding_type="fourier"))

@@ -123,6 +123,8 @@ class CalledNetwork(nn.Module):
         if timesteps != self.timesteps:
             self.timesteps = timesteps
         check_choice(prediction_type, get_args(Prediction), "prediction type")
+        if clip is not None and not clip > 0:
+            raise SigdegError(f"clip must be above 0, got {clip}")
         self.schedule = schedule
         self.network = network if isinstance(network, nn.Module) else Function(network)
         self.prediction_type: Prediction = prediction_type
@@ -199,6 +201,10 @@ class NetworkDenoiser(CalledNetwork, Denoiser):
 
 def check_timesteps(schedule: Schedule, timesteps: str) -> None:
     """Refuse an unknown kind of timesteps, and whole ones of a schedule that has none."""
+    if not isinstance(schedule, Schedule):
+        raise SigdegError(
+            f"a network is told its schedule, such as VPLinear(), got {schedule!r:.60}"
+        )
     check_choice(timesteps, get_args(Timesteps), "timesteps")
     ends = torch.tensor([schedule.t_min, schedule.t_max], dtype=torch.float64)
     first, last = schedule.timestep(ends).tolist()

@@ -422,13 +422,19 @@ def as_model(
     if isinstance(step, SignatureStudent):
         conditions = conditions_of(step.network)
         return Model(step, step.sample_shape, step.grids, conditions=conditions, card=card)
-    if shape is None:
-        raise SigdegError("a teacher is told the shape of its samples, such as shape=(3, 32, 32)")
+    sizes = shape if isinstance(shape, Sequence) else ()
+    if not sizes or not all(isinstance(size, int) and size > 0 for size in sizes):
+        raise SigdegError(
+            "a teacher is told the shape of its samples, such as shape=(3, 32, 32)"
+            + ("" if shape is None else f", got {shape!r:.60}")
+        )
     if isinstance(step, Denoiser):
         step = Exponential(step)
+    if not hasattr(step, "process"):
+        raise SigdegError(f"a {type(step).__name__} is no step, no denoiser and no model")
     schedule: Any = step.process
     grid = Grid(tuple(fine_grid(schedule, CALLS - 1, "power").tolist()))
-    made = Model(step, tuple(shape), grid, card=card)
+    made = Model(step, tuple(sizes), grid, card=card)
     network = getattr(unguided(step), "network", None)
     conditions = Unconditional() if network is None else conditions_of(network)
     return dataclasses.replace(made, conditions=conditions)

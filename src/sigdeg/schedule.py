@@ -20,7 +20,7 @@ import functools
 import inspect
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -441,7 +441,9 @@ CONSISTENCY = (
 def scheduler_config(scheduler: Any) -> dict[str, Any]:
     """The settings that a diffusers scheduler heeds: a file may hold those of another one too."""
     heeded = inspect.signature(type(scheduler).__init__).parameters
-    return {key: value for key, value in dict(scheduler.config).items() if key in heeded}
+    config = getattr(scheduler, "config", None)
+    known = config if isinstance(config, Mapping) else {}
+    return {key: value for key, value in known.items() if key in heeded}
 
 
 def from_scheduler(scheduler: Any) -> Schedule:

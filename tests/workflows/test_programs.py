@@ -234,3 +234,65 @@ def test_options_that_nobody_knows(tmp_path: Path) -> None:
     with pytest.raises(SigdegError, match="told the schedule it was trained with"):
         sigdeg.as_teacher(Table(), shape=(3,))
     assert not (tmp_path / "out").exists()
+
+
+def test_an_exact_law_goes_on_where_it_stopped(tmp_path: Path) -> None:
+    """Its student's network is drawn: the same again, whatever was drawn in between."""
+    law = GaussianMixtureDenoiser([-2.0, 2.0], [0.5, 0.5], [0.5, 0.5], VPLinear())
+    teacher = sigdeg.as_teacher(law, shape=(1,))
+    first = sigdeg.distill(teacher, steps=2, out=tmp_path / "run", **SMALL)
+    torch.randn(3)
+    again = sigdeg.distill(teacher, steps=2, out=tmp_path / "run", **SMALL)
+    assert torch.equal(again.sample(3, seed=0), first.sample(3, seed=0))
+    table = sigdeg.compare({"mine": first}, [2], {"mean": lambda x: float(x.mean())}, 1, n=10)
+    with pytest.raises(SigdegError, match="holds another run"):
+        table.report(tmp_path / "run")
+    with pytest.raises(SigdegError, match=r"learns from a step: give teacher\.step"):
+        sigdeg.distill(first.step, teacher, tmp_path / "other")
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"labels": [1]}, r"student\.sample\(n, label="),
+        ({"guidance": 2.0}, r"distill\(teacher\.guided"),
+        ({"out_dir": "runs"}, "the folder of a new student is out"),
+        ({"steps": "2"}, "steps are whole numbers"),
+        ({"steps": (2.0, 1)}, "steps are whole numbers"),
+        ({"mixed_precision": "fp8"}, "unknown mixed_precision 'fp8'"),
+    ],
+)
+def test_options_that_are_none(options: dict[str, Any], said: str) -> None:
+    law = GaussianMixtureDenoiser([0.0], [1.0], [1.0], VPLinear())
+    with pytest.raises(SigdegError, match=said):
+        sigdeg.distill(sigdeg.as_teacher(law, shape=(1,)), **options)
+    with pytest.raises(SigdegError, match="as_teacher makes a Model of"):
+        sigdeg.distill(law, steps=2)
+
+
+@pytest.mark.parametrize(
+    ("samples", "said"),
+    [
+        ("paths.npy", "no array of numbers"),
+        (None, "no array of numbers"),
+        ([[1.0, 2.0], [3.0]], "no array of numbers"),
+        (np.zeros((30, 0)), "samples have shape"),
+        (np.zeros((1, 3)), "at least 20 samples"),
+        (np.zeros((0, 3)), "no samples to train on"),
+    ],
+)
+def test_samples_that_are_none(samples: Any, said: str, tmp_path: Path) -> None:
+    with pytest.raises(SigdegError, match=said):
+        sigdeg.train_teacher(samples, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("sampler", "n", "said"), [(3, 10, "a int is no step"), (lambda _: None, 10, "no step")]
+)
+def test_samplers_that_are_none(sampler: Any, n: int, said: str) -> None:
+    mean = {"mean": lambda x: float(x.mean())}
+    with pytest.raises(SigdegError, match=said):
+        sigdeg.compare({"own": sampler}, [2], mean, n=n, shape=(1,))
+    with pytest.raises(SigdegError, match="n must be at least 1"):
+        sigdeg.compare({"own": sampler}, [2], mean, n=0, shape=(1,))

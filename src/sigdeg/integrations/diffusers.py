@@ -73,6 +73,11 @@ def load_teacher(path: Any, *, null_class: int | None = None) -> Model:
     if isinstance(path, Model):
         return with_null_class(path, null_class)
     if not isinstance(path, str | Path):
+        if not hasattr(path, "scheduler"):
+            raise SigdegError(
+                f"a {type(path).__name__} is neither a Model, nor a pipeline, nor a folder or hub "
+                "id: as_teacher makes a Model of a network, a denoiser or a step"
+            )
         return from_pipeline(path, null_class)
     place, unet = split_name(path)
     folder = find_folder(place)
@@ -206,6 +211,8 @@ def as_teacher(
     """
     if isinstance(network, Denoiser) or hasattr(network, "process"):
         return as_model(network, shape, name or type(network).__name__)
+    if isinstance(network, type) or not callable(network):
+        raise SigdegError(f"{network!r:.60} is no network: give a module, or a function")
     if schedule is None:
         raise SigdegError("a network is told the schedule it was trained with, such as VPLinear()")
     if not isinstance(schedule, Schedule):

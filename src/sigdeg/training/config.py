@@ -50,6 +50,7 @@ class TrainConfig:
         self.at_least(1, "iterations", "batch_size", "checkpoint_every")
         self.at_least(0, "warmup", "seed")
         check_choice(self.optimizer, ("adam", "muon"), "optimizer")
+        check_choice(self.mixed_precision, ("no", "bf16"), "mixed_precision")
         if not (self.learning_rate > 0 and self.gradient_clip > 0 and 0 <= self.ema < 1):
             raise SigdegError(
                 "learning_rate and gradient_clip must be positive, and ema must lie in [0, 1)"

@@ -20,9 +20,10 @@ from sigdeg.schedule import expand
 from sigdeg.training.config import TrainConfig
 from sigdeg.training.job import Job, train
 
-__all__ = ["check_data", "train_teacher"]
+__all__ = ["LEAST", "check_data", "train_teacher"]
 
 HELD_OUT = 1024
+LEAST = 20  # samples: every twentieth is held out
 Drawn = tuple[Tensor, Tensor, Tensor, dict[str, Tensor]]  # as DenoisingObjective takes it
 
 
@@ -50,10 +51,12 @@ class DenoisingObjective(nn.Module):
         return {"loss": nn.functional.mse_loss(output, target)}
 
 
-def check_data(data: Tensor) -> None:
-    """Refuse an empty set and samples that are not finite: they would spoil every weight."""
+def check_data(data: Tensor, least: int = 1) -> None:
+    """Refuse too small a set and samples that are not finite: they would spoil every weight."""
     if not len(data):
         raise SigdegError("there are no samples to train on")
+    if len(data) < least:
+        raise SigdegError(f"at least {least} samples are needed to train on, got {len(data)}")
     if bad := int((~data.isfinite()).flatten(1).any(1).sum()):
         raise SigdegError(
             f"{bad:,} of {len(data):,} samples hold NaN or infinite values: remove them"
@@ -93,9 +96,7 @@ def train_teacher(
         The denoiser with averaged weights, and the history (step, training loss, held-out loss).
     """
     config = dataclasses.replace(config or TrainConfig(), **options)
-    if len(data) < 20:
-        raise SigdegError(f"a teacher needs at least 20 samples to train on, got {len(data)}")
-    check_data(data)
+    check_data(data, LEAST)
     if labels is not None and labels.shape != (len(data),):
         raise SigdegError(f"{len(data):,} samples need as many labels, got {tuple(labels.shape)}")
     if labels is not None and unlabelled and class_labels(denoiser.network) is not None:

@@ -11,6 +11,7 @@ from typing import Any
 from torch import Tensor
 
 from sigdeg.errors import SigdegError, check_least
+from sigdeg.files import read_json
 from sigdeg.grids import check_grid, coarse_grid
 from sigdeg.model import Model, as_model
 from sigdeg.results import Row, make_row, save_results, summarise
@@ -36,9 +37,16 @@ class Table:
     summary: str
 
     def report(self, folder: str | Path) -> Path:
-        """Write `results.json` and a report; returns the latter."""
+        """Write `results.json` and a report; returns the latter.
+
+        Raises:
+            SigdegError: If the folder holds the results of another run.
+        """
         from sigdeg.report import write_report  # an extra, which a table can do without
 
+        kept = Path(folder) / "results.json"
+        if kept.exists() and read_json(kept).get("experiment") != "compare":
+            raise SigdegError(f"{folder} holds another run: choose another folder")
         quality = next(iter(self.rows[0]["metrics"]))
         results = {
             "title": "Samplers side by side",
@@ -86,6 +94,7 @@ def compare(
         SigdegError: If there is nothing to compare, or no shape.
     """
     check_least(min(len(samplers), len(grids), len(metrics)), 1, "samplers, grids and metrics")
+    check_least(n, 1, "n")
     known = {name: value for name, value in samplers.items() if isinstance(value, Model)}
     known |= {k: as_model(v) for k, v in samplers.items() if isinstance(v, SignatureStudent)}
     if shape is None:

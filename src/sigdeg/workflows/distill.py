@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from numbers import Integral
 from pathlib import Path
 from typing import Any, overload
 
@@ -16,6 +17,7 @@ from sigdeg.grids import Grid
 from sigdeg.integrations import load_teacher
 from sigdeg.model import Card, Model, as_model
 from sigdeg.results import versions
+from sigdeg.rng import seeded
 from sigdeg.runs import fingerprint
 from sigdeg.student import SignatureStudent
 from sigdeg.training import resolve_device
@@ -23,6 +25,12 @@ from sigdeg.workflows.recipe import Recipe
 
 __all__ = ["configure", "distill", "distill_teacher"]
 
+INSTEAD = {
+    "guidance": "guide the teacher, distill(teacher.guided(2.0), ...)",
+    "labels": "all classes are distilled, and asked for as in student.sample(n, label=3)",
+    "null_class": "it belongs to the teacher, load_teacher(path, null_class=...)",
+    "out_dir": "the folder of a new student is out",
+}
 TRAINING = {field.name for field in dataclasses.fields(DistillConfig)}
 
 
@@ -50,6 +58,11 @@ def distill(*given: Any, **options: Any) -> Distilled | Model:
         TrainingError: If the loss stops being finite; the last good checkpoint is kept.
     """
     if "student" in options or isinstance(next(iter(given), None), SignatureStudent):
+        if any(isinstance(part, Model) for part in (*given, *options.values())):
+            raise SigdegError(
+                "a student that is given learns from a step: give teacher.step, and "
+                "condition=teacher.conditions() if it knows classes"
+            )
         return distill_step(*given, **options)
     if len(given) != 1:
         raise SigdegError("a teacher is followed by named options: steps=10, out='runs/distilled'")
@@ -57,13 +70,18 @@ def distill(*given: Any, **options: Any) -> Distilled | Model:
     own = ("out", "samples", "device", "progress")
     unknown = [name for name in options if name not in known and name not in own]
     if unknown:
+        if unknown[0] in INSTEAD:
+            raise SigdegError(f"there is no option {unknown[0]!r} here: {INSTEAD[unknown[0]]}")
         raise SigdegError(
             f"unknown option {unknown[0]!r}: a Recipe's are {', '.join(sorted(known - TRAINING))}, "
             f"a DistillConfig's {', '.join(sorted(TRAINING))}, and {', '.join(own)}"
         )
     recipe = {name: value for name, value in options.items() if name in known - TRAINING}
-    if isinstance(recipe.get("steps"), int):
-        recipe["steps"] = (recipe["steps"],)
+    if "steps" in recipe:
+        steps = recipe["steps"]
+        recipe["steps"] = tuple(steps) if isinstance(steps, list | tuple) else (steps,)
+        if not all(isinstance(count, Integral) for count in recipe["steps"]):
+            raise SigdegError(f"steps are whole numbers, such as 5 or (10, 5), got {steps!r:.60}")
     asked, teacher = Recipe(**recipe), load_teacher(given[0])
     config = configure(teacher, asked, **{k: v for k, v in options.items() if k in TRAINING})
     rest = {name: value for name, value in options.items() if name in own[1:]}
@@ -113,7 +131,8 @@ def distill_teacher(
     from sigdeg.report import write_report  # an extra, which training a student can do without
     from sigdeg.workflows.evaluate import finer_grid, measure, save_comparison
 
-    student = new_student(teacher, recipe)
+    # That of an exact law starts with a network of its own: the same when the run is gone on with.
+    student = seeded(config.seed, lambda: new_student(teacher, recipe))
     check_least(samples, 2, "samples")
     check_memory(judging_bytes(samples, teacher.shape, len(student.steps)))
     # A student's own guidance is no guidance of the student that it teaches.

@@ -11,14 +11,14 @@ from torch import nn
 
 from sigdeg.codec import Standardise
 from sigdeg.denoiser import NetworkDenoiser
-from sigdeg.errors import SigdegError
+from sigdeg.errors import SigdegError, reason
 from sigdeg.model import Card, Model, as_model
 from sigdeg.networks import ResidualMLP
 from sigdeg.results import versions
 from sigdeg.rng import seeded
 from sigdeg.runs import fingerprint
 from sigdeg.schedule import Schedule, VPLinear
-from sigdeg.training import TrainConfig, check_data
+from sigdeg.training import LEAST, TrainConfig, check_data
 from sigdeg.training import train_teacher as train_denoiser
 
 __all__ = ["train_teacher"]
@@ -60,14 +60,17 @@ def train_teacher(
     for name in options:
         if name not in known:
             raise SigdegError(f"unknown option {name!r}: choose from {', '.join(sorted(known))}")
-    data = torch.as_tensor(samples)
-    if data.ndim not in (2, 3) or not data.dtype.is_floating_point:
+    try:
+        data = torch.as_tensor(samples)
+    except (RuntimeError, TypeError, ValueError) as error:
+        raise SigdegError(f"samples are no array of numbers: {reason(error)}") from None
+    if data.ndim not in (2, 3) or 0 in data.shape[1:] or not data.dtype.is_floating_point:
         raise SigdegError(
             "samples have shape (n, elements) or (n, features, dates) and are no whole numbers, "
             f"got {tuple(data.shape)} of {data.dtype}; a network for images is trained elsewhere, "
             "as_teacher takes it"
         )
-    check_data(data)
+    check_data(data, LEAST)
     config, codec, out = TrainConfig(**options), Standardise.of(data), Path(out)
     states = codec.encode(data)
     size = states.shape[1]
