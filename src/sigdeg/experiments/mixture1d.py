@@ -19,7 +19,7 @@ from sigdeg.datasets import GaussianMixture1D, mixture_split
 from sigdeg.denoiser import GaussianMixtureDenoiser, NetworkDenoiser
 from sigdeg.distillation import DistillConfig, Distilled
 from sigdeg.experiments import paper
-from sigdeg.experiments.bench import Benchmark, Draw, Spec
+from sigdeg.experiments.bench import Benchmark, Spec
 from sigdeg.grids import coarse_grid, fine_grid
 from sigdeg.metrics import variance_score, w1_exact, w1_samples
 from sigdeg.networks import ResidualMLP
@@ -124,6 +124,7 @@ class Mixture1D(Benchmark[Settings]):
     shape = (1,)
 
     def prepare(self) -> None:
+        self.kept: dict[tuple[Step, int, int], Tensor] = {}
         self.data = mixture_split(self.seed).train
         network = seeded(self.seed, lambda: ResidualMLP(1, 1))
         learned, curve = train_teacher(
@@ -162,17 +163,26 @@ class Mixture1D(Benchmark[Settings]):
             "w1_exact": w1_exact(samples, LAW),
         }
 
-    def judge_seeds(self, name: str, draws: Mapping[int, Draw]) -> dict[str, Summary]:
-        """Metrics of what is drawn with some seeds."""
+    def drawn(self, step: Step, grid: Tensor, seed: int, n: int) -> Tensor:
+        """The first of the samples of a seed that are judged: drawn once, if they are shown too."""
+        key = step, len(grid), seed
+        kept = self.kept.get(key)
+        if kept is None or len(kept) < n:
+            generator = derive_generator(seed, Stream.MIXTURE_DRAWS)
+            kept = self.kept[key] = self.march(step, grid)(n, generator)
+        return kept[:n]
+
+    def judge_seeds(self, name: str, steps: Mapping[int, Step], grid: Tensor) -> dict[str, Summary]:
+        """Metrics of what the steps of some seeds draw."""
 
         def judged(seed: int) -> dict[str, Summary]:
             def work(_: int) -> dict[str, Any]:
-                generator = derive_generator(seed, Stream.MIXTURE_DRAWS)
-                return self.measure(draws[seed](self.settings.exact_n, generator), seed)
+                samples = self.drawn(steps[seed], grid, seed, self.settings.exact_n)
+                return self.measure(samples, seed)
 
             return summarise(self.recall(f"{name} seed {seed}", work))
 
-        return merge([judged(seed) for seed in draws])
+        return merge([judged(seed) for seed in steps])
 
     def floor(self) -> dict[str, Summary]:
         """The same metrics of real samples, ten times over."""
@@ -186,25 +196,25 @@ class Mixture1D(Benchmark[Settings]):
         self.fine = fine_grid(SCHEDULE, TEACHER_STEPS)
         for name, teacher in self.teachers.items():
             judged = seeds if name == "analytic" else seeds[:1]
-            draws = dict.fromkeys(judged, self.march(teacher, self.fine))
-            metrics = self.judge_seeds(f"{name} teacher", draws)
+            marched = dict.fromkeys(judged, teacher)
+            metrics = self.judge_seeds(f"{name} teacher", marched, self.fine)
             columns = {"teacher": name, "seeds": len(judged), "grid": "uniform"}
             columns |= {"order": 1, "steps": TEACHER_STEPS}
             self.reference = self.add_step("teacher", teacher, self.fine, metrics, **columns)
         for spec, results in distilled.items():
             for steps in spec.steps:
-                draws = {
-                    seed: self.march(r.student, r.student.grid(steps))
-                    for seed, r in zip(seeds, results, strict=True)
-                }
-                metrics = self.judge_seeds(f"{spec.slug} at {steps}", draws)
-                self.add(self.student_row(spec, steps, results, metrics), draws[self.seed])
+                students = {seed: r.student for seed, r in zip(seeds, results, strict=True)}
+                first = students[self.seed]
+                metrics = self.judge_seeds(f"{spec.slug} at {steps}", students, first.grid(steps))
+                row = self.student_row(spec, steps, results, metrics)
+                self.add(row, self.march(first, first.grid(steps)))
         grids = {(k, spec.power) for spec in self.settings.specs for k in spec.steps}
         for steps, power in sorted(grids, reverse=True):
             step = Exponential(self.teachers["analytic"].denoiser)
             grid = coarse_grid(SCHEDULE, steps, power=power)
-            draws = dict.fromkeys(seeds, self.march(step, grid))
-            metrics = self.judge_seeds(f"untrained {steps} {power}", draws)
+            metrics = self.judge_seeds(
+                f"untrained {steps} {power}", dict.fromkeys(seeds, step), grid
+            )
             columns = {"teacher": "analytic", "seeds": len(seeds), "grid": grid_name(power)}
             self.add_step("untrained", step, grid, metrics, order=1, **columns)
         self.shown = self.show(distilled, "learned")
@@ -220,8 +230,7 @@ class Mixture1D(Benchmark[Settings]):
         panels, histograms = {}, {"data": LAW.sample(20_000, generator)}
         for label, (step, grid) in steps.items():
             panels[label] = grid, self.states(step, grid, 60)[..., 0]
-            generator = derive_generator(self.seed, Stream.MIXTURE_FIGURE)
-            histograms[label] = self.march(step, grid)(20_000, generator)
+            histograms[label] = self.drawn(step, grid, self.seed, 20_000)
         folder = self.out / "figures"
         trajectories_plot(panels, folder / "trajectories.png")
         histogram_plot(histograms, density, folder / "histograms.png")
