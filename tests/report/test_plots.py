@@ -14,17 +14,15 @@ from PIL import Image
 
 from sigdeg.errors import SigdegError
 from sigdeg.report import (
-    colour,
     histogram_plot,
     image_grid,
     quality_plot,
     scatter_plot,
     training_plot,
     trajectories_plot,
-    use_style,
 )
 from sigdeg.report.plots import log_axis
-from sigdeg.report.style import METHODS
+from sigdeg.report.style import METHODS, colour, use_style
 from sigdeg.results import role_of
 
 QUALITY = {"metric": "fid", "label": "FID", "lower_is_better": True}
