@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -146,6 +147,9 @@ class TestFolder:
         torch.testing.assert_close(plain.sample(4, seed=0), 5 + 2 * states)
         with pytest.raises(SigdegError, match="is of another model: choose another folder"):
             as_model(student()).save_pretrained(tmp_path / "m")
+        shutil.rmtree(tmp_path / "m" / "decoder")
+        with pytest.raises(SigdegError, match="samples would be in other units"):
+            Model.from_pretrained(tmp_path / "m")
 
     def test_of_a_students_own_save(self, tmp_path: Path) -> None:
         own = student()

@@ -204,7 +204,8 @@ def modern(name: str) -> str:
 def find_codec(folder: Path) -> Codec:
     """The codec of a model's folder: what lies in its `decoder`; without one the identity.
 
-    A `config.json` may name a folder beside it as the `decoder`: that of the teacher's pipeline.
+    A `config.json` says that there is one. It may name a folder beside its own as the `decoder`
+    instead: that of the teacher's pipeline.
     """
     own, file = folder / "decoder", folder / "config.json"
     if own.is_dir():
@@ -212,6 +213,8 @@ def find_codec(folder: Path) -> Codec:
     teacher = read_json(file).get("decoder") if file.is_file() else None
     if teacher is None:
         return Identity()
+    if teacher == own.name:
+        raise SigdegError(f"{own} is missing: without it samples would be in other units")
     if not isinstance(teacher, str) or Path(teacher).name != teacher:
         raise SigdegError(f"{file} names a decoder that is no folder beside it: {teacher!r}")
     return load_decoder(folder.resolve().with_name(teacher) / "vqvae")

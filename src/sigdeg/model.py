@@ -321,7 +321,9 @@ class Model:
             conditions = dataclasses.asdict(self.conditions)
         elif not isinstance(self.conditions, Unconditional):
             raise SigdegError(f"{type(self.conditions).__name__} cannot be saved: Classes can")
-        more = {"conditions": conditions, "origin": self.card.written}
+        more: dict[str, Any] = {"conditions": conditions, "origin": self.card.written}
+        if not isinstance(self.codec, Identity):
+            more["decoder"] = "decoder"
         save_codec(self.codec, folder)
         if isinstance(self.step, SignatureStudent):
             self.step.save_pretrained(folder, **more)
