@@ -276,7 +276,7 @@ def test_config_survives_json(schedule: Schedule) -> None:
 @pytest.mark.parametrize(
     ("config", "line"),
     [
-        ({"kind": "Linear"}, "unknown schedule 'Linear': choose from VPLinear"),
+        ({"kind": "Nowhere"}, "unknown schedule 'Nowhere': choose from VPLinear"),
         ({}, "unknown schedule None"),
         ({"kind": "VPLinear", "beta": 1}, "schedule VPLinear: .*'beta'"),
     ],

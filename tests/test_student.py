@@ -474,7 +474,7 @@ def test_network_of_ones_own(tmp_path: Path) -> None:
         ({"network": {"class": "os.system"}}, "unknown network class"),
         ({"network": {"class": "ResidualMLP", "config": {"depth": 3}}}, "cannot be built"),
         ({"network": "ResidualMLP"}, "does not fit"),
-        ({"schedule": {"kind": "Linear"}}, "unknown schedule 'Linear'"),
+        ({"schedule": {"kind": "Nowhere"}}, "unknown schedule 'Nowhere'"),
         ({"schedule": {"kind": "VPLinear", "beta": 3}}, "schedule VPLinear"),
         ({"schedule": "VPLinear"}, "does not fit"),
         ({"steps": []}, "at least one step count"),

@@ -365,7 +365,7 @@ def test_damage_is_seen_wherever_it_is(tmp_path: Path) -> None:
     for damaged in itertools.chain(flipped, truncated, [whole + b"\0"]):
         file.write_bytes(damaged)
         with pytest.raises(
-            SigdegError, match=r"data\.safetensors (holds|is damaged|is not a whole)"
+            SigdegError, match=r"data\.safetensors (belongs|is damaged|is not a whole)"
         ) as caught:
             rough_bergomi_split(0, 10, 2, cache=file)
         assert "\n" not in str(caught.value)

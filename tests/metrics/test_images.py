@@ -275,7 +275,7 @@ def test_extractor_refuses_what_are_no_images(network: Classifier) -> None:
         extractor.features(torch.zeros(28, 28))
     with pytest.raises(SigdegError, match=r"shape \(n, c, h, w\), got \(0, 1, 28, 28\)"):
         extractor.features(torch.zeros(0, 1, 28, 28))
-    with pytest.raises(SigdegError, match="images of 1 channels, got 3"):
+    with pytest.raises(SigdegError, match="takes images of shape"):
         extractor.features(torch.zeros(1, 3, 28, 28))
     with pytest.raises(SigdegError, match="at least 1 image"):
         ClassifierExtractor(network, batch=0)
