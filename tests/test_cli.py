@@ -22,9 +22,9 @@ from sigdeg.model import Model, as_model
 from sigdeg.networks import Autoencoder, set_null_class
 from sigdeg.report import write_report
 from sigdeg.sampling import sample
-from sigdeg.workflows import evaluate
 from sigdeg.workflows.distill import configure
 from sigdeg.workflows.recipe import Recipe
+from tests.tiny import tiny_unet
 
 
 def student(shape: tuple[int, ...] = (1,), **options) -> SignatureStudent:
@@ -43,16 +43,7 @@ def saved(tmp_path: Path) -> Path:
 @pytest.fixture
 def teacher(tmp_path: Path) -> Path:
     torch.manual_seed(0)
-    network = diffusers.UNet2DModel(
-        sample_size=8,
-        in_channels=1,
-        out_channels=1,
-        layers_per_block=1,
-        block_out_channels=(8, 16),
-        down_block_types=("DownBlock2D", "DownBlock2D"),
-        up_block_types=("UpBlock2D", "UpBlock2D"),
-        norm_num_groups=4,
-    )
+    network = tiny_unet()
     scheduler = diffusers.DDPMScheduler(prediction_type="v_prediction")
     diffusers.DDPMPipeline(network, scheduler).save_pretrained(tmp_path / "teacher")
     return tmp_path / "teacher"
@@ -242,17 +233,7 @@ def save_teacher(folder: Path, latent: bool, classes: int | None, told: bool = T
     """
     torch.manual_seed(0)
     channels = 2 if latent else 1
-    network = diffusers.UNet2DModel(
-        sample_size=8,
-        in_channels=channels,
-        out_channels=channels,
-        layers_per_block=1,
-        block_out_channels=(8, 16),
-        down_block_types=("DownBlock2D", "DownBlock2D"),
-        up_block_types=("UpBlock2D", "UpBlock2D"),
-        norm_num_groups=4,
-        num_class_embeds=None if classes is None else classes + 1,
-    )
+    network = tiny_unet(channels, num_class_embeds=None if classes is None else classes + 1)
     if classes is not None and told:
         set_null_class(network, classes)
     scheduler = diffusers.DDPMScheduler(prediction_type="v_prediction")
@@ -319,16 +300,6 @@ def test_a_student_is_sampled_from_within_its_folder(saved: Path, monkeypatch) -
     monkeypatch.chdir(saved)
     assert main(["sample", ".", "-n", "2", "--no-progress"]) == 0
     assert load_file(saved / "samples" / "samples.safetensors")["samples"].shape == (2, 1)
-
-
-@pytest.fixture
-def timed_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What is to be timed runs once: its times matter elsewhere."""
-    monkeypatch.setattr(
-        evaluate,
-        "paired_seconds",
-        lambda functions: {k: 1.0 + len(f()) for k, f in functions.items()},
-    )
 
 
 @pytest.mark.usefixtures("timed_once")

@@ -13,6 +13,7 @@ import torch
 from sigdeg import ResidualMLP, SignatureStudent, VPLinear, costs
 from sigdeg.cli import main
 from sigdeg.integrations import load_teacher
+from tests.tiny import tiny_unet
 
 HUGE = ("99999999999999999999", "4294967296000", "-1", "1e400", "-inf", "nan", "1e-400", "0x10")
 WORDS = ("", " ", "abc", "1,5", "--", "\x00", "é中\U0001f600", "'; rm", "../..", "a" * 300, "None")
@@ -61,16 +62,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     torch.manual_seed(0)
     network = ResidualMLP(SignatureStudent.in_channels(1, 2), 1, 8, 1)
     SignatureStudent(network, VPLinear(), 1, 2, data_std=1.0).save_pretrained(folder / "STUDENT")
-    unet = diffusers.UNet2DModel(
-        sample_size=8,
-        in_channels=1,
-        out_channels=1,
-        layers_per_block=1,
-        block_out_channels=(8, 16),
-        down_block_types=("DownBlock2D", "DownBlock2D"),
-        up_block_types=("UpBlock2D", "UpBlock2D"),
-        norm_num_groups=4,
-    )
+    unet = tiny_unet()
     diffusers.DDPMPipeline(unet, diffusers.DDPMScheduler()).save_pretrained(folder / "TEACHER")
     teacher = load_teacher(str(folder / "TEACHER"))
     SignatureStudent.from_denoiser(

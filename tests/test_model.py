@@ -23,6 +23,7 @@ from sigdeg.grids import Grid, coarse_grid
 from sigdeg.integrations import as_teacher, load_teacher
 from sigdeg.model import Card, Model, as_model
 from sigdeg.networks import Autoencoder, ResidualMLP
+from tests.tiny import tiny_unet
 
 SCHEDULE = VPLinear()
 
@@ -278,17 +279,7 @@ class TestPipelines:
 
     def pipeline(self, **options: Any) -> Any:
         torch.manual_seed(0)
-        network = diffusers.UNet2DModel(
-            sample_size=8,
-            in_channels=2,
-            out_channels=2,
-            layers_per_block=1,
-            block_out_channels=(8, 16),
-            down_block_types=("DownBlock2D", "DownBlock2D"),
-            up_block_types=("UpBlock2D", "UpBlock2D"),
-            norm_num_groups=4,
-            **options,
-        )
+        network = tiny_unet(2, **options)
         return diffusers.DDPMPipeline(network, diffusers.DDPMScheduler())
 
     def test_the_same_samples(self, tmp_path: Path) -> None:

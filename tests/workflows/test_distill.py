@@ -27,35 +27,18 @@ from sigdeg.schedule import VPLinear
 from sigdeg.workflows import evaluate
 from sigdeg.workflows.distill import distill_teacher
 from sigdeg.workflows.recipe import Recipe
+from tests.tiny import tiny_unet
 
 CONFIG = DistillConfig(
     iterations=2, batch_size=8, paths=16, held_out=8, refinement=2, tracker="none"
 )
 
-
-@pytest.fixture(autouse=True)
-def timed_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What is to be timed runs once: its times matter elsewhere."""
-    monkeypatch.setattr(
-        evaluate,
-        "paired_seconds",
-        lambda functions: {k: 1.0 for k in functions if functions[k]()[0] is not None},
-    )
+pytestmark = pytest.mark.usefixtures("timed_once")
 
 
 def teacher(channels: int, classes: int | None = None, latent: bool = False) -> Model:
     torch.manual_seed(0)
-    network = diffusers.UNet2DModel(
-        sample_size=8,
-        in_channels=channels,
-        out_channels=channels,
-        layers_per_block=1,
-        block_out_channels=(8, 16),
-        down_block_types=("DownBlock2D", "DownBlock2D"),
-        up_block_types=("UpBlock2D", "UpBlock2D"),
-        norm_num_groups=4,
-        num_class_embeds=None if classes is None else classes + 1,
-    )
+    network = tiny_unet(channels, num_class_embeds=None if classes is None else classes + 1)
     denoiser = NetworkDenoiser(network.eval(), VPLinear(), "v_prediction")
     made = as_model(denoiser, (channels, 8, 8), "tiny")
     if not latent:

@@ -28,7 +28,7 @@ from sigdeg.integrations import Solver
 from sigdeg.results import read_results
 from sigdeg.schedule import expand
 from sigdeg.steps import DenoiserStep
-from sigdeg.workflows import evaluate
+from tests.tiny import tiny_unet
 
 SMALL: dict[str, Any] = {
     "iterations": 2,
@@ -42,29 +42,12 @@ SMALL: dict[str, Any] = {
     "progress": False,
 }
 
-
-@pytest.fixture(autouse=True)
-def timed_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What is to be timed runs once."""
-    monkeypatch.setattr(
-        evaluate,
-        "paired_seconds",
-        lambda functions: {k: 1.0 + len(f()) for k, f in functions.items()},
-    )
+pytestmark = pytest.mark.usefixtures("timed_once")
 
 
 def unet() -> Any:
     torch.manual_seed(0)
-    return diffusers.UNet2DModel(
-        sample_size=8,
-        in_channels=1,
-        out_channels=1,
-        layers_per_block=1,
-        block_out_channels=(8, 16),
-        down_block_types=("DownBlock2D", "DownBlock2D"),
-        up_block_types=("UpBlock2D", "UpBlock2D"),
-        norm_num_groups=4,
-    )
+    return tiny_unet()
 
 
 def test_a_user_of_diffusers(tmp_path: Path) -> None:
