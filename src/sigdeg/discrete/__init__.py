@@ -1,0 +1,38 @@
+"""Discrete diffusion, distilled to a few steps by mixtures (Di4C).
+
+In reading order: `process`, `latent`, `denoiser`, `student`, `steps`, `model`.
+"""
+
+from sigdeg.discrete.codec import Characters, GreyLevels
+from sigdeg.discrete.denoiser import (
+    ExactDenoiser,
+    GuidedTokens,
+    NetworkTokenDenoiser,
+    TokenDenoiser,
+)
+from sigdeg.discrete.latent import Latent
+from sigdeg.discrete.model import TokenModel, as_token_model, uniform_grid
+from sigdeg.discrete.process import Absorbing, DiscretisedGaussian, RateMatrix, Uniform
+from sigdeg.discrete.steps import Ancestral, Hybrid, TokenStep
+from sigdeg.discrete.student import MixtureStudent
+
+__all__ = [
+    "Absorbing",
+    "Ancestral",
+    "Characters",
+    "DiscretisedGaussian",
+    "ExactDenoiser",
+    "GreyLevels",
+    "GuidedTokens",
+    "Hybrid",
+    "Latent",
+    "MixtureStudent",
+    "NetworkTokenDenoiser",
+    "RateMatrix",
+    "TokenDenoiser",
+    "TokenModel",
+    "TokenStep",
+    "Uniform",
+    "as_token_model",
+    "uniform_grid",
+]
