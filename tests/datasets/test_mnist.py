@@ -14,6 +14,7 @@ import pooch
 import pytest
 
 from sigdeg.datasets import load_mnist, mnist
+from sigdeg.datasets.download import fetch
 from sigdeg.datasets.mnist import parse_idx
 from sigdeg.errors import SigdegError
 
@@ -160,6 +161,15 @@ def test_download_fills_the_cache_once(
     assert sorted(p.name for p in cache.iterdir()) == [IMAGE_FILE, LABEL_FILE]
     monkeypatch.setattr(mnist, "MIRRORS", [])
     assert_tiny_mnist()
+
+
+def test_a_mirror_may_call_the_file_otherwise(files: Path, server: str, tmp_path: Path) -> None:
+    """An address without a "/" at its end is the file's own."""
+    content = (files / LABEL_FILE).read_bytes()
+    digest = hashlib.sha256(content).hexdigest()
+    (files / "other.bin").write_bytes(content)
+    assert fetch("labels", "own.bin", digest, [server + "other.bin"]) == content
+    assert (tmp_path / "cache" / "sigdeg" / "labels" / "own.bin").read_bytes() == content
 
 
 @pytest.mark.parametrize("first", [NOWHERE, "missing/", "damaged/"])

@@ -3,14 +3,20 @@
 from sigdeg.datasets.mixture import GaussianMixture, GaussianMixture1D, MixtureSplit, mixture_split
 from sigdeg.datasets.mnist import load_mnist
 from sigdeg.datasets.rough_bergomi import RoughBergomi, SeriesSplit, rough_bergomi_split
+from sigdeg.datasets.text import Alphabet, TextSplit, load_text, split_text, windows
 
 __all__ = [
+    "Alphabet",
     "GaussianMixture",
     "GaussianMixture1D",
     "MixtureSplit",
     "RoughBergomi",
     "SeriesSplit",
+    "TextSplit",
     "load_mnist",
+    "load_text",
     "mixture_split",
     "rough_bergomi_split",
+    "split_text",
+    "windows",
 ]

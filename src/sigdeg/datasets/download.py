@@ -36,7 +36,8 @@ def fetch(
         dataset: The data set's name, which is also its folder's.
         name: The file's name.
         sha256: The hexadecimal digest of the file's content.
-        mirrors: Addresses that end in "/", tried in this order.
+        mirrors: Addresses, tried in this order: of the file, or of a folder with it, which end in
+            "/".
         data_dir: The folder of all data sets.
 
     Returns:
@@ -95,7 +96,8 @@ def _download(path: Path, sha256: str, mirrors: Sequence[str]) -> bytes:
     for mirror in mirrors:
         try:
             downloader = pooch.HTTPDownloader(timeout=20)
-            pooch.retrieve(mirror + path.name, None, partial.name, partial.parent, None, downloader)
+            address = mirror + path.name if mirror.endswith("/") else mirror
+            pooch.retrieve(address, None, partial.name, partial.parent, None, downloader)
             content = read_verified(partial, sha256)
             partial.replace(path)  # only now: the cache never holds an unverified file
         except OSError as error:  # the parent of every error of requests too
