@@ -1,5 +1,6 @@
 """Data sets of the experiments, with their exact laws where these are known."""
 
+from sigdeg.datasets.grammar import Brackets, Language, Molecules
 from sigdeg.datasets.mixture import GaussianMixture, GaussianMixture1D, MixtureSplit, mixture_split
 from sigdeg.datasets.mnist import load_mnist
 from sigdeg.datasets.rough_bergomi import RoughBergomi, SeriesSplit, rough_bergomi_split
@@ -7,9 +8,12 @@ from sigdeg.datasets.text import Alphabet, TextSplit, load_text, split_text, win
 
 __all__ = [
     "Alphabet",
+    "Brackets",
     "GaussianMixture",
     "GaussianMixture1D",
+    "Language",
     "MixtureSplit",
+    "Molecules",
     "RoughBergomi",
     "SeriesSplit",
     "TextSplit",

@@ -125,7 +125,8 @@ def split_text(text: str, shares: Sequence[float] = SHARES) -> TextSplit:
     sizes = train, validation, len(tokens) - train - validation
     if min(sizes) < 1:
         raise SigdegError(f"a text of {len(tokens):,} characters leaves parts of {sizes}")
-    return TextSplit(*tokens.split(sizes), alphabet)
+    first, second, third = tokens.split(sizes)
+    return TextSplit(first, second, third, alphabet)
 
 
 def windows(tokens: Tensor, length: int, stride: int | None = None) -> Tensor:

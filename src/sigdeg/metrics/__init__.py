@@ -34,6 +34,14 @@ from sigdeg.metrics.series import (
     marginal_loss,
     tail_error,
 )
+from sigdeg.metrics.text import (
+    distinct,
+    ngram_entropy,
+    own_entropy,
+    self_bleu,
+    text_metrics,
+    validity,
+)
 from sigdeg.metrics.wasserstein import Law, variance_score, w1_exact, w1_samples
 
 __all__ = [
@@ -50,6 +58,7 @@ __all__ = [
     "average_w1",
     "class_histogram",
     "correlation_discrepancy",
+    "distinct",
     "diversity",
     "energy_distance",
     "feature_metrics",
@@ -62,13 +71,18 @@ __all__ = [
     "marginal_loss",
     "median_path_error",
     "nearest_neighbours",
+    "ngram_entropy",
+    "own_entropy",
     "path_error",
     "precision_recall",
+    "self_bleu",
     "skew_error",
     "sliced_w1",
     "smile",
     "tail_error",
+    "text_metrics",
     "total_variation",
+    "validity",
     "variance_score",
     "w1_exact",
     "w1_samples",
