@@ -1,4 +1,4 @@
-"""The small text: where it is found, what its tokens stand for, how it is cut."""
+"""The small text: where it is found, how it is cut."""
 
 import hashlib
 from pathlib import Path
@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from sigdeg.datasets import text as module
-from sigdeg.datasets.text import Alphabet, load_text, split_text, windows
+from sigdeg.datasets.text import load_text, split_text, windows
 from sigdeg.errors import SigdegError
 
 TEXT = "To be, or not to be: that is the question.\n"
@@ -33,25 +33,11 @@ def test_the_text_lies_in_the_data_folder(folder: Path, monkeypatch: pytest.Monk
         load_text()
 
 
-def test_tokens_are_characters_and_back() -> None:
-    alphabet = Alphabet.of(["ba", "ac"])
-    assert alphabet.symbols == "abc"
-    assert alphabet.encode("cab").tolist() == [2, 0, 1]
-    assert alphabet.decode(torch.tensor([[2, 0, 1], [0, 0, 0]])) == ["cab", "aaa"]
-    with pytest.raises(SigdegError, match="'d' is no character of the alphabet 'abc'"):
-        alphabet.encode("bad")
-    with pytest.raises(SigdegError, match="between 0 and 2, got 0 to 3"):  # 3 is a mask's place
-        alphabet.decode(torch.tensor([[0, 3]]))
-    with pytest.raises(SigdegError, match="every character once"):
-        Alphabet("abca")
-
-
 def test_the_parts_are_the_text_in_its_order() -> None:
     split = split_text(TEXT * 10, (0.6, 0.2))
-    parts = split.alphabet.decode(torch.cat(split[:3])[None])
-    assert parts == [TEXT * 10]
-    assert [len(part) for part in split[:3]] == [258, 86, 86]
-    with pytest.raises(SigdegError, match="leaves parts of"):
+    assert "".join(split) == TEXT * 10
+    assert [len(part) for part in split] == [258, 86, 86]
+    with pytest.raises(SigdegError, match="cut into parts of 2, 0, 0"):
         split_text("ab")
 
 

@@ -4,10 +4,9 @@ from sigdeg.datasets.grammar import Brackets, Language, Molecules
 from sigdeg.datasets.mixture import GaussianMixture, GaussianMixture1D, MixtureSplit, mixture_split
 from sigdeg.datasets.mnist import load_mnist
 from sigdeg.datasets.rough_bergomi import RoughBergomi, SeriesSplit, rough_bergomi_split
-from sigdeg.datasets.text import Alphabet, TextSplit, load_text, split_text, windows
+from sigdeg.datasets.text import TextSplit, load_text, split_text, windows
 
 __all__ = [
-    "Alphabet",
     "Brackets",
     "GaussianMixture",
     "GaussianMixture1D",

@@ -14,9 +14,8 @@ from dataclasses import dataclass
 from typing import ClassVar, Protocol
 
 import torch
-from torch import Generator, Tensor
+from torch import Generator
 
-from sigdeg.datasets.text import Alphabet
 from sigdeg.errors import SigdegError, check_least, extra
 
 __all__ = ["Brackets", "Language", "Molecules"]
@@ -29,17 +28,17 @@ class Language(Protocol):
 
     Attributes:
         length: Characters of a string.
-        alphabet: What tokens stand for.
+        alphabet: The characters that they are made of, each once.
     """
 
     @property
     def length(self) -> int: ...
 
     @property
-    def alphabet(self) -> Alphabet: ...
+    def alphabet(self) -> str: ...
 
-    def sample(self, n: int, generator: Generator) -> Tensor:
-        """Draw `n` strings of it, tokens with shape (n, length)."""
+    def sample(self, n: int, generator: Generator) -> list[str]:
+        """Draw `n` strings of it."""
 
     def forms(self, texts: Sequence[str]) -> list[str | None]:
         """What each string stands for, the same for two that mean the same; None if invalid."""
@@ -59,7 +58,7 @@ class Brackets:
     """
 
     length: int = 16
-    alphabet: ClassVar[Alphabet] = Alphabet("()[]")
+    alphabet: ClassVar[str] = "()[]"
 
     def __post_init__(self) -> None:
         """Refuse a length that no balanced string has."""
@@ -72,7 +71,7 @@ class Brackets:
         """The number of strings."""
         return completions(self.length, 0)
 
-    def sample(self, n: int, generator: Generator) -> Tensor:
+    def sample(self, n: int, generator: Generator) -> list[str]:
         """Draw `n` strings, all equally likely: a bracket opens as often as in those that go on."""
         uniform = torch.rand(n, self.length, 2, generator=generator, dtype=torch.float64)
         height = torch.zeros(n, dtype=torch.int64)
@@ -88,7 +87,7 @@ class Brackets:
             kinds[rows, height] = kind
             tokens[:, place] = 2 * kind + (~opens).long()
             height = torch.where(opens, height + 1, height)
-        return tokens
+        return ["".join(self.alphabet[i] for i in row) for row in tokens.tolist()]
 
     def forms(self, texts: Sequence[str]) -> list[str | None]:
         """The strings themselves where they are balanced."""
@@ -144,13 +143,13 @@ class Molecules:
 
     length: int = 24
     padding: ClassVar[str] = "_"
-    alphabet: ClassVar[Alphabet] = Alphabet("#()12=CFNOS_cnos")
+    alphabet: ClassVar[str] = "#()12=CFNOS_cnos"
 
     def __post_init__(self) -> None:
         """Refuse a length that most molecules do not fit."""
         check_least(self.length, 2 * ATOMS[0], "length")
 
-    def sample(self, n: int, generator: Generator) -> Tensor:
+    def sample(self, n: int, generator: Generator) -> list[str]:
         """Draw `n` molecules that fit."""
         draw = random.Random(int(torch.randint(2**62, (), generator=generator)))
         texts: list[str] = []
@@ -158,8 +157,7 @@ class Molecules:
             text = molecule(draw, draw.randint(*ATOMS))
             if len(text) <= self.length:
                 texts.append(text.ljust(self.length, self.padding))
-        tokens = [self.alphabet.encode(text) for text in texts]
-        return torch.stack(tokens) if tokens else torch.empty(0, self.length, dtype=torch.int64)
+        return texts
 
     def forms(self, texts: Sequence[str]) -> list[str | None]:
         """Canonical SMILES of what RDKit takes for molecules.
