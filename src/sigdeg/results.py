@@ -122,7 +122,12 @@ class Results(TypedDict, total=False):
     hardware: dict[str, Any] | None
 
 
-ROLES: dict[str, Role] = {"teacher": "teacher", "sig-deg": "student", "untrained": "untrained"}
+ROLES: dict[str, Role] = {
+    "teacher": "teacher",
+    "sig-deg": "student",
+    "di4c": "student",
+    "untrained": "untrained",
+}
 
 
 def role_of(method: str) -> Role:

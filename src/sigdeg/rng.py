@@ -63,6 +63,13 @@ class Stream(IntEnum):
     LAWS_FLOOR = 62
     LAWS_PEER = 63
 
+    TEXT_DRAWS = 71
+    TEXT_BOUND = 72
+
+    GRAMMAR_DATA = 81
+    GRAMMAR_DRAWS = 82
+    GRAMMAR_BOUND = 83
+
 
 def derive_generator(seed: int, stream: Stream, *place: int) -> Generator:
     """A generator that depends on its key alone: work can stop and resume anywhere."""

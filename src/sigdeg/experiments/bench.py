@@ -327,7 +327,7 @@ class Benchmark(Bench, ABC, Generic[S]):
     quality: ClassVar[tuple[str, str]]  # the metric that counts, a distance, and what it is
     rivals: ClassVar[tuple[str, ...]] = ()  # metrics that students are compared with others by
     paper: ClassVar[Sequence[Mapping[str, Any]]] = ()
-    student: SignatureStudent  # the one that is kept
+    student: Any  # the one that is kept, of paths or of tokens: it saves itself
     codec: Codec = Identity()  # of its states
     shown_steps = 5  # at which the report shows how to sample it
 
