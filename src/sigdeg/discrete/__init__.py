@@ -1,6 +1,6 @@
 """Discrete diffusion, distilled to a few steps by mixtures (Di4C).
 
-In reading order: `process`, `latent`, `denoiser`, `student`, `steps`, `model`.
+In reading order: `process`, `latent`, `denoiser`, `student`, `steps`, `orders`, `model`.
 """
 
 from sigdeg.discrete.codec import Characters, GreyLevels
@@ -12,23 +12,28 @@ from sigdeg.discrete.denoiser import (
 )
 from sigdeg.discrete.latent import Latent
 from sigdeg.discrete.model import TokenModel, as_token_model, uniform_grid
+from sigdeg.discrete.orders import Confidence, Halton, RandomOrder
 from sigdeg.discrete.process import Absorbing, DiscretisedGaussian, RateMatrix, Uniform
-from sigdeg.discrete.steps import Ancestral, Hybrid, TokenStep
+from sigdeg.discrete.steps import Ancestral, Hybrid, TauLeaping, TokenStep
 from sigdeg.discrete.student import MixtureStudent
 
 __all__ = [
     "Absorbing",
     "Ancestral",
     "Characters",
+    "Confidence",
     "DiscretisedGaussian",
     "ExactDenoiser",
     "GreyLevels",
     "GuidedTokens",
+    "Halton",
     "Hybrid",
     "Latent",
     "MixtureStudent",
     "NetworkTokenDenoiser",
+    "RandomOrder",
     "RateMatrix",
+    "TauLeaping",
     "TokenDenoiser",
     "TokenModel",
     "TokenStep",

@@ -196,11 +196,16 @@ class GuidedTokens(TokenDenoiser):
 
     Both hear the same latent. Convention: $w = 1$ is the conditional model, diffusers' scale.
 
+    With a ramp the scale of a step that ends at s is $1 + (w - 1)(1 - s)$: little at first, where
+    guidance would settle too much, and $w$ in the last step, the only one of a single step
+    included.
+
     Arguments:
         denoiser: The denoiser that is guided.
         scale: $w$.
         unconditional: The condition that stands for none, each a tensor with batch size 1.
         other: Whose laws without a condition are taken (default: its own).
+        ramp: Whether the scale grows over the steps.
     """
 
     def __init__(
@@ -209,29 +214,41 @@ class GuidedTokens(TokenDenoiser):
         scale: float,
         unconditional: Mapping[str, Tensor],
         other: TokenDenoiser | None = None,
+        ramp: bool = False,
     ) -> None:
         if other is not None and other.process != denoiser.process:
             raise SigdegError("what guides has another process or vocabulary than what is guided")
         super().__init__(denoiser.process, denoiser.length)
         self.denoiser, self.other = denoiser, denoiser if other is None else other
-        self.scale = scale
+        self.scale, self.ramp = scale, ramp
         self.unconditional = dict(unconditional)
-        self.latent, self.elastic = denoiser.latent, denoiser.elastic
+        self.latent = denoiser.latent
+        self.elastic = ramp or denoiser.elastic or self.other.elastic
 
     def calls(self, t: float) -> int:
-        """Two."""
+        """Those of both."""
         return self.denoiser.calls(t) + self.other.calls(t)
 
     def forward(
-        self, x: Tensor, t: Tensor, latent: Tensor | None = None, **condition: Any
+        self,
+        x: Tensor,
+        t: Tensor,
+        latent: Tensor | None = None,
+        step: Tensor | float = 0.0,
+        **condition: Any,
     ) -> Tensor:
         none = {
             k: v.to(x.device).expand(len(x), *v.shape[1:]) for k, v in self.unconditional.items()
         }
-        heard = latent if self.other.latent is not None else None
-        own = self.denoiser(x, t, latent, **condition)
-        base = self.other(x, t, heard, **{**condition, **none})
-        moved = base + self.scale * (own - base)
+
+        def laws(part: TokenDenoiser, asked: dict[str, Any]) -> Tensor:
+            told = {"step": step} if part.elastic else {}
+            return part(x, t, None if part.latent is None else latent, **asked, **told)
+
+        own, base = laws(self.denoiser, condition), laws(self.other, {**condition, **none})
+        end = torch.as_tensor(step, dtype=own.dtype, device=own.device).reshape(-1, 1, 1)
+        scale = 1 + (self.scale - 1) * (1 - end) if self.ramp else self.scale
+        moved = base + scale * (own - base)
         possible = own > FLOOR / 2
         found = moved.where(possible, torch.full_like(moved, FLOOR * 1e3)).log_softmax(-1)
         return found.clamp(min=FLOOR)

@@ -16,7 +16,7 @@ from sigdeg.discrete.codec import TokenCodec, codec_from_config
 from sigdeg.discrete.denoiser import NetworkTokenDenoiser, TokenDenoiser
 from sigdeg.discrete.latent import Latent
 from sigdeg.discrete.process import DiscreteProcess, process_from_config
-from sigdeg.discrete.steps import Ancestral, TokenStep
+from sigdeg.discrete.steps import Ancestral, Hybrid, TokenStep
 from sigdeg.discrete.student import MixtureStudent
 from sigdeg.errors import SigdegError
 from sigdeg.files import find_student, load_weights, read_json, save_model
@@ -204,7 +204,7 @@ def denoiser_from(
 
 
 def as_token_model(
-    step: TokenStep | TokenDenoiser,
+    step: TokenStep | Hybrid | TokenDenoiser,
     times: Sequence[float] = (),
     steps: Sequence[int] = (),
     name: str | None = None,

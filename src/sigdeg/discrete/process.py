@@ -66,9 +66,10 @@ def choose(probabilities: Tensor, uniform: Tensor) -> Tensor:
         Symbols, int64, shape (\*); none that has probability 0.
     """
     cumulated = probabilities.double().cumsum(-1)
-    level = uniform.double() * cumulated[..., -1]
-    drawn = torch.searchsorted(cumulated, level[..., None].contiguous(), right=True)
-    return drawn[..., 0].clamp(max=probabilities.shape[-1] - 1)
+    whole = cumulated[..., -1]
+    # Rounded up to the whole, a level would be that of a last symbol which may have no probability.
+    level = torch.minimum(uniform.double() * whole, whole.nextafter(torch.zeros_like(whole)))
+    return torch.searchsorted(cumulated, level[..., None].contiguous(), right=True)[..., 0]
 
 
 def against(time: Time, like: Tensor) -> Tensor:
@@ -77,15 +78,23 @@ def against(time: Time, like: Tensor) -> Tensor:
     return t.reshape(-1, *[1] * (like.ndim - 1)) if t.ndim else t
 
 
+def decay(alpha: Callable[[Tensor], Tensor], t: Tensor) -> Tensor:
+    r"""$-\dot\alpha_t$, by forward-mode differentiation."""
+    slope: Tensor = torch.func.jvp(alpha, (t,), (torch.ones_like(t),))[1]
+    return -slope
+
+
 class DiscreteProcess(ABC):
     r"""Abstract: a Markov chain on S symbols over the times from 0 to 1.
 
     Attributes:
         states: The number S of symbols, that of the mask included.
         mask: The symbol that stands for no token, if there is one.
+        ordered: Whether near symbols mean near values.
     """
 
     kind: ClassVar[str]
+    ordered: ClassVar[bool] = False
     states: int
     mask: int | None = None
     t_min: ClassVar[float] = 0.0
@@ -141,14 +150,32 @@ class DiscreteProcess(ABC):
         Returns:
             Probabilities, shape (batch, D, S). Clean tokens that x excludes have no part in them.
         """
-        whole = self.likelihood(x, 0.0, t)
-        share = torch.where(whole > 0, p / whole.clamp(min=1e-300), 0.0)
-        found = self.likelihood(x, s, t) * self.push(share, 0.0, s)
+        found = self.likelihood(x, s, t) * self.push(self.shares(p, x, t), 0.0, s)
         return found / found.sum(-1, keepdim=True)
 
-    def settle(self, known: Tensor, s: Time, uniform: Tensor) -> Tensor:
-        """What is known of the clean tokens as it is at s, for infilling."""
-        return self.corrupt(known, s, uniform)
+    def shares(self, p: Tensor, x: Tensor, t: Time) -> Tensor:
+        r"""$p(x_0) / Q_{t|0}(x | x_0)$, 0 where x excludes the clean token; shape (batch, D, S)."""
+        whole = self.likelihood(x, 0.0, t)
+        return torch.where(whole > 0, p / whole.clamp(min=1e-300), 0.0)
+
+    @abstractmethod
+    def reverse_rates(self, p: Tensor, x: Tensor, t: Time) -> Tensor:
+        r"""Rates of the way back, of positions that are x at t and have laws p at 0.
+
+        $$ \hat R_t(x \to y) = R_t(y \to x) \sum_{x_0} p(x_0)
+           \frac{Q_{t|0}(y | x_0)}{Q_{t|0}(x | x_0)}, \qquad y \ne x. $$
+
+        Arguments:
+            p: Probabilities of the clean tokens, shape (batch, D, S).
+            x: State at t, shape (batch, D).
+            t: Time, a scalar or with shape (batch,).
+
+        Returns:
+            Shape (batch, D, S), 0 at x itself.
+
+        Raises:
+            SigdegError: If they are infinite at that time.
+        """
 
     def prior(
         self,
@@ -256,9 +283,12 @@ class Absorbing(DiscreteProcess):
         found[..., self.mask] = stay.expand_as(x)
         return found.where(masked[..., None], torch.nn.functional.one_hot(x, self.states).double())
 
-    def settle(self, known: Tensor, s: Time, uniform: Tensor) -> Tensor:
-        """What is known is never masked."""
-        return known
+    def reverse_rates(self, p: Tensor, x: Tensor, t: Time) -> Tensor:
+        r"""A mask falls with rate $-\dot\alpha_t / (1 - \alpha_t)$; a token stays."""
+        time = against(t, x)
+        rate = decay(self.alpha, time) / (1 - self.alpha(time))
+        falls = p.double() * self.tokens.to(p.device) * rate[..., None]
+        return torch.where(self.masked(x)[..., None], falls, 0.0)
 
 
 @dataclass(frozen=True)
@@ -303,6 +333,18 @@ class Uniform(DiscreteProcess):
         kept = self.kept(s, t, x)[..., None]
         same = torch.nn.functional.one_hot(x, self.states).double()
         return kept * same + (1 - kept) / self.states
+
+    def reverse_rates(self, p: Tensor, x: Tensor, t: Time) -> Tensor:
+        time = against(t, x)
+        left = self.alpha(time)
+        if not bool((left > 0).all()):
+            raise SigdegError(
+                f"with the schedule {self.schedule} nothing is left of a token at time 1, and its "
+                "rates are infinite: take the schedule exponential, or the ancestral step"
+            )
+        rate = decay(self.alpha, time) / left / self.states
+        found = rate[..., None] * self.push(self.shares(p, x, t), 0.0, t)
+        return found.scatter(-1, x[..., None], 0.0)
 
     def stationary(self) -> Tensor:
         return torch.full((self.states,), 1 / self.states, dtype=torch.float64)
@@ -388,6 +430,12 @@ class RateMatrix(DiscreteProcess):
         rows = torch.arange(len(x), device=x.device).reshape(-1, *[1] * (x.ndim - 1))
         return move[rows, x]
 
+    def reverse_rates(self, p: Tensor, x: Tensor, t: Time) -> Tensor:
+        speed = self.scale * math.log(self.growth) * self.growth ** against(t, x)
+        into = speed[..., None] * self.rates.T.to(x.device)[x]
+        found = into * self.push(self.shares(p, x, t), 0.0, t)
+        return found.scatter(-1, x[..., None], 0.0)
+
     def stationary(self) -> Tensor:
         return self.law
 
@@ -423,6 +471,7 @@ class DiscretisedGaussian(RateMatrix):
     """
 
     kind = "gaussian"
+    ordered = True
 
     def __init__(
         self,
