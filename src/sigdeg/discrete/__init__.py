@@ -1,6 +1,6 @@
 """Discrete diffusion, distilled to a few steps by mixtures (Di4C).
 
-In reading order: `process`, `latent`, `denoiser`, `student`, `steps`, `orders`, `model`.
+In reading order: `process`, `latent`, `denoiser`, `student`, `steps`, `orders`, `model`, `exact`.
 """
 
 from sigdeg.discrete.codec import Characters, GreyLevels
