@@ -12,7 +12,7 @@ from sigdeg import SignatureStudent
 from sigdeg.cli import main
 from sigdeg.codec import Identity, find_codec
 from sigdeg.distillation import DistillConfig
-from sigdeg.experiments import bench, mnist, mnist_bench, mnist_networks
+from sigdeg.experiments import bench, mnist, mnist_bench, mnist_judges, mnist_networks
 from sigdeg.experiments.mnist_presets import PRESETS, Guided, Settings, Weak, student
 from sigdeg.files import SHIPPED
 from sigdeg.integrations import load_teacher
@@ -21,7 +21,6 @@ from sigdeg.metrics import (
     ClassifierExtractor,
     Extractor,
     Reference,
-    Statistics,
     frechet_distance,
 )
 from sigdeg.metrics import images as image_metrics_module
@@ -36,7 +35,7 @@ MATCHED = replace(PAIRED, start=PAIRED)
 SETTINGS = Settings(
     widths=(16, 16, 16),
     autoencoder=TrainConfig(**TINY),
-    classifiers={name: TrainConfig(**TINY) for name in mnist.EXTRACTORS},
+    classifiers={name: TrainConfig(**TINY) for name in mnist_judges.EXTRACTORS},
     teacher=TrainConfig(**TINY),
     specs=(
         replace(MATCHED, start=MATCHED, teacher="guided"),
@@ -65,7 +64,7 @@ def toy(monkeypatch):
     """Sixty digits of noise, a benchmark to match, and metrics that take so few."""
     rng = np.random.default_rng(0)
     digits = rng.integers(0, 256, (60, 28, 28), dtype=np.uint8), np.arange(60, dtype=np.uint8) % 10
-    monkeypatch.setattr(mnist_bench, "load_mnist", lambda split, data_dir: digits)
+    monkeypatch.setattr(mnist_judges, "load_mnist", lambda split, data_dir: digits)
     monkeypatch.setattr(mnist_networks, "HELD_OUT", 10)
     monkeypatch.setattr(image_metrics_module, "MINIMUM", 16)
     monkeypatch.setattr(mnist, "SHOWN", 4)
@@ -203,12 +202,9 @@ def test_choices_see_training_images_and_the_first_extractor_only(tmp_path):
     def chosen(test, second):
         settings = replace(SETTINGS, n=32, tried=32, peer_draws=2)
         digits = mnist.Mnist(settings, tmp_path / f"{test} {second}")
-        digits.test_set = None, torch.arange(mnist_networks.CLASSES)
-        digits.extractors = [Pixels(Looking(sign), "", "", 64) for sign in (1.0, second)]
-        digits.references = [
-            Reference.from_images(around(test), extractor) for extractor in digits.extractors
-        ]
-        digits.validation = Statistics.of(digits.extractors[0].features(around(0.5)))
+        extractors = [Pixels(Looking(sign), "", "", 64) for sign in (1.0, second)]
+        real = around(test), torch.arange(mnist_networks.CLASSES)
+        digits.judges = mnist_judges.Judges(extractors, (around(0.5), None), real)
         digits.decode = lambda latents: latents
         digits.march = lambda step, _: lambda n, _: around(step.mean, n)
         tried = {str(step.mean): (step, torch.ones(2)) for step in map(Around, (-0.5, 0.1, 0.6))}
@@ -253,7 +249,7 @@ def test_the_shipped_models_are_judged_without_training(tmp_path, monkeypatch):
     assert [row["nfe"] for row in students] == [10, 5, 2, 1]
     assert all(row["metrics"]["path"]["mean"] < 1 for row in students[:2])
     for extractor, (_, folder) in zip(
-        results["extractors"], mnist.EXTRACTORS.values(), strict=True
+        results["extractors"], mnist_judges.EXTRACTORS.values(), strict=True
     ):
         network = load_classifier(SHIPPED / folder)
         assert extractor["digest"] == ClassifierExtractor(network).digest
@@ -276,8 +272,8 @@ def test_classes_may_be_weighted_to_their_real_shares():
     skewed, moved = seen([6000, 2000]), seen([4000, 4000], 0.5)
     plain = frechet_distance(skewed.features, reference.statistics)
     assert plain > 0.5
-    assert mnist_bench.frechet_at_shares(skewed, reference, shares) < 0.02
-    assert mnist_bench.frechet_at_shares(moved, reference, shares) == pytest.approx(0.5, abs=0.1)
+    assert mnist_judges.frechet_at_shares(skewed, reference, shares) < 0.02
+    assert mnist_judges.frechet_at_shares(moved, reference, shares) == pytest.approx(0.5, abs=0.1)
 
 
 @pytest.mark.parametrize("preset", sorted(PRESETS))

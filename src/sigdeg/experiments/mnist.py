@@ -22,7 +22,8 @@ from sigdeg.codec import load_decoder, save_decoder
 from sigdeg.distillation import Distilled
 from sigdeg.experiments import paper
 from sigdeg.experiments.bench import Spec
-from sigdeg.experiments.mnist_bench import EXTRACTORS, Digits
+from sigdeg.experiments.mnist_bench import Digits
+from sigdeg.experiments.mnist_judges import EXTRACTORS
 from sigdeg.experiments.mnist_networks import BATCH
 from sigdeg.experiments.mnist_presets import PRESETS, Settings
 from sigdeg.experiments.mnist_variants import guided_rows, scale_rows, size_rows
@@ -167,8 +168,8 @@ class Mnist(Digits):
         return {
             **super().results(),
             "reconstruction": self.reconstruction(),
-            "extractor": self.references[0].describe(),
-            "extractors": self.describe_extractors(),
+            "extractor": self.judges.references[0].describe(),
+            "extractors": self.judges.describe(),
             "nearest": self.nearest(),
         }
 
@@ -182,7 +183,7 @@ class Mnist(Digits):
         """The models in half precision, in a folder, as the package ships them."""
         folder = self.out / "pretrained"
         copy.deepcopy(self.student).half().save_pretrained(folder / "mnist")
-        for (_, name), extractor in zip(EXTRACTORS.values(), self.extractors, strict=True):
+        for (_, name), extractor in zip(EXTRACTORS.values(), self.judges.extractors, strict=True):
             network = copy.deepcopy(extractor.network).half()
             save_model(folder / name, network_config(network), network.state_dict())
         for name in ("teacher", "weak") if self.settings.weak else ("teacher",):

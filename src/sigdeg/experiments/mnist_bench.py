@@ -12,11 +12,11 @@ import torch
 from torch import Tensor
 
 from sigdeg.codec import Decoder, load_decoder
-from sigdeg.datasets import load_mnist
 from sigdeg.denoiser import Denoiser, NetworkDenoiser
 from sigdeg.distillation import DistillConfig, Distilled
 from sigdeg.errors import extra
 from sigdeg.experiments.bench import Benchmark, Draw, Spec
+from sigdeg.experiments.mnist_judges import EXTRACTORS, Judges, images, shipped_extractor
 from sigdeg.experiments.mnist_networks import (
     BATCH,
     CLASSES,
@@ -29,18 +29,7 @@ from sigdeg.experiments.mnist_presets import Settings
 from sigdeg.files import SHIPPED
 from sigdeg.grids import refine
 from sigdeg.integrations import load_teacher, save_latent_pipeline
-from sigdeg.metrics import (
-    Activations,
-    ClassifierExtractor,
-    Reference,
-    Statistics,
-    ambiguous,
-    class_histogram,
-    feature_metrics,
-    frechet_distance,
-)
-from sigdeg.metrics.extractors import load_classifier
-from sigdeg.networks import Classifier, Mixer
+from sigdeg.metrics import ClassifierExtractor, class_histogram
 from sigdeg.paths import CachedPaths, TeacherPaths
 from sigdeg.results import Summary, summarise
 from sigdeg.rng import Stream, derive_generator, seeded
@@ -48,31 +37,7 @@ from sigdeg.schedule import from_scheduler
 from sigdeg.student import SignatureStudent
 from sigdeg.training import TrainConfig, train_teacher
 
-__all__ = ["EXTRACTORS", "Digits", "frechet_at_shares", "images"]
-
-# What judges by name: how it is built and where it comes from. Nothing is chosen with the second.
-EXTRACTORS: dict[str, tuple[type[Classifier], str]] = {
-    "mnist": (Classifier, "mnist-classifier"),
-    "mnist-2": (Mixer, "mnist-classifier-2"),
-}
-# Training images that everything is chosen against; the tables are of the test images.
-VALIDATION = 10_000
-
-
-def images(split: Any, data_dir: Path | None) -> tuple[Tensor, Tensor]:
-    """MNIST as images (n, 1, 28, 28) in [-1, 1] and labels (n,)."""
-    pixels, labels = load_mnist(split, data_dir)
-    return torch.from_numpy(pixels)[:, None].float() / 127.5 - 1, torch.from_numpy(labels).long()
-
-
-def frechet_at_shares(seen: Activations, reference: Reference, shares: Tensor) -> float:
-    """The Fréchet distance of samples that count so much that each class has its real share.
-
-    It tells how digits look whichever of them are drawn. Classes are the extractor's own.
-    """
-    classes = seen.probabilities.argmax(1)
-    weighted = Statistics.of(seen.features, (shares / class_histogram(classes, CLASSES))[classes])
-    return frechet_distance(weighted, reference.statistics)
+__all__ = ["Digits"]
 
 
 class Digits(Benchmark[Settings]):
@@ -88,9 +53,8 @@ class Digits(Benchmark[Settings]):
         settings, self.timing_n = self.settings, self.settings.timing_n
         self.teachers, self.sources = {}, {}
         self.classes: dict[str, Tensor] = {}  # what share each has, by teacher
-        self.extractors = [self.extractor(name) for name in EXTRACTORS]
-        self.references = [Reference.from_images(self.test_set[0], e) for e in self.extractors]
-        self.validation = Statistics.of(self.extractors[0].features(self.train_set[0][:VALIDATION]))
+        extractors = [self.extractor(name) for name in EXTRACTORS]
+        self.judges = Judges(extractors, self.train_set, self.test_set)
         self.codec = self.decoder = self.autoencoder()
         self.shares = class_histogram(self.train_set[1], CLASSES)
         self.latents = in_batches(self.decoder.autoencoder, "encode", self.train_set[0])
@@ -111,7 +75,7 @@ class Digits(Benchmark[Settings]):
         kind, folder = EXTRACTORS[name]
         config = self.settings.classifiers.get(name)
         if config is None:
-            return ClassifierExtractor(load_classifier(SHIPPED / folder), name)
+            return shipped_extractor(name)
         config = dataclasses.replace(config, seed=self.seed + config.seed)
         trained, history = train_classifier(
             *self.train_set, self.out / f"{folder}-training", config, **self.options, kind=kind
@@ -119,19 +83,6 @@ class Digits(Benchmark[Settings]):
         self.curves[folder.replace("mnist-", "")] = history.tolist()
         # As it is shipped: its digest must be the same.
         return ClassifierExtractor(trained.half().float(), name)
-
-    def describe_extractors(self) -> list[dict[str, Any]]:
-        """Which they are, how often they are right on the test images and how often unsure."""
-        return [
-            reference.describe()
-            | {
-                "accuracy": float(
-                    (reference.probabilities.argmax(1) == self.test_set[1]).double().mean()
-                ),
-                "ambiguous": ambiguous(reference.probabilities),
-            }
-            for reference in self.references
-        ]
 
     def autoencoder(self) -> Decoder:
         """The autoencoder, trained or the shipped teacher's."""
@@ -253,22 +204,6 @@ class Digits(Benchmark[Settings]):
         """Draw images, not latents alone."""
         return self.teacher.codec.decode(super().time(draw))
 
-    def measure(self, pictures: Tensor) -> dict[str, Any]:
-        """What is made of a set of images: metrics, those of the second extractor with `_2`.
-
-        And class shares, by the first.
-        """
-        seen = [extractor.extract(pictures) for extractor in self.extractors]
-        metrics: dict[str, float] = {}
-        shares = class_histogram(self.test_set[1], CLASSES)
-        for end, activations, reference in zip(("", "_2"), seen, self.references, strict=True):
-            values = feature_metrics(activations, reference)
-            values["fid_shares"] = frechet_at_shares(activations, reference, shares)
-            values["ambiguous"] = ambiguous(activations.probabilities)
-            metrics |= {f"{key}{end}": value for key, value in values.items()}
-        classes = class_histogram(seen[0].probabilities.argmax(1), CLASSES)
-        return {"metrics": metrics, "classes": classes.tolist()}
-
     def draws(self, draw: Draw, count: int | None = None) -> list[Callable[[], Tensor]]:
         """Independent sets of latents (default: as many as the preset wants)."""
         return [
@@ -280,7 +215,7 @@ class Digits(Benchmark[Settings]):
         self, name: str, sets: Sequence[Callable[[], Tensor]]
     ) -> tuple[dict[str, Summary], Tensor]:
         """Metrics and class shares of several sets of latents, against the test images."""
-        found = self.recall(name, lambda i: self.measure(self.decode(sets[i]())), len(sets))
+        found = self.recall(name, lambda i: self.judges.measure(self.decode(sets[i]())), len(sets))
         shares = torch.tensor([f["classes"] for f in found], dtype=torch.float64).mean(0)
         return summarise([f["metrics"] for f in found]), shares
 
@@ -290,18 +225,13 @@ class Digits(Benchmark[Settings]):
     def score(self, draw: Draw) -> float:
         """The Fréchet distance by the first features to training images, of one draw."""
         generator = derive_generator(self.seed, Stream.MNIST_VALIDATION)
-        found = self.extractors[0].features(self.decode(draw(self.settings.tried, generator)))
-        return frechet_distance(found, self.validation)
+        return self.judges.score(self.decode(draw(self.settings.tried, generator)))
 
     def floor(self) -> dict[str, Summary]:
         """The metrics of training images, disjoint sets as large as a draw."""
-        order = torch.randperm(
-            len(self.train_set[0]), generator=derive_generator(self.seed, Stream.MNIST_FLOOR)
-        )
-        parts = order.split(self.settings.n)[: self.settings.draws]
-        return summarise([self.measure(self.train_set[0][rows])["metrics"] for rows in parts])
+        return self.judges.floor(self.settings.n, self.settings.draws, self.seed)
 
     def reconstruction(self) -> dict[str, Summary]:
         """The metrics of decoded latents of training images."""
         parts = self.latents.split(self.settings.n)[: self.settings.draws]
-        return summarise([self.measure(self.decode(part))["metrics"] for part in parts])
+        return summarise([self.judges.measure(self.decode(part))["metrics"] for part in parts])

@@ -55,9 +55,9 @@ def guided_rows(bench: Digits) -> list[Row]:
 
     def metrics(latents: Tensor) -> dict[str, Summary]:
         pictures = bench.decode(latents)
-        right = bench.extractors[0].probabilities(pictures).argmax(1) == wanted
+        right = bench.judges.extractors[0].probabilities(pictures).argmax(1) == wanted
         accuracy = single(float(right.double().mean()), len(right))
-        return summarise([bench.measure(pictures)["metrics"]]) | {"accuracy": accuracy}
+        return summarise([bench.judges.measure(pictures)["metrics"]]) | {"accuracy": accuracy}
 
     def draw(classes: Tensor, stream: Stream) -> Tensor:
         march = bench.march(student, student.grid(), class_labels=classes.to(bench.device))
