@@ -114,7 +114,10 @@ def test_round_trip_through_a_folder(kind: str, tmp_path: Path) -> None:
         ({"class": "Autoencoder", "config": {"depth": 3}}, "Autoencoder cannot be built: .*depth"),
         ({"class": "Autoencoder", "config": {"width": 12}}, "Autoencoder cannot be built"),
         ({"class": "Classifier"}, "Classifier comes without its configuration"),
-        ({"class": "Other"}, "'Other': Autoencoder, Classifier, Mixer, ModulatedMLP, ResidualMLP "),
+        (
+            {"class": "Other"},
+            "'Other': Autoencoder, Classifier, Mixer, ModulatedMLP, ResidualMLP, TokenMLP",
+        ),
     ],
 )
 def test_bad_descriptions_are_refused_in_one_line(

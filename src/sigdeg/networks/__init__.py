@@ -1,4 +1,4 @@
-"""Networks: MLPs, the paper's among them, and the widening that turns a teacher into a student."""
+"""Networks: MLPs, the paper's among them, networks of tokens, and what makes students of both."""
 
 from sigdeg.networks.autoencoder import Autoencoder
 from sigdeg.networks.beside import Widened, widen
@@ -14,6 +14,8 @@ from sigdeg.networks.build import (
 from sigdeg.networks.call import Call, Function, call_network
 from sigdeg.networks.classifier import Classifier, Mixer
 from sigdeg.networks.mlp import ModulatedMLP, ResidualMLP, sinusoidal
+from sigdeg.networks.token_unet import TokenUNet
+from sigdeg.networks.tokens import TokenMLP, TokenNetwork, TokenTransformer, with_latent
 
 __all__ = [
     "Autoencoder",
@@ -23,6 +25,10 @@ __all__ = [
     "Mixer",
     "ModulatedMLP",
     "ResidualMLP",
+    "TokenMLP",
+    "TokenNetwork",
+    "TokenTransformer",
+    "TokenUNet",
     "Widened",
     "build_network",
     "call_network",
@@ -34,4 +40,5 @@ __all__ = [
     "sinusoidal",
     "uncompiled",
     "widen",
+    "with_latent",
 ]

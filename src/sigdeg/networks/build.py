@@ -22,6 +22,8 @@ from sigdeg.networks.beside import Widened
 from sigdeg.networks.call import Configured
 from sigdeg.networks.classifier import Classifier, Mixer
 from sigdeg.networks.mlp import ModulatedMLP, ResidualMLP
+from sigdeg.networks.token_unet import TokenUNet
+from sigdeg.networks.tokens import TokenMLP, TokenNetwork, TokenTransformer
 from sigdeg.schema import number, record, whole
 
 __all__ = [
@@ -34,8 +36,10 @@ __all__ = [
     "uncompiled",
 ]
 
+TOKENS = (TokenMLP, TokenTransformer, TokenUNet)
 OWN: dict[str, Any] = {
-    cls.__name__: cls for cls in (Autoencoder, Classifier, Mixer, ModulatedMLP, ResidualMLP)
+    cls.__name__: cls
+    for cls in (Autoencoder, Classifier, Mixer, ModulatedMLP, ResidualMLP, *TOKENS)
 }
 
 
@@ -45,7 +49,7 @@ def depth(value: Any, name: str) -> None:
         whole(0, 1024)(part, name)
 
 
-SAVED = record({}, dict.fromkeys(("blocks", "layers_per_block", "num_layers"), depth))
+SAVED = record({}, dict.fromkeys(("blocks", "depth", "layers_per_block", "num_layers"), depth))
 
 
 def network_config(network: nn.Module) -> dict[str, Any]:
@@ -211,9 +215,14 @@ def set_null_class(network: nn.Module, null_class: int) -> None:
 
 
 def class_labels(network: nn.Module) -> list[int] | None:
-    """Labels of a conditional diffusers U-Net, but for one known to mean none; None of another."""
+    """Labels of a conditional network, but for one known to mean none; None of another.
+
+    It is a diffusers U-Net or a network of tokens.
+    """
     if isinstance(network, Widened):
         return class_labels(network.network)
+    if isinstance(network, TokenNetwork):
+        return list(range(network.config["classes"])) or None
     config = network_config(network).get("config", {})
     embedded = config.get("num_class_embeds")
     if embedded is None:

@@ -1,0 +1,363 @@
+r"""Networks of tokens: logits of every position's symbol, from tokens some of which are noise.
+
+    network(x, timestep, latent=None, step=None, class_labels=None) -> logits (batch, D, S)
+
+x are token ids (batch, D). Times lie in [0, 1], a scalar or one a sample. A latent (batch, k) is
+what a mixture of products is indexed by; `step` is the end of the step that is asked for.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from sigdeg.errors import SigdegError, check_choice, check_least
+from sigdeg.networks.call import Configured
+from sigdeg.networks.mlp import sinusoidal
+
+__all__ = ["TokenMLP", "TokenNetwork", "TokenTransformer", "with_latent"]
+
+FEATURES = 64  # sinusoidal features of a time, and of each number of a uniform latent
+INJECT = ("token", "add", "film")
+KINDS = ("uniform", "gaussian", "categorical")
+
+
+class LatentEmbedding(nn.Module):
+    r"""Latents as vectors of a network's width.
+
+    Uniform numbers in [0, 1] by their sinusoidal features, two layers and a norm, Gaussian ones by
+    one layer, categories by a table. Nothing in here starts at zero, or small: where all components
+    of a mixture are one, they get the same gradient and stay so. Without the norm they part three
+    to five times as late.
+
+    Arguments:
+        kind: "uniform", "gaussian" or "categorical".
+        size: How many numbers a latent has, or, of a categorical one, the number of categories.
+        width: Size of a vector.
+    """
+
+    def __init__(self, kind: str, size: int, width: int) -> None:
+        super().__init__()
+        check_choice(kind, KINDS, "kind of latent")
+        check_least(size, 1, "the size of a latent")
+        self.kind, self.numbers = kind, 1 if kind == "categorical" else size
+        self.layers: nn.Module
+        if kind == "categorical":
+            self.layers = nn.Embedding(size, width)
+        elif kind == "gaussian":
+            self.layers = nn.Linear(size, width)
+        else:
+            self.layers = two_layers(size * FEATURES, width).append(nn.LayerNorm(width))
+
+    def forward(self, latent: Tensor) -> Tensor:
+        """Vectors (batch, width) of latents (batch, size), or of categories (batch, 1)."""
+        if latent.ndim != 2 or latent.shape[1] != self.numbers:
+            raise SigdegError(
+                f"this network takes {self.kind} latents of shape (batch, {self.numbers}), "
+                f"got {tuple(latent.shape)}"
+            )
+        like = next(self.parameters())
+        if self.kind == "categorical":
+            told = latent[:, 0].long()
+        elif self.kind == "gaussian":
+            told = latent.to(like)
+        else:
+            told = sinusoidal(latent.flatten(), FEATURES).to(like).reshape(len(latent), -1)
+        vectors: Tensor = self.layers(told)
+        return vectors
+
+
+def two_layers(features: int, width: int) -> nn.Sequential:
+    """Two linear layers."""
+    return nn.Sequential(nn.Linear(features, width), nn.SiLU(), nn.Linear(width, width))
+
+
+class TokenNetwork(Configured):
+    """What networks of tokens share: what they are told beside the tokens, and how it comes in.
+
+    Times and classes modulate the blocks by scales and shifts (FiLM). So does a latent, "film"; or
+    it is added to what all positions are embedded as, "add"; or it is one more "token", without a
+    position, that is dropped before the last layer.
+
+    Arguments:
+        length: Tokens a sample, D.
+        condition: Width of what modulates.
+        embedded: Width of what a position is embedded as.
+        config: The arguments that build the network again. Of these there are always:
+            `states`, the number of symbols S, that of the mask included where there is one;
+            `timed`, whether the network is told the time;
+            `elastic`, whether it is told the end of the step, too;
+            `classes`, the number of classes it can be told: a label of that very number, or none,
+            means no class;
+            `latent`, None or the arguments "kind" and "size" of `LatentEmbedding`;
+            `inject`, how a latent comes in.
+    """
+
+    def __init__(self, length: int, condition: int, embedded: int, /, **config: Any) -> None:
+        latent = None if config["latent"] is None else dict(config["latent"])
+        super().__init__(**{**config, "latent": latent})
+        check_choice(config["inject"], INJECT, "way of a latent into a network")
+        self.length, self.states, self.inject = length, config["states"], config["inject"]
+        timed, elastic, classes = (config[name] for name in ("timed", "elastic", "classes"))
+        self.time = two_layers(FEATURES, condition) if timed else None
+        self.end = two_layers(FEATURES, condition) if elastic else None
+        self.classes = nn.Embedding(classes + 1, condition) if classes else None
+        self.latent = None
+        if latent is not None:
+            if latent.keys() != {"kind", "size"}:
+                raise SigdegError(f"latent must have a kind and a size, got {latent}")
+            width = embedded if self.inject == "add" else condition
+            self.latent = LatentEmbedding(**latent, width=width)
+        modulated = timed or elastic or classes or (latent and self.inject == "film")
+        self.modulation = condition if modulated else 0
+
+    def told(
+        self,
+        x: Tensor,
+        timestep: Tensor | float | None,
+        latent: Tensor | None,
+        step: Tensor | float | None,
+        class_labels: Tensor | None,
+    ) -> tuple[Tensor | None, Tensor | None]:
+        """What modulates the blocks, with a row a sample or one for all; and the latent's vector.
+
+        Raises:
+            SigdegError: If tokens are not as many as they should be, or something that the network
+                has to be told is missing, or it was told what it does not know.
+        """
+        if x.ndim != 2 or x.shape[1] != self.length:
+            shape = tuple(x.shape)
+            raise SigdegError(f"this network takes tokens (batch, {self.length}), got {shape}")
+        for name, value, part in (("latent", latent, self.latent), ("step", step, self.end)):
+            if (value is None) != (part is None):
+                told = "takes no" if part is None else "has to be given its"
+                raise SigdegError(f"this network {told} {name}")
+        if class_labels is not None and self.classes is None:
+            raise SigdegError("this network knows no classes")
+        like = next(self.parameters())
+        parts = [
+            part(sinusoidal(torch.as_tensor(value, device=x.device).reshape(-1), FEATURES).to(like))
+            for part, value in ((self.time, timestep), (self.end, step))
+            if part is not None
+        ]
+        if self.classes is not None:
+            if class_labels is None:
+                class_labels = x.new_full((1,), self.classes.num_embeddings - 1)
+            parts.append(self.classes(class_labels))
+        vector = None if self.latent is None else self.latent(latent)
+        if vector is not None and self.inject == "film":
+            parts.append(vector)
+            vector = None
+        return F.silu(sum(parts[1:], parts[0])) if parts else None, vector
+
+
+def film(h: Tensor, told: Tensor | None) -> Tensor:
+    """Scales and shifts, (batch or 1, 2 width) for h (batch, ..., width); None changes nothing."""
+    if told is None:
+        return h
+    scale, shift = told.reshape(len(told), *[1] * (h.ndim - 2), -1).chunk(2, dim=-1)
+    return torch.addcmul(shift, h, 1 + scale)
+
+
+class TokenMLP(TokenNetwork):
+    r"""Residual network on the one-hots of all tokens, for small problems.
+
+    $$ h \leftarrow h + B\, \mathrm{silu}(A\, \mathrm{film}(\mathrm{norm}(h), c)). $$
+
+    Its first layer sums what it makes of each token: one more token is the same as an addition.
+
+    Arguments:
+        length: Tokens a sample, D.
+        states: Symbols, S.
+        width: Hidden width; a block's inner layer is twice as wide.
+        blocks: The number of residual blocks.
+        timed: With `elastic`, `classes`, `latent` and `inject` as `TokenNetwork` has it.
+    """
+
+    def __init__(
+        self,
+        length: int,
+        states: int,
+        width: int = 128,
+        blocks: int = 2,
+        timed: bool = True,
+        elastic: bool = False,
+        classes: int = 0,
+        latent: Mapping[str, Any] | None = None,
+        inject: str = "film",
+    ) -> None:
+        sizes = {"length": length, "states": states, "width": width, "blocks": blocks}
+        told = {"timed": timed, "elastic": elastic, "classes": classes}
+        super().__init__(length, width, width, **sizes, **told, latent=latent, inject=inject)
+        self.embed = nn.Linear(length * states, width)
+        self.norms = nn.ModuleList(nn.LayerNorm(width) for _ in range(blocks))
+        self.blocks = nn.ModuleList(
+            nn.Sequential(nn.Linear(width, 2 * width), nn.SiLU(), nn.Linear(2 * width, width))
+            for _ in range(blocks)
+        )
+        self.films = nn.ModuleList(
+            nn.Linear(width, 2 * width) for _ in range(blocks if self.modulation else 0)
+        )
+        self.head = nn.Linear(width, length * states)
+
+    def forward(
+        self,
+        x: Tensor,
+        timestep: Tensor | float | None = None,
+        latent: Tensor | None = None,
+        step: Tensor | float | None = None,
+        class_labels: Tensor | None = None,
+    ) -> Tensor:
+        """Logits (batch, D, S) of tokens (batch, D)."""
+        told, vector = self.told(x, timestep, latent, step, class_labels)
+        h = self.embed(F.one_hot(x, self.states).flatten(1).to(self.embed.weight))
+        if vector is not None:
+            h = h + vector
+        for k, (norm, block) in enumerate(zip(self.norms, self.blocks, strict=True)):
+            h = h + block(film(norm(h), None if told is None else self.films[k](told)))
+        logits: Tensor = self.head(F.silu(h)).unflatten(1, (self.length, self.states))
+        return logits
+
+
+class Attention(nn.Module):
+    """Attention of all positions to all, of normed inputs.
+
+    Arguments:
+        width: Channels.
+        heads: Heads, by which the width can be divided.
+    """
+
+    def __init__(self, width: int, heads: int) -> None:
+        super().__init__()
+        if heads < 1 or width % heads:
+            raise SigdegError(f"a width of {width} cannot be divided by {heads} heads")
+        self.heads = heads
+        self.inside, self.outside = nn.Linear(width, 3 * width), nn.Linear(width, width)
+
+    def forward(self, h: Tensor) -> Tensor:
+        """Map (batch, positions, width) to the same shape."""
+        q, k, v = self.inside(h).unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
+        mixed: Tensor = self.outside(
+            F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)
+        )
+        return mixed
+
+
+class TransformerBlock(nn.Module):
+    """Attention and two layers a position, each after a norm that may be modulated."""
+
+    def __init__(self, width: int, heads: int, modulation: int) -> None:
+        super().__init__()
+        self.norms = nn.ModuleList(nn.LayerNorm(width) for _ in range(2))
+        self.attention = Attention(width, heads)
+        self.mlp = nn.Sequential(
+            nn.Linear(width, 4 * width), nn.GELU(), nn.Linear(4 * width, width)
+        )
+        self.film = nn.Linear(modulation, 4 * width) if modulation else None
+
+    def forward(self, h: Tensor, told: Tensor | None) -> Tensor:
+        first, second = (None, None) if self.film is None else self.film(told).chunk(2, dim=-1)
+        h = h + self.attention(film(self.norms[0](h), first))
+        out: Tensor = h + self.mlp(film(self.norms[1](h), second))
+        return out
+
+
+class TokenTransformer(TokenNetwork):
+    r"""Transformer on tokens with learned positions; attention looks both ways, norms come first.
+
+    Arguments:
+        length: Tokens a sample, D.
+        states: Symbols, S.
+        width: Channels.
+        depth: The number of blocks.
+        heads: Attention heads.
+        timed: With `elastic`, `classes`, `latent` and `inject` as `TokenNetwork` has it; the share
+            of masks tells the time of an absorbing process.
+
+    Reference:
+        Peebles and Xie, *Scalable diffusion models with transformers* (2023), for the modulation.
+    """
+
+    def __init__(
+        self,
+        length: int,
+        states: int,
+        width: int = 128,
+        depth: int = 4,
+        heads: int = 4,
+        timed: bool = False,
+        elastic: bool = False,
+        classes: int = 0,
+        latent: Mapping[str, Any] | None = None,
+        inject: str = "token",
+    ) -> None:
+        sizes = {"length": length, "states": states, "width": width, "depth": depth, "heads": heads}
+        told = {"timed": timed, "elastic": elastic, "classes": classes}
+        super().__init__(length, width, width, **sizes, **told, latent=latent, inject=inject)
+        self.embed = nn.Embedding(states, width)
+        self.position = nn.Parameter(torch.randn(length, width))
+        self.blocks = nn.ModuleList(
+            TransformerBlock(width, heads, self.modulation) for _ in range(depth)
+        )
+        self.norm = nn.LayerNorm(width)
+        self.head = nn.Linear(width, states)
+
+    def forward(
+        self,
+        x: Tensor,
+        timestep: Tensor | float | None = None,
+        latent: Tensor | None = None,
+        step: Tensor | float | None = None,
+        class_labels: Tensor | None = None,
+    ) -> Tensor:
+        """Logits (batch, D, S) of tokens (batch, D)."""
+        told, vector = self.told(x, timestep, latent, step, class_labels)
+        h = self.embed(x) + self.position
+        if vector is not None and self.inject == "add":
+            h = h + vector[:, None]
+        elif vector is not None:
+            h = torch.cat([h, vector[:, None]], dim=1)
+        for block in self.blocks:
+            h = block(h, told)
+        logits: Tensor = self.head(self.norm(h[:, : self.length]))
+        return logits
+
+
+def with_latent(
+    network: nn.Module,
+    latent: Mapping[str, Any] | None,
+    inject: str | None = None,
+    elastic: bool = False,
+) -> TokenNetwork:
+    """A network of the same build that takes a latent, with all the weights that are there.
+
+    What is new keeps its initial values, from torch's default generator: `sigdeg.rng.seeded` makes
+    them depend on a seed.
+
+    Arguments:
+        network: A network of tokens; one that has a latent keeps what belongs to it where the new
+            one is the same.
+        latent: The arguments of `LatentEmbedding` but the width, "kind" and "size".
+        inject: How the latent comes in, see `TokenNetwork` (default: as the network has it).
+        elastic: Whether the network is told the end of the step.
+
+    Returns:
+        The new network, on the same device and in the same mode, ready to train.
+
+    Raises:
+        SigdegError: If the network is of another class.
+    """
+    if not isinstance(network, TokenNetwork):
+        raise SigdegError(f"{type(network).__name__} takes no latent: it is no network of tokens")
+    config = {**network.config, "latent": latent, "elastic": elastic}
+    build: Callable[..., TokenNetwork] = type(network)
+    student = build(**{**config, "inject": inject or config["inject"]})
+    same = all(student.config[name] == network.config[name] for name in ("latent", "inject"))
+    weights = network.state_dict()
+    kept = {k: v for k, v in weights.items() if same or not k.startswith("latent.")}
+    student.load_state_dict(kept, strict=False)
+    return student.to(next(network.parameters())).train(network.training)
