@@ -1,15 +1,22 @@
-"""Run every benchmark, print a table, write `results/benchmarks.json`."""
+"""Run every benchmark, print a table, write `results/benchmarks.json`.
+
+python -m benchmarks            all of them
+python -m benchmarks tokens     these; what the file says of the others stays
+"""
 
 from __future__ import annotations
 
+import json
 import os
+import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from benchmarks import Row, distillation, sampling, signatures
+from benchmarks import Row, distillation, sampling, signatures, tokens
+from sigdeg.errors import check_choice
 from sigdeg.files import save_json
 from sigdeg.results import hardware, versions
 
@@ -20,37 +27,46 @@ BENCHMARKS: dict[str, Callable[..., list[Row]]] = {
     "signatures": signatures.measure,
     "sampling": sampling.measure,
     "distillation": distillation.measure,
+    "tokens": tokens.measure,
 }
 
 
-def main(out: Path = OUT, sizes: Mapping[str, Mapping[str, Any]] | None = None) -> None:
-    """Run all and write the results.
+def main(
+    out: Path = OUT,
+    sizes: Mapping[str, Mapping[str, Any]] | None = None,
+    names: Sequence[str] = (),
+) -> None:
+    """Run benchmarks and write the results.
 
     Arguments:
         out: The file to write, atomically.
         sizes: Other sizes than the default ones, by benchmark.
+        names: Those to run (default: all); each then says by itself what it ran on.
     """
+    for name in names:
+        check_choice(name, BENCHMARKS, "benchmark")
     began, busy = time.perf_counter(), load()
     if busy > 0.5:
         print(f"Other work is running (load {busy:.1f}): small operations wait for their threads.")
     results: dict[str, list[dict[str, Any]]] = {}
     titles = ("", "ratio", "quartiles", "first", "second", "target")
     print("{:51}{:>8}  {:16}{:>10}{:>11}  {}".format(*titles), flush=True)
-    for name, measure in BENCHMARKS.items():
-        rows = measure(**(sizes or {}).get(name, {}))
+    for name in names or BENCHMARKS:
+        rows = BENCHMARKS[name](**(sizes or {}).get(name, {}))
         results[name] = [row.json() | rate(row) for row in rows]
         for row in rows:
             print(line(row), flush=True)
-    save_json(
-        out,
-        {
-            "hardware": hardware("cpu") | {"load_before": round(busy, 2)},
-            "versions": versions() | {"torchsde": version("torchsde")},
-            "seconds": round(time.perf_counter() - began, 1),
-            "method": "A B A B ..., first / second of each pair; seconds and ratios over the pairs",
-            **results,
-        },
-    )
+    run = {
+        "hardware": hardware("cpu") | {"load_before": round(busy, 2)},
+        "versions": versions() | {"torchsde": version("torchsde")},
+        "seconds": round(time.perf_counter() - began, 1),
+    }
+    method = "A B A B ..., first / second of each pair; seconds and ratios over the pairs"
+    whole: dict[str, Any] = {**run, "method": method}
+    if names:
+        whole = json.loads(out.read_text())
+        whole["apart"] = whole.get("apart", {}) | dict.fromkeys(names, run)
+    save_json(out, whole | results)
 
 
 def load() -> float:
@@ -76,4 +92,4 @@ def line(row: Row) -> str:
 
 
 if __name__ == "__main__":
-    main()
+    main(names=sys.argv[1:])

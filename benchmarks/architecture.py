@@ -84,7 +84,7 @@ ROOMS = (
 FLOORS = (
     ("cli", "what is typed"),
     ("workflows  experiments", "what commands do; benchmarks"),
-    ("distillation  planning  integrations  metrics", "the wings"),
+    ("distillation  planning  integrations  metrics  discrete", "the wings"),
     ("paths  training  datasets  report", "what wings share"),
     ("signature  schedule  denoiser  steps  student  sampling  model  networks", "the core"),
     ("errors  files  rng  runs  schema  results", "the ground"),
@@ -95,11 +95,11 @@ def draw(path: Path) -> None:
     """Write the drawing as a PNG."""
     right = len(ROOMS) * WIDTH + (len(ROOMS) - 1) * GAP
     with use_style():
-        figure = Figure(figsize=(11, 5.9))
+        figure = Figure(figsize=(11, 6.4))
         axes = figure.add_axes((0.015, 0.01, 0.97, 0.98))
         axes.set_axis_off()
         axes.set_xlim(-0.1, right + 0.1)
-        axes.set_ylim(-6.0, HEIGHT + 0.95)
+        axes.set_ylim(-6.86, HEIGHT + 0.95)
         axes.text(0, HEIGHT + 0.5, "From teacher to student", **HEADING)
         for k, room in enumerate(ROOMS):
             left = k * (WIDTH + GAP)
@@ -121,9 +121,19 @@ def draw(path: Path) -> None:
             color=INK,
             **CENTRED,
         )
-        axes.text(0, -2.0, "Floors: nothing imports what stands above it", **HEADING)
+        box(axes, 0, -1.98, right, 0.72, colour("di4c"))
+        axes.text(
+            right / 2,
+            -1.62,
+            "discrete/: the same rooms for tokens.  A process of its own in place of the schedule, "
+            " noise = uniform numbers and a latent in place of signatures",
+            size=8.4,
+            color=INK,
+            **CENTRED,
+        )
+        axes.text(0, -2.86, "Floors: nothing imports what stands above it", **HEADING)
         for k, (names, what) in enumerate(FLOORS):
-            low = -2.9 - 0.6 * k
+            low = -3.76 - 0.6 * k
             box(axes, 0, low, right, 0.5, GREY)
             axes.text(0.25, low + 0.25, names, size=7.6, family=MONO, color=INK, va="center")
             axes.text(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import types
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -11,8 +12,9 @@ import torch
 from torch import Generator
 
 import benchmarks
-from benchmarks import Row, compare, distillation, sampling, summary
-from benchmarks.__main__ import main
+from benchmarks import Row, compare, distillation, sampling, summary, tokens
+from benchmarks.__main__ import BENCHMARKS, main
+from sigdeg.errors import SigdegError
 from sigdeg.sampling import sample
 from sigdeg.student import SignatureStudent
 
@@ -99,12 +101,37 @@ def test_a_training_iteration_excludes_the_bare_work_beside_it(clock: Clock) -> 
     assert clock.now == 2 * 1000 + 5 * 5 + 4 * 7  # the hook is gone
 
 
+def test_both_joint_losses_are_one() -> None:
+    log_p = torch.randn(2, 3, 4, 5, generator=Generator().manual_seed(0)).log_softmax(-1)
+    sequences = torch.randint(5, (2, 6, 4), generator=Generator().manual_seed(1))
+    both = [loss(log_p, sequences) for loss in tokens.LOSSES.values()]
+    torch.testing.assert_close(*both)
+
+
+def test_some_benchmarks_leave_what_others_said(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "benchmarks.json"
+    out.write_text('{"hardware": {"cpu": "another"}, "sampling": ["old"], "tokens": ["old"]}')
+    monkeypatch.setitem(BENCHMARKS, "tokens", lambda: [Row("new", "", "", [(1.0, 1.0)] * 2, {})])
+    main(out, names=["tokens"])
+    results = json.loads(out.read_text())
+    assert results["hardware"] == {"cpu": "another"}
+    assert results["sampling"] == ["old"]
+    assert results["tokens"][0]["name"] == "new"
+    assert results["apart"]["tokens"]["hardware"]["cpu"] != "another"
+    with pytest.raises(SigdegError, match="unknown benchmark 'none': choose from signatures"):
+        main(out, names=["none"])
+
+
 def test_a_small_run_writes_every_ratio(tmp_path, capsys: pytest.CaptureFixture[str]) -> None:
     sizes = {
         "signatures": {"scalars": 10_000, "pairs": 2},
         "sampling": {"vectors": 4, "images": 1, "widths": (8, 8), "pairs": 2},
         "distillation": {"vectors": 4, "images": 2, "widths": (8, 8)}
         | dict.fromkeys(("iterations", "fresh_iterations", "image_iterations"), 3),
+        "tokens": {"texts": 2, "images": 1, "text": (8, 16), "width": 8, "pairs": 2}
+        | {"losses": ((2, 3, 4, 5),)},
     }
     main(tmp_path / "benchmarks.json", sizes)
     assert [path.name for path in tmp_path.iterdir()] == ["benchmarks.json"]
@@ -125,6 +152,11 @@ def test_a_small_run_writes_every_ratio(tmp_path, capsys: pytest.CaptureFixture[
         ("sampler, U-Net", "<= 1.05"),
         ("sampler, shipped student / its network", "<= 1.03"),
         ("sampler, shipped student / teacher's network", "<= 1.06"),
+        ("step of tokens, mixture / product, transformer", "<= 1.03"),
+        ("step of tokens, mixture / product, U-Net", "<= 1.03"),
+        ("joint loss, expanded / gathered", ">= 5"),
     ]
     assert all(row["pairs_per_second"] > 0 for row in results["distillation"])
+    held = results["tokens"][-1]["size"]["megabytes"]
+    assert 0 < held["gathered"] <= held["expanded"]
     assert len(capsys.readouterr().out.splitlines()) >= len(rows)

@@ -33,6 +33,7 @@ from sigdeg.discrete import (
     as_token_model,
     uniform_grid,
 )
+from sigdeg.discrete.exact import sampler_law
 from sigdeg.discrete.steps import TokenNoise, poisson
 from sigdeg.errors import SigdegError
 from sigdeg.sampling import network_calls, sample
@@ -136,6 +137,10 @@ def test_tau_leaping_holds_the_rate_of_a_mask() -> None:
     falls = 0.5 * math.exp(-0.5)
     assert distance(law, {(0,): falls / 2, (1,): falls / 2, (2,): 1 - falls}) < 2 / n
     assert push(step, law, 0.5, 0.0, TokenNoise(midpoints(64, 1))).keys() == {(0,), (1,)}
+    # Of two equal bits those differ that fall together, in the first step or in the second.
+    found = sampler_law(TauLeaping(exact()), uniform_grid(2))
+    unequal = (falls**2 + (1 - falls) ** 2) / 2
+    assert float(found[0, 1] + found[1, 0]) == pytest.approx(unequal, abs=1e-12)
 
 
 @pytest.mark.parametrize("process", [Uniform(3, "exponential"), DiscretisedGaussian(3, scale=0.02)])

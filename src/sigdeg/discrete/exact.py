@@ -134,8 +134,7 @@ def product_laws(
 ) -> Tensor:
     """Laws of the positions at s, from each state and latent: shape (batch, count, D, S)."""
     rows = x.repeat_interleave(count, 0)
-    log_p = step.laws(rows, t, s, latent, {}).double()
-    found = step.process.posterior(log_p.exp(), rows, t, s)
+    found = step.kernel(rows, t, s, step.laws(rows, t, s, latent, {}))
     return found.reshape(len(x), count, *found.shape[1:])
 
 

@@ -228,6 +228,8 @@ class TauLeaping(Ancestral):
         """Of tokens without an order, see `Ancestral.kernel`."""
         if ends(s):
             return super().kernel(x, t, s, log_p)
+        if self.process.ordered:
+            raise SigdegError("where ordered tokens leap to is drawn, no formula has its law")
         means = self.means(x, t, s, log_p)
         once = means * (-means.sum(-1, keepdim=True)).exp()
         return once.scatter(-1, x[..., None], 1 - once.sum(-1, keepdim=True))
