@@ -83,7 +83,7 @@ def test_a_step_of_the_truth_costs_nothing() -> None:
     [
         (torch.zeros(4, 3).long(), r"sequences \(n, 2\), got \(4, 3\)"),
         (torch.full((4, 2), 2), "hold the mask symbol 2"),
-        (torch.full((4, 2), 5), "between 0 and 2, got 5"),
+        (torch.full((4, 2), 5), "between 0 and 1, got 5"),
         (torch.zeros(4, 2), "int64, got float32"),
         (torch.zeros(1, 2).long(), "number of sequences must be at least 2, got 1"),
     ],

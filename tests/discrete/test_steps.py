@@ -379,7 +379,7 @@ def test_steps_that_cannot_be_are_refused(build: Callable[[], Any], line: str) -
         (Ancestral(exact()), {"latent": torch.zeros(2, 1)}, "a product, which hears none"),
         (Ancestral(exact()), {"given": torch.zeros(2, 3).long()}, "have the shape of the samples"),
         (Ancestral(exact()), {"given": torch.full((2, 2), 2)}, "hold the mask symbol 2"),
-        (Ancestral(exact()), {"given": torch.full((2, 2), 5)}, "must lie between 0 and 2, got 5"),
+        (Ancestral(exact()), {"given": torch.full((2, 2), 5)}, "must lie between 0 and 1, got 5"),
         (TauLeaping(exact(BITS, Uniform(2))), {}, "its rates are infinite: take the schedule exp"),
         (Ancestral(product([[math.nan] * 3] * 2)), {}, "sampling gave NaN: the model is broken"),
     ],

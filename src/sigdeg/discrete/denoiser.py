@@ -108,7 +108,7 @@ class ExactDenoiser(TokenDenoiser):
         self.register_buffer("weights", weights.double() / weights.double().sum())
 
     def posterior(self, x: Tensor, t: Tensor) -> Tensor:
-        """Probabilities of the sequences, shape (batch, n); uniform rows where x cannot be."""
+        """Probabilities of the sequences, shape (batch, n); their own weights where x cannot be."""
         evidence = self.process.evidence(x, t).log()  # (batch, D, S)
         found = self.weights.log().expand(len(x), -1)
         for d in range(self.length):
@@ -179,15 +179,8 @@ class NetworkTokenDenoiser(TokenDenoiser):
         if self.process.mask is None or self.parameterisation == "all":
             everywhere: Tensor = logits.log_softmax(-1).clamp(min=FLOOR)
             return everywhere
-        mask = self.process.mask
-        logits = torch.cat(
-            [
-                logits[..., :mask],
-                torch.full_like(logits[..., :1], FLOOR * 1e3),
-                logits[..., mask + 1 :],
-            ],
-            dim=-1,
-        )
+        out = torch.tensor(self.process.mask, device=logits.device)
+        logits = logits.index_fill(-1, out, FLOOR * 1e3)
         return carry_over(logits.log_softmax(-1).clamp(min=FLOOR), x, self.process)
 
 

@@ -124,8 +124,10 @@ def latent_points(latent: Latent, count: int = LATENTS) -> Tensor:
 def own_step(step: ExactStep, t: float) -> Ancestral:
     """The step at a time, if its law is known."""
     found = step.at(t) if isinstance(step, Hybrid) else step
-    if not isinstance(found, Ancestral):
+    if not isinstance(found, Ancestral) or (found.process.ordered and found.draws > 1):
         raise SigdegError(f"the law of an ancestral step is known, not of a {type(found).__name__}")
+    if found.best_of > 1:
+        raise SigdegError("the law of a step that chooses among latents is not known")
     return found
 
 

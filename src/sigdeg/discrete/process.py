@@ -25,6 +25,7 @@ from functools import cached_property
 from typing import Any, ClassVar
 
 import torch
+from scipy.sparse.csgraph import connected_components
 from torch import Tensor
 
 from sigdeg.errors import SigdegError, check_choice, check_least
@@ -50,6 +51,7 @@ SCHEDULES: dict[str, Callable[[Tensor], Tensor]] = {
 }
 
 
+ROUNDING = 1e-13  # probabilities below it are what rounding leaves of a sum of exponentials
 DECAY = 6.2  # of the slowest mode of grey levels over the whole time
 
 
@@ -148,10 +150,14 @@ class DiscreteProcess(ABC):
             s: End, below t.
 
         Returns:
-            Probabilities, shape (batch, D, S). Clean tokens that x excludes have no part in them.
+            Probabilities, shape (batch, D, S). Clean tokens that x excludes have no part in them,
+            unless p has no others: then x has none.
         """
         found = self.likelihood(x, s, t) * self.push(self.shares(p, x, t), 0.0, s)
-        return found / found.sum(-1, keepdim=True)
+        whole = found.sum(-1, keepdim=True)
+        if bool((whole > 0).all()):
+            return found / whole
+        return torch.where(whole > 0, found / whole, self.push(p, 0.0, s))
 
     def shares(self, p: Tensor, x: Tensor, t: Time) -> Tensor:
         r"""$p(x_0) / Q_{t|0}(x | x_0)$, 0 where x excludes the clean token; shape (batch, D, S)."""
@@ -198,13 +204,13 @@ class DiscreteProcess(ABC):
         """
         if x.dtype != torch.int64:
             raise SigdegError(f"{what} are whole numbers in int64, got {str(x.dtype)[6:]}")
-        if x.numel() and bool(((x < 0) | (x >= self.states)).any()):
-            raise SigdegError(
-                f"{what} must lie between 0 and {self.states - 1}, got "
-                f"{int(x.min())} to {int(x.max())}"
-            )
         if self.mask is not None and bool((x == self.mask).any()):
             raise SigdegError(f"{what} hold the mask symbol {self.mask}: it stands for no token")
+        last = int(self.tokens.nonzero()[-1])
+        if x.numel() and bool(((x < 0) | (x > last)).any()):
+            raise SigdegError(
+                f"{what} must lie between 0 and {last}, got {int(x.min())} to {int(x.max())}"
+            )
 
     def config(self) -> dict[str, Any]:
         """It as JSON, for `process_from_config`."""
@@ -376,6 +382,8 @@ class RateMatrix(DiscreteProcess):
             raise SigdegError("rates must be finite and not negative")
         if not (scale > 0 and growth > 1):
             raise SigdegError(f"scale must be above 0 and growth above 1, got {scale} and {growth}")
+        if connected_components(matrix.numpy() > 0, connection="strong")[0] > 1:
+            raise SigdegError("rates must lead from every symbol to every other")
         self.rates = matrix - matrix.sum(1).diag()
         self.scale, self.growth = scale, growth
         self.states = len(matrix)
@@ -383,12 +391,14 @@ class RateMatrix(DiscreteProcess):
 
     def solve(self) -> Tensor:
         """The stationary law: the one that the rates keep as it is."""
-        system = torch.cat([self.rates.T, torch.ones(1, self.states, dtype=torch.float64)])
-        right = torch.zeros(self.states + 1, 1, dtype=torch.float64)
+        system = torch.cat(
+            [self.rates.T / self.rates.abs().max(), self.rates.new_ones(1, self.states)]
+        )
+        right = self.rates.new_zeros(self.states + 1, 1)
         right[-1] = 1
         law: Tensor = torch.linalg.lstsq(system, right, driver="gelsd").solution[:, 0]
-        if not bool((law > 0).all()) or float((system @ law[:, None] - right).abs().max()) > 1e-6:
-            raise SigdegError("rates must lead from every symbol to every other")
+        if not bool((law > 0).all()):
+            raise SigdegError("rates are too unequal: some symbol has no share that can be told")
         return law
 
     def transition(self, s: Time, t: Time) -> Tensor:
@@ -409,13 +419,15 @@ class RateMatrix(DiscreteProcess):
 
     def exponential(self, spent: Tensor) -> Tensor:
         """The transition after rates have been at work for so long."""
+        found: Tensor
         if self.spectrum is None:
-            whole: Tensor = torch.linalg.matrix_exp(self.rates * spent[..., None, None])
-            return whole
-        values, vectors = self.spectrum
-        root = self.law.sqrt()
-        middle = (vectors * (values * spent[..., None]).exp()[..., None, :]) @ vectors.T
-        found: Tensor = (middle / root[:, None] * root).clamp(min=0)
+            found = torch.linalg.matrix_exp(self.rates * spent[..., None, None])
+        else:
+            values, vectors = self.spectrum
+            root = self.law.sqrt()
+            middle = (vectors * (values * spent[..., None]).exp()[..., None, :]) @ vectors.T
+            found = middle / root[:, None] * root
+        found = found.where(found > ROUNDING, 0.0)
         return found / found.sum(-1, keepdim=True)
 
     def push(self, p: Tensor, s: Time, t: Time) -> Tensor:
