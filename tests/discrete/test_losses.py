@@ -28,11 +28,12 @@ def mixtures(seed: int = 0) -> Tensor:
     return laws(BATCH, LATENTS, LENGTH, STATES, seed=seed)
 
 
-def every(log_p: Tensor) -> Tensor:
+def every(log_p: Tensor, log_w: Tensor | None = None) -> Tensor:
     """Probability of every sequence under a mixture, by its definition; (batch, S^D)."""
     p = log_p.exp()
     single = [p[:, :, d, ALL[:, d]] for d in range(LENGTH)]
-    return (single[0] * single[1] * single[2]).mean(1)
+    w = torch.full(p.shape[:2], 1 / p.shape[1]).double() if log_w is None else log_w.exp()
+    return (w[..., None] * single[0] * single[1] * single[2]).sum(1)
 
 
 def expected(log_p: Tensor, target: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -69,6 +70,27 @@ def test_the_control_variate_changes_no_expectation() -> None:
     torch.testing.assert_close(one, other)
 
 
+def test_weights_are_those_of_the_latents() -> None:
+    log_p, log_w = mixtures(), laws(BATCH, LATENTS, seed=5)
+    tokens = ALL.expand(BATCH, -1, -1)
+    found, law = losses.scores(log_p, tokens), every(log_p, log_w)
+    torch.testing.assert_close(losses.joint(found, log_w), -law.log().mean(1))
+    log_mean = losses.log_marginals(log_p, log_w, limit=1)
+    for d in range(LENGTH):
+        share = torch.stack([law[:, ALL[:, d] == v].sum(1) for v in range(STATES)], 1)
+        torch.testing.assert_close(log_mean[:, d].exp(), share)
+    corr = losses.correlation(found, log_mean, tokens, log_w)
+    alone = log_mean.gather(2, tokens.mT).sum(1)
+    torch.testing.assert_close(corr, (alone - law.log()).mean(1))
+    target = laws(BATCH, LENGTH, STATES, seed=4).exp()
+    each = torch.stack([losses.marginal(log_p[:, i], target) for i in range(LATENTS)], 1)
+    torch.testing.assert_close(losses.distil(log_p, target, log_w), (log_w.exp() * each).sum(1))
+    one = torch.full((BATCH, LATENTS), -1e3).double()
+    one[:, 2] = 0
+    size = losses.effective_size(found, one)
+    torch.testing.assert_close(size, torch.ones_like(size))
+
+
 def test_marginals_sum_over_latents_and_the_joint_law_over_positions_first() -> None:
     log_p = mixtures()
     joint = every(log_p)
@@ -83,7 +105,7 @@ def test_chunks_change_neither_losses_nor_gradients() -> None:
     for limit in (losses.LIMIT, 2 * BATCH * LENGTH * 4 * 8, 1):
         log_p = mixtures().requires_grad_()
         score = losses.scores(log_p, tokens, limit)
-        log_mean = losses.log_marginals(log_p, limit)
+        log_mean = losses.log_marginals(log_p, limit=limit)
         loss = losses.correlation(score, log_mean, tokens) + losses.marginal(
             log_mean, laws(BATCH, LENGTH, STATES, seed=3).exp()
         )

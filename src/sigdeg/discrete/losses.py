@@ -2,8 +2,10 @@ r"""Losses of a mixture of products, as functions of log-laws.
 
 M latents an item make a mixture, of $p_i^d(v) = p^d(v | x_t, \lambda_i)$:
 
-$$ \log p(y) = \log \frac1M \sum_i \prod_d p_i^d(y^d), \qquad
-   \log \bar p^d(v) = \log \frac1M \sum_i p_i^d(v). $$
+$$ \log p(y) = \log \sum_i w_i \prod_d p_i^d(y^d), \qquad
+   \log \bar p^d(v) = \log \sum_i w_i p_i^d(v). $$
+
+Latents that are drawn weigh $w_i = 1/M$ each; those of a finite law, all taken, its probabilities.
 
 The joint law sums over positions first, the marginals over latents. For a token sequence y that is
 drawn from a target with marginals $q^d$,
@@ -24,6 +26,7 @@ expectation, and less with every one.
 | `log_p` | log-laws of M latents | (batch, M, D, S) |
 | `tokens` | sequences y, K an item | (batch, K, D) |
 | `target` | laws to be met | (batch, D, S) |
+| `log_w` | logarithms of the weights; None for equal ones | (batch, M) |
 
 Losses are in nats an item, shape (batch,).
 
@@ -95,24 +98,36 @@ def scores(log_p: Tensor, tokens: Tensor, limit: int = LIMIT) -> Tensor:
     return torch.cat(parts, 2)
 
 
-def log_marginals(log_p: Tensor, limit: int = LIMIT) -> Tensor:
+def log_marginals(log_p: Tensor, log_w: Tensor | None = None, limit: int = LIMIT) -> Tensor:
     r"""$\log \bar p^d(v)$, shape (batch, D, S): by an online log-sum-exp over the latents."""
-    latents = log_p.shape[1]
+    log_w = equal(log_p) if log_w is None else log_w
     size = max(1, limit // (log_p[:, 0].numel() * log_p.element_size()))
     total: Tensor | None = None
-    for part in log_p.split(size, 1):
-        found = part.logsumexp(1)
+    for part, own in zip(log_p.split(size, 1), log_w.split(size, 1), strict=True):
+        found = (part + own[:, :, None, None]).logsumexp(1)
         total = found if total is None else torch.logaddexp(total, found)
     assert total is not None
-    return total - math.log(latents)
+    return total
 
 
-def joint(found: Tensor) -> Tensor:
+def equal(log_p: Tensor) -> Tensor:
+    """Logarithms of equal weights, shape (1, M)."""
+    return log_p.new_full((1, log_p.shape[1]), -math.log(log_p.shape[1]))
+
+
+def weighted(found: Tensor, log_w: Tensor | None) -> Tensor:
+    """Scores with the weights of their latents, shape (batch, K, M)."""
+    return found - math.log(found.shape[2]) if log_w is None else found + log_w[:, None]
+
+
+def joint(found: Tensor, log_w: Tensor | None = None) -> Tensor:
     r"""$-\frac1K \sum_j \log p(y_j)$, of `scores`."""
-    return (math.log(found.shape[2]) - found.logsumexp(2)).mean(1)
+    return -weighted(found, log_w).logsumexp(2).mean(1)
 
 
-def correlation(found: Tensor, log_mean: Tensor, tokens: Tensor) -> Tensor:
+def correlation(
+    found: Tensor, log_mean: Tensor, tokens: Tensor, log_w: Tensor | None = None
+) -> Tensor:
     r"""$\frac1K \sum_j (-\log p(y_j) + \sum_d \log \bar p^d(y_j^d))$: what positions share.
 
     Least at minus the total correlation of the target, where marginals are met.
@@ -121,8 +136,9 @@ def correlation(found: Tensor, log_mean: Tensor, tokens: Tensor) -> Tensor:
         found: Of `scores`, shape (batch, K, M).
         log_mean: Of `log_marginals`, shape (batch, D, S).
         tokens: The sequences, shape (batch, K, D).
+        log_w: Weights, shape (batch, M).
     """
-    return joint(found) + log_mean.gather(2, tokens.mT).sum(1).mean(1)
+    return joint(found, log_w) + log_mean.gather(2, tokens.mT).sum(1).mean(1)
 
 
 def marginal(log_mean: Tensor, target: Tensor) -> Tensor:
@@ -131,18 +147,19 @@ def marginal(log_mean: Tensor, target: Tensor) -> Tensor:
     return -surprise.sum((1, 2))
 
 
-def distil(log_p: Tensor, target: Tensor) -> Tensor:
-    r"""$\frac1M \sum_i \sum_d KL(q^d \| p_i^d)$: above the mixture's divergence by convexity.
+def distil(log_p: Tensor, target: Tensor, log_w: Tensor | None = None) -> Tensor:
+    r"""$\sum_i w_i \sum_d KL(q^d \| p_i^d)$: above the mixture's divergence by convexity.
 
     It is least where no latent changes anything: for steps so short that a product is right.
     """
-    return marginal(log_p.mean(1), target)
+    mean = log_p.mean(1) if log_w is None else torch.einsum("bm,bmds->bds", log_w.exp(), log_p)
+    return marginal(mean, target)
 
 
-def effective_size(found: Tensor) -> Tensor:
-    r"""How many latents a sequence learns from: $1 / \sum_i w_i^2$, $w$ the softmax of `scores`.
+def effective_size(found: Tensor, log_w: Tensor | None = None) -> Tensor:
+    r"""How many latents a sequence learns from: $1 / \sum_i r_i^2$, r their shares in it.
 
     Shape (batch, K), from 1 to M, without a gradient. At 1 only the best latent learns.
     """
-    weight = found.detach().softmax(2)
-    return 1 / weight.square().sum(2)
+    share = weighted(found.detach(), log_w).softmax(2)
+    return 1 / share.square().sum(2)
