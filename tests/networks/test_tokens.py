@@ -25,7 +25,8 @@ from sigdeg.networks import (
     network_config,
     with_latent,
 )
-from sigdeg.networks.tokens import Attention, LatentEmbedding
+from sigdeg.networks.latent import LatentEmbedding
+from sigdeg.networks.tokens import Attention
 from sigdeg.rng import seeded
 
 STATES = 5
@@ -38,6 +39,7 @@ LATENTS: dict[str, dict[str, Any]] = {
     "uniform": {"kind": "uniform", "size": 2},
     "gaussian": {"kind": "gaussian", "size": 3},
     "categorical": {"kind": "categorical", "size": 4},
+    "weighted": {"kind": "weighted", "size": 4},
 }
 networks = pytest.mark.parametrize("name", MAKE)
 injected = pytest.mark.parametrize("inject", ["token", "add", "film"])
@@ -45,7 +47,7 @@ injected = pytest.mark.parametrize("inject", ["token", "add", "film"])
 
 def latents(kind: str, n: int, seed: int = 0) -> Tensor:
     generator = torch.Generator().manual_seed(seed)
-    if kind == "categorical":
+    if kind in ("categorical", "weighted"):
         return (torch.arange(n)[:, None] + seed) % 4
     return torch.rand(n, LATENTS[kind]["size"], generator=generator)
 
@@ -69,6 +71,8 @@ def test_all_that_a_network_is_told_reaches_its_logits(name: str, inject: str, k
     assert logits.dtype == torch.float64
     (logits * torch.randn_like(logits)).sum().backward()
     for part, parameter in network.named_parameters():
+        if part.startswith("mixing."):
+            continue
         assert float(parameter.grad.abs().max()) > 0, part
     for other in (
         network((x + 1) % STATES, t, given, s, labels),
@@ -81,6 +85,33 @@ def test_all_that_a_network_is_told_reaches_its_logits(name: str, inject: str, k
     # A sample depends on its own row alone; a time may be one for all; no label is the last one.
     one = network(x[3:], 1.0, given[3:], 0.3)
     torch.testing.assert_close(one, logits[3:])
+
+
+@networks
+def test_all_that_a_network_is_told_reaches_the_weights_of_its_components(name: str) -> None:
+    torch.manual_seed(0)
+    told = {"timed": True, "elastic": True, "classes": 3, "latent": LATENTS["weighted"]}
+    network = MAKE[name](**told).double()
+    x, labels = tokens(4), torch.tensor([0, 1, 2, 3])
+    t, s = torch.tensor([0.2, 0.5, 0.9, 1.0]), torch.tensor([0.0, 0.1, 0.2, 0.3])
+    weights = network.log_weights(x, t, s, labels)
+    assert weights.shape == (4, 4)
+    torch.testing.assert_close(weights.exp().sum(1), torch.ones(4, dtype=torch.float64))
+    for other in (
+        network.log_weights((x + 1) % STATES, t, s, labels),
+        network.log_weights(x.flip(1), t, s, labels),
+        network.log_weights(x, t / 2, s, labels),
+        network.log_weights(x, t, s + 0.1, labels),
+        network.log_weights(x, t, s, (labels + 1) % 4),
+    ):
+        assert float((other - weights).detach().abs().amax(1).min()) > 1e-4
+    torch.testing.assert_close(network.log_weights(x[3:], 1.0, 0.3), weights[3:])
+    weights[:, 0].sum().backward()
+    assert network.mixing is not None
+    for part, parameter in network.mixing.named_parameters():
+        assert float(parameter.grad.abs().max()) > 0, part
+    plain = MAKE[name](latent=LATENTS["weighted"])
+    assert plain.log_weights(x, 0.5).shape == (4, 4)
 
 
 @networks
@@ -122,6 +153,9 @@ def test_a_student_is_the_next_teacher(name: str) -> None:
     assert torch.equal(first(x, 0.5, given), second(x, 0.5, given))
     other = with_latent(first, LATENTS["categorical"])
     assert network_config(other)["config"]["latent"] == LATENTS["categorical"]
+    weighted = with_latent(other, LATENTS["weighted"])
+    again = with_latent(weighted, LATENTS["weighted"])
+    assert torch.equal(weighted.log_weights(x, 0.5), again.log_weights(x, 0.5))
     kept = {k: v for k, v in first.state_dict().items() if not k.startswith("latent.")}
     assert all(torch.equal(other.state_dict()[k], v) for k, v in kept.items())
     assert other(x, 0.5, latents("categorical", 3)).shape == (3, 32, STATES)
@@ -157,7 +191,8 @@ def test_attention_is_that_of_torch() -> None:
 
 def test_latents_are_embedded_as_documented() -> None:
     torch.manual_seed(0)
-    uniform, gaussian, categorical = (LatentEmbedding(**v, width=6) for v in LATENTS.values())
+    made = [LatentEmbedding(**v, width=6) for v in LATENTS.values()]
+    uniform, gaussian, categorical, weighted = made
     x = torch.rand(5, 2, dtype=torch.float64)
     features = [get_timestep_embedding(1000 * c.float(), 64, downscale_freq_shift=0) for c in x.T]
     torch.testing.assert_close(
@@ -168,6 +203,7 @@ def test_latents_are_embedded_as_documented() -> None:
     k = torch.tensor([[2], [0]])
     for index in (k, k.double()):
         assert torch.equal(categorical(index), categorical.layers.weight[k[:, 0]])
+        assert torch.equal(weighted(index), weighted.layers.weight[k[:, 0]])
 
 
 def test_pixels_keep_their_places() -> None:
@@ -195,6 +231,7 @@ def test_what_networks_cannot_take_is_one_line() -> None:
         (lambda: plain(tokens(2, 7), 0.5), r"takes tokens \(batch, 32\), got \(2, 7\)"),
         (lambda: plain(x, 0.5, latents("uniform", 2)), "takes no latent"),
         (lambda: plain(x, 0.5, step=0.1), "takes no step"),
+        (lambda: student.log_weights(x, 0.5, 0.1), "weighs no components"),
         (lambda: plain(x, 0.5, class_labels=torch.zeros(2)), "knows no classes"),
         (lambda: student(x, 0.5, step=0.1), "has to be given its latent"),
         (lambda: student(x, 0.5, latents("uniform", 2)), "has to be given its step"),

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from sigdeg.discrete.latent import Latent
-from sigdeg.discrete.process import DiscreteProcess
+from sigdeg.discrete.process import DiscreteProcess, choose
 from sigdeg.errors import SigdegError, check_choice, check_least
 
 __all__ = [
@@ -73,6 +73,22 @@ class TokenDenoiser(nn.Module):
     def calls(self, t: float) -> int:
         """Network calls a sample that the laws at a time cost."""
         return 1
+
+    def log_weights(self, x: Tensor, t: Tensor, **condition: Any) -> Tensor:
+        """Log-weights of the components of a `weighted` latent, shape (batch, K).
+
+        Raises:
+            SigdegError: If its latent is of another kind.
+        """
+        raise SigdegError(f"{type(self).__name__} weighs no components: it has no weighted latent")
+
+    def hear(self, x: Tensor, t: Tensor, latent: Tensor | None, **condition: Any) -> Tensor | None:
+        """The component that the number of a `weighted` latent falls on; all else as it is."""
+        weighted = self.latent is not None and self.latent.kind == "weighted"
+        if latent is None or not weighted or not latent.is_floating_point():
+            return latent
+        weights = self.log_weights(x, t, **condition).double().exp()
+        return choose(weights, latent[:, 0])[:, None]
 
 
 class ExactDenoiser(TokenDenoiser):
@@ -187,7 +203,8 @@ class NetworkTokenDenoiser(TokenDenoiser):
 class GuidedTokens(TokenDenoiser):
     r"""Guidance of tokens: $\log p \propto \log p_\emptyset + w\,(\log p_c - \log p_\emptyset)$.
 
-    Both hear the same latent. Convention: $w = 1$ is the conditional model, diffusers' scale.
+    Both hear the same latent, a component of the conditional one's weights where it is `weighted`.
+    Convention: $w = 1$ is the conditional model, diffusers' scale.
 
     With a ramp the scale of a step that ends at s is $1 + (w - 1)(1 - s)$: little at first, where
     guidance would settle too much, and $w$ in the last step, the only one of a single step
@@ -222,6 +239,12 @@ class GuidedTokens(TokenDenoiser):
         """Those of both."""
         return self.denoiser.calls(t) + self.other.calls(t)
 
+    def log_weights(
+        self, x: Tensor, t: Tensor, step: Tensor | float = 0.0, **condition: Any
+    ) -> Tensor:
+        told = {"step": step} if self.denoiser.elastic else {}
+        return self.denoiser.log_weights(x, t, **condition, **told)
+
     def forward(
         self,
         x: Tensor,
@@ -233,6 +256,8 @@ class GuidedTokens(TokenDenoiser):
         none = {
             k: v.to(x.device).expand(len(x), *v.shape[1:]) for k, v in self.unconditional.items()
         }
+
+        latent = self.hear(x, t, latent, step=step, **condition)
 
         def laws(part: TokenDenoiser, asked: dict[str, Any]) -> Tensor:
             told = {"step": step} if part.elastic else {}

@@ -6,7 +6,7 @@ from each state and given its latent, a product for a law,
 $$ p_{s|t}(y | x) = E_\lambda \prod_d p^d_{s|t}(y^d | x, \lambda), $$
 
 so that the law of a sampler is pushed through its steps without a draw. The mean over a uniform
-latent is taken at midpoints, over a categorical one it is exact.
+latent is taken at midpoints, over components it is exact.
 
 Of sequences too long to be enumerated, `law_on` has the probabilities of some, such as all that are
 valid: that is all that a total variation to their law needs, $\sum_y (q(y) - p(y))^+$.
@@ -109,11 +109,11 @@ def total_correlation(law: Tensor) -> float:
 def latent_points(latent: Latent, count: int = LATENTS) -> Tensor:
     r"""Latents whose mean is the mean over all, shape (n, width).
 
-    Midpoints of one number, the components of a categorical; of more numbers at once a Sobol
+    Midpoints of one number, all components where there are some; of more numbers at once a Sobol
     sequence, which is not exact.
     """
     check_least(count, 1, "latents")
-    if latent.kind == "categorical":
+    if latent.components:
         return torch.arange(latent.size)[:, None]
     if latent.width == 1:
         return latent.place((torch.arange(count, dtype=torch.float64)[:, None] + 0.5) / count)
@@ -138,6 +138,15 @@ def product_laws(
     rows = x.repeat_interleave(count, 0)
     found = step.kernel(rows, t, s, step.laws(rows, t, s, latent, {}))
     return found.reshape(len(x), count, *found.shape[1:])
+
+
+def point_weights(step: Ancestral, x: Tensor, t: float, s: float, count: int) -> Tensor:
+    """What each of the latents counts, from each state: shape (batch, count)."""
+    law = step.denoiser.latent
+    if law is None or law.kind != "weighted":
+        return torch.full((len(x), count), 1 / count, dtype=torch.float64)
+    told = {"step": torch.tensor(s)} if step.denoiser.elastic else {}
+    return step.denoiser.log_weights(x, torch.tensor(t), **told).double().exp()
 
 
 def outer(laws: Tensor) -> Tensor:
@@ -175,7 +184,8 @@ def transition(step: ExactStep, x: Tensor, t: float, s: float, latents: int = LA
         heard = None if points is None else points.repeat(len(some), 1)
         laws = product_laws(own, some, t, s, heard, count)
         first, last = outer(laws[:, :, :half]), outer(laws[:, :, half:])
-        rows.append((first.mT @ last).flatten(1) / count)
+        weights = point_weights(own, some, t, s, count)
+        rows.append(((first * weights[..., None]).mT @ last).flatten(1))
     return torch.cat(rows)
 
 
@@ -269,8 +279,9 @@ def law_on(
         heard = None if points is None else points.repeat(len(some), 1)
         logs = product_laws(own, some, t, s, heard, count).flatten(0, 1).log()
         chances = sum(logs[:, d, sequences[:, d]] for d in range(shape[1]))
-        found += torch.as_tensor(chances).exp().sum(0)
-    return found / (len(x) * count)
+        weights = point_weights(own, some, t, s, count).flatten()
+        found += weights @ torch.as_tensor(chances).exp()
+    return found / len(x)
 
 
 def collision_bound(process: Absorbing, length: int, grid: Tensor | Sequence[float]) -> float:

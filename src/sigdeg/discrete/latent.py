@@ -1,6 +1,10 @@
 r"""Latents: what a mixture student is told in each step, $\lambda \sim \mu$.
 
 Given it, positions are independent; they are correlated because all of them hear the same.
+
+Components of equal weights hold no shares but multiples of 1/K, and a component that has settled on
+a mode hardly learns anything of another: shares of modes stay as they first fell. Weights that are
+learned, and depend on the state, are free of both.
 """
 
 from __future__ import annotations
@@ -17,7 +21,7 @@ from sigdeg.rng import Generators, rand, randn
 
 __all__ = ["Latent", "LatentKind"]
 
-LatentKind = Literal["uniform", "gaussian", "categorical"]
+LatentKind = Literal["uniform", "gaussian", "categorical", "weighted"]
 
 
 @dataclass(frozen=True)
@@ -29,6 +33,9 @@ class Latent:
     | `uniform` | numbers in [0, 1), as many as `size` |
     | `gaussian` | standard normals, as many as `size` |
     | `categorical` | one of `size` components, as an index |
+    | `weighted` | a number in [0, 1) that falls on one of `size` components, by their weights |
+
+    The weights of a `weighted` one are the student's, see `MixtureStudent`.
 
     Arguments:
         kind: Which law.
@@ -40,12 +47,17 @@ class Latent:
 
     def __post_init__(self) -> None:
         check_choice(self.kind, get_args(LatentKind), "latent")
-        check_least(self.size, 2 if self.kind == "categorical" else 1, "size of the latent")
+        check_least(self.size, 2 if self.components else 1, "size of the latent")
+
+    @property
+    def components(self) -> int:
+        """The number of components; 0 where there are infinitely many."""
+        return self.size if self.kind in ("categorical", "weighted") else 0
 
     @property
     def width(self) -> int:
         """Numbers that a latent takes."""
-        return 1 if self.kind == "categorical" else self.size
+        return 1 if self.components else self.size
 
     def draw(
         self,

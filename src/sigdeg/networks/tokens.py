@@ -15,65 +15,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from sigdeg.errors import SigdegError, check_choice, check_least
+from sigdeg.errors import SigdegError, check_choice
 from sigdeg.networks.call import Configured
+from sigdeg.networks.latent import FEATURES, LatentEmbedding, MixingWeights, two_layers
 from sigdeg.networks.mlp import sinusoidal
 
 __all__ = ["TokenMLP", "TokenNetwork", "TokenTransformer", "with_latent"]
 
-FEATURES = 64  # sinusoidal features of a time, and of each number of a uniform latent
 INJECT = ("token", "add", "film")
-KINDS = ("uniform", "gaussian", "categorical")
-
-
-class LatentEmbedding(nn.Module):
-    r"""Latents as vectors of a network's width.
-
-    Uniform numbers in [0, 1] by their sinusoidal features, two layers and a norm, Gaussian ones by
-    one layer, categories by a table. Nothing in here starts at zero, or small: where all components
-    of a mixture are one, they get the same gradient and stay so. Without the norm they part three
-    to five times as late.
-
-    Arguments:
-        kind: "uniform", "gaussian" or "categorical".
-        size: How many numbers a latent has, or, of a categorical one, the number of categories.
-        width: Size of a vector.
-    """
-
-    def __init__(self, kind: str, size: int, width: int) -> None:
-        super().__init__()
-        check_choice(kind, KINDS, "kind of latent")
-        check_least(size, 1, "the size of a latent")
-        self.kind, self.numbers = kind, 1 if kind == "categorical" else size
-        self.layers: nn.Module
-        if kind == "categorical":
-            self.layers = nn.Embedding(size, width)
-        elif kind == "gaussian":
-            self.layers = nn.Linear(size, width)
-        else:
-            self.layers = two_layers(size * FEATURES, width).append(nn.LayerNorm(width))
-
-    def forward(self, latent: Tensor) -> Tensor:
-        """Vectors (batch, width) of latents (batch, size), or of categories (batch, 1)."""
-        if latent.ndim != 2 or latent.shape[1] != self.numbers:
-            raise SigdegError(
-                f"this network takes {self.kind} latents of shape (batch, {self.numbers}), "
-                f"got {tuple(latent.shape)}"
-            )
-        like = next(self.parameters())
-        if self.kind == "categorical":
-            told = latent[:, 0].long()
-        elif self.kind == "gaussian":
-            told = latent.to(like)
-        else:
-            told = sinusoidal(latent.flatten(), FEATURES).to(like).reshape(len(latent), -1)
-        vectors: Tensor = self.layers(told)
-        return vectors
-
-
-def two_layers(features: int, width: int) -> nn.Sequential:
-    """Two linear layers."""
-    return nn.Sequential(nn.Linear(features, width), nn.SiLU(), nn.Linear(width, width))
 
 
 class TokenNetwork(Configured):
@@ -112,30 +61,30 @@ class TokenNetwork(Configured):
                 raise SigdegError(f"latent must have a kind and a size, got {latent}")
             width = embedded if self.inject == "add" else condition
             self.latent = LatentEmbedding(**latent, width=width)
-        modulated = timed or elastic or classes or (latent and self.inject == "film")
+        informed = condition if timed or elastic or classes else 0
+        self.mixing = None
+        if latent is not None and latent["kind"] == "weighted":
+            self.mixing = MixingWeights(length, self.states, latent["size"], informed)
+        modulated = informed or (latent and self.inject == "film")
         self.modulation = condition if modulated else 0
 
-    def told(
+    def parts(
         self,
         x: Tensor,
         timestep: Tensor | float | None,
-        latent: Tensor | None,
         step: Tensor | float | None,
         class_labels: Tensor | None,
-    ) -> tuple[Tensor | None, Tensor | None]:
-        """What modulates the blocks, with a row a sample or one for all; and the latent's vector.
+    ) -> list[Tensor]:
+        """Vectors of times and classes, with a row a sample or one for all.
 
         Raises:
-            SigdegError: If tokens are not as many as they should be, or something that the network
-                has to be told is missing, or it was told what it does not know.
+            SigdegError: If tokens are not as many as they should be, or the end of the step is
+                missing, or it was told what it does not know.
         """
         if x.ndim != 2 or x.shape[1] != self.length:
             shape = tuple(x.shape)
             raise SigdegError(f"this network takes tokens (batch, {self.length}), got {shape}")
-        for name, value, part in (("latent", latent, self.latent), ("step", step, self.end)):
-            if (value is None) != (part is None):
-                told = "takes no" if part is None else "has to be given its"
-                raise SigdegError(f"this network {told} {name}")
+        check_told("step", step, self.end)
         if class_labels is not None and self.classes is None:
             raise SigdegError("this network knows no classes")
         like = next(self.parameters())
@@ -148,11 +97,53 @@ class TokenNetwork(Configured):
             if class_labels is None:
                 class_labels = x.new_full((1,), self.classes.num_embeddings - 1)
             parts.append(self.classes(class_labels))
+        return parts
+
+    def told(
+        self,
+        x: Tensor,
+        timestep: Tensor | float | None,
+        latent: Tensor | None,
+        step: Tensor | float | None,
+        class_labels: Tensor | None,
+    ) -> tuple[Tensor | None, Tensor | None]:
+        """What modulates the blocks, with a row a sample or one for all; and the latent's vector.
+
+        Raises:
+            SigdegError: As `parts` does, or if the latent is missing, or there is none.
+        """
+        parts = self.parts(x, timestep, step, class_labels)
+        check_told("latent", latent, self.latent)
         vector = None if self.latent is None else self.latent(latent)
         if vector is not None and self.inject == "film":
             parts.append(vector)
             vector = None
         return F.silu(sum(parts[1:], parts[0])) if parts else None, vector
+
+    def log_weights(
+        self,
+        x: Tensor,
+        timestep: Tensor | float | None = None,
+        step: Tensor | float | None = None,
+        class_labels: Tensor | None = None,
+    ) -> Tensor:
+        """Log-weights of the components of a weighted latent, shape (batch, size).
+
+        Raises:
+            SigdegError: As `parts` does, or if its latent is of another kind.
+        """
+        if self.mixing is None:
+            raise SigdegError("this network weighs no components: its latent is not weighted")
+        parts = self.parts(x, timestep, step, class_labels)
+        weights: Tensor = self.mixing(x, F.silu(sum(parts[1:], parts[0])) if parts else None)
+        return weights
+
+
+def check_told(name: str, value: object, part: nn.Module | None) -> None:
+    """Refuse what a network does not take, or lacks."""
+    if (value is None) != (part is None):
+        told = "takes no" if part is None else "has to be given its"
+        raise SigdegError(f"this network {told} {name}")
 
 
 def film(h: Tensor, told: Tensor | None) -> Tensor:
@@ -358,6 +349,6 @@ def with_latent(
     student = build(**{**config, "inject": inject or config["inject"]})
     same = all(student.config[name] == network.config[name] for name in ("latent", "inject"))
     weights = network.state_dict()
-    kept = {k: v for k, v in weights.items() if same or not k.startswith("latent.")}
+    kept = {k: v for k, v in weights.items() if same or not k.startswith(("latent.", "mixing."))}
     student.load_state_dict(kept, strict=False)
     return student.to(next(network.parameters())).train(network.training)
