@@ -114,6 +114,7 @@ class Results(TypedDict, total=False):
     summary: str | None
     quality: dict[str, Any] | None
     figures: list[dict[str, str]] | None
+    texts: dict[str, list[str]] | None
     training: dict[str, Any] | None
     student: str | None
     example: dict[str, Any] | None
@@ -376,6 +377,7 @@ RESULTS = record(  # results.json, as far as the report reads it
         "floor": maybe(mapped(check_metric)),
         "quality": maybe(record({"metric": text}, {"label": text, "lower_is_better": flag})),
         "figures": maybe(listed(record({"file": text}, {"caption": text}))),
+        "texts": maybe(mapped(listed(text))),
         "training": maybe(mapped(maybe(listed(listed(maybe(number()), 3))))),
         "example": maybe(mapped()),
         "warnings": maybe(listed(text)),

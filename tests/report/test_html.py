@@ -56,6 +56,21 @@ def test_the_page_tells_the_whole_run(report: Path) -> None:
     assert "seed 0" in page
 
 
+def test_texts_stand_line_by_line(run: Path) -> None:
+    """What is inside a text is shown as it is, but for its line ends."""
+    file = run / "results.json"
+    results = json.loads(file.read_text())
+    results["texts"] = {"teacher, 64 calls": ["to be\nor <b>", "not"]}
+    file.write_text(json.dumps(results))
+    page = write_report(run).read_text()
+    assert '<p class="note">teacher, 64 calls</p>' in page
+    assert "to be⏎or &lt;b&gt;\nnot</pre>" in page
+    results["texts"] = {"teacher": [3]}
+    file.write_text(json.dumps(results))
+    with pytest.raises(SigdegError, match=r"texts\.teacher\.0 must be"):
+        write_report(run)
+
+
 def test_the_page_is_one_file(report: Path) -> None:
     page = report.read_text()
     sources = re.findall(r'<img src="data:image/png;base64,([^"]+)"', page)

@@ -21,7 +21,7 @@ class Run:
     """Run a benchmark and write its results, figures and report; the same command resumes it.
 
     Arguments:
-        experiment: laws, mixture1d, mnist, planning or rbergomi.
+        experiment: grammar, laws, mixture1d, mnist, planning, rbergomi or text.
         preset: How much work: quick, default or paper, as the experiment has it.
         out: Run folder (default: runs/EXPERIMENT-PRESET).
         seed: First seed.

@@ -7,4 +7,4 @@ progress)`, which returns the report.
 __all__ = ["EXPERIMENTS"]
 
 # Names, not modules: these import everything, and drawing samples should not wait for that.
-EXPERIMENTS = ("laws", "mixture1d", "mnist", "planning", "rbergomi")
+EXPERIMENTS = ("grammar", "laws", "mixture1d", "mnist", "planning", "rbergomi", "text")

@@ -259,9 +259,10 @@ class Bench:
 
     def march(self, step: Step, grid: Tensor, **condition: Any) -> Draw:
         """How a step marched over a grid draws."""
+        each = self.shape
 
         def draw(n: int, generator: Generator) -> Tensor:
-            shape = (n, *self.shape)
+            shape = (n, *each)
             return sample(
                 step, grid, shape, generator=generator, batch_size=self.batch, **condition
             )

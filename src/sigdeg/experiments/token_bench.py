@@ -40,7 +40,12 @@ class TokenBenchmark(Benchmark[S]):
         return summarise(self.recall(name, work, self.draws))
 
     def add_models(
-        self, method: str, models: Sequence[TokenModel], counts: Sequence[int], **columns: Any
+        self,
+        method: str,
+        models: Sequence[TokenModel],
+        counts: Sequence[int],
+        name: str = "",
+        **columns: Any,
     ) -> None:
         """Add a row for each step count of a model, or of one trained with several seeds.
 
@@ -48,13 +53,14 @@ class TokenBenchmark(Benchmark[S]):
             method: What it is: `teacher` or `di4c`.
             models: One a training seed.
             counts: The step counts.
+            name: Of what they are models, where there are several such things.
             columns: Further keys of the rows; a `variant` tells rows of one method apart.
         """
-        name = f"{method} {columns.get('variant', '')}"
+        known = f"{name} {method} {columns.get('variant', '')}"
         for steps in counts:
             grid = models[0].grid.at(steps)
             found = [
-                self.judge(f"{name} {i} at {steps}", self.march(model.step, grid))
+                self.judge(f"{known} {i} at {steps}", self.march(model.step, grid))
                 for i, model in enumerate(models)
             ]
             told = {"steps": steps, "seeds": len(models), **columns}

@@ -33,6 +33,10 @@ NAMES = {
     "kid": "KID",
     "tv": "Total variation",
     "self_bleu": "Self-BLEU",
+    "entropy": "Entropy of a text",
+    "entropy_4": "Entropy of 4-grams",
+    "distinct_4": "Distinct 4-grams",
+    "bound": "Likelihood bound, nats a token",
 }
 SIZES = ((1e9, "G"), (1e6, "M"), (1e3, "k"), (1.0, ""))
 DURATIONS = ((3600.0, " h"), (60.0, " min"), (1.0, " s"))
