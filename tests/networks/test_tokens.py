@@ -42,7 +42,8 @@ LATENTS: dict[str, dict[str, Any]] = {
     "weighted": {"kind": "weighted", "size": 4},
 }
 networks = pytest.mark.parametrize("name", MAKE)
-injected = pytest.mark.parametrize("inject", ["token", "add", "film"])
+WAYS = [(name, inject) for name, make in MAKE.items() for inject in make().ways]
+injected = pytest.mark.parametrize(("name", "inject"), WAYS)
 
 
 def latents(kind: str, n: int, seed: int = 0) -> Tensor:
@@ -56,7 +57,6 @@ def tokens(n: int, length: int = 32) -> Tensor:
     return torch.randint(STATES, (n, length), generator=torch.Generator().manual_seed(1))
 
 
-@networks
 @injected
 @pytest.mark.parametrize("kind", LATENTS)
 def test_all_that_a_network_is_told_reaches_its_logits(name: str, inject: str, kind: str) -> None:
@@ -114,7 +114,6 @@ def test_all_that_a_network_is_told_reaches_the_weights_of_its_components(name: 
     assert plain.log_weights(x, 0.5).shape == (4, 4)
 
 
-@networks
 @injected
 def test_a_student_takes_over_every_weight_and_listens_to_its_latent(
     name: str, inject: str
@@ -252,7 +251,7 @@ def test_what_networks_cannot_take_is_one_line() -> None:
         assert "\n" not in str(caught.value)
 
 
-@injected
+@pytest.mark.parametrize("inject", TokenMLP.ways)
 def test_a_mixture_learns_what_no_product_can(inject: str) -> None:
     """Two bits that are one: from both masked, a product is a distance of a half away."""
     torch.manual_seed(0)

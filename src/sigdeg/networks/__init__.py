@@ -14,6 +14,7 @@ from sigdeg.networks.build import (
 from sigdeg.networks.call import Call, Function, call_network
 from sigdeg.networks.classifier import Classifier, Mixer
 from sigdeg.networks.mlp import ModulatedMLP, ResidualMLP, sinusoidal
+from sigdeg.networks.recognition import TokenRecognition
 from sigdeg.networks.token_unet import TokenUNet
 from sigdeg.networks.tokens import TokenMLP, TokenNetwork, TokenTransformer, with_latent
 
@@ -27,6 +28,7 @@ __all__ = [
     "ResidualMLP",
     "TokenMLP",
     "TokenNetwork",
+    "TokenRecognition",
     "TokenTransformer",
     "TokenUNet",
     "Widened",

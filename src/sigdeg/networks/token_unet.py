@@ -53,8 +53,12 @@ class TokenUNet(TokenNetwork):
         heads: Attention heads.
         patch: Pixels a side of a patch.
         timed: With `elastic`, `classes`, `latent` and `inject` as `TokenNetwork` has it; a latent
-            as a token is one more place of the attention.
+            as a token is one more place of the attention. As a "map" it modulates the blocks, and a
+            layer makes of it what is added at each place of the lower level: where nothing else
+            is known, a latent that says the same everywhere can hardly tell a shape.
     """
+
+    ways = (*TokenNetwork.ways, "map")
 
     def __init__(
         self,
@@ -85,6 +89,9 @@ class TokenUNet(TokenNetwork):
         self.shrink = nn.Conv2d(width, deep, 3, stride=2, padding=1)
         lower = [math.ceil(n / patch / 2) for n in shape]
         self.position = nn.Parameter(torch.randn(deep, *lower) / deep**0.5)
+        self.spread = None
+        if latent is not None and inject == "map":
+            self.spread = nn.Linear(deep, deep * lower[0] * lower[1])
         self.before = nn.ModuleList(ResBlock(deep, deep, m) for _ in range(blocks))
         self.norm, self.attention = nn.LayerNorm(deep), Attention(deep, heads)
         self.after = nn.ModuleList(ResBlock(deep, deep, m) for _ in range(blocks))
@@ -116,6 +123,8 @@ class TokenUNet(TokenNetwork):
         for block in self.down:
             h = block(h, told)
         beside, h = h, self.shrink(h) + self.position
+        if self.spread is not None:
+            h, vector = h + self.spread(vector).reshape(-1, *h.shape[1:]), None
         for block in self.before:
             h = block(h, told)
         h = self.attend(h, vector)

@@ -9,7 +9,7 @@ what a mixture of products is indexed by; `step` is the end of the step that is 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -22,7 +22,7 @@ from sigdeg.networks.mlp import sinusoidal
 
 __all__ = ["TokenMLP", "TokenNetwork", "TokenTransformer", "with_latent"]
 
-INJECT = ("token", "add", "film")
+MODULATES = ("film", "map")  # ways of a latent into a network by scales and shifts
 
 
 class TokenNetwork(Configured):
@@ -30,7 +30,7 @@ class TokenNetwork(Configured):
 
     Times and classes modulate the blocks by scales and shifts (FiLM). So does a latent, "film"; or
     it is added to what all positions are embedded as, "add"; or it is one more "token", without a
-    position, that is dropped before the last layer.
+    position, that is dropped before the last layer. `TokenUNet` knows a further way.
 
     Arguments:
         length: Tokens a sample, D.
@@ -46,10 +46,12 @@ class TokenNetwork(Configured):
             `inject`, how a latent comes in.
     """
 
+    ways: ClassVar[tuple[str, ...]] = ("token", "add", "film")
+
     def __init__(self, length: int, condition: int, embedded: int, /, **config: Any) -> None:
         latent = None if config["latent"] is None else dict(config["latent"])
         super().__init__(**{**config, "latent": latent})
-        check_choice(config["inject"], INJECT, "way of a latent into a network")
+        check_choice(config["inject"], self.ways, "way of a latent into a network")
         self.length, self.states, self.inject = length, config["states"], config["inject"]
         timed, elastic, classes = (config[name] for name in ("timed", "elastic", "classes"))
         self.time = two_layers(FEATURES, condition) if timed else None
@@ -65,7 +67,7 @@ class TokenNetwork(Configured):
         self.mixing = None
         if latent is not None and latent["kind"] == "weighted":
             self.mixing = MixingWeights(length, self.states, latent["size"], informed)
-        modulated = informed or (latent and self.inject == "film")
+        modulated = informed or (latent and self.inject in MODULATES)
         self.modulation = condition if modulated else 0
 
     def parts(
@@ -115,9 +117,9 @@ class TokenNetwork(Configured):
         parts = self.parts(x, timestep, step, class_labels)
         check_told("latent", latent, self.latent)
         vector = None if self.latent is None else self.latent(latent)
-        if vector is not None and self.inject == "film":
+        if vector is not None and self.inject in MODULATES:
             parts.append(vector)
-            vector = None
+            vector = vector if self.inject == "map" else None
         return F.silu(sum(parts[1:], parts[0])) if parts else None, vector
 
     def log_weights(
