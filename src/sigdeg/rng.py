@@ -70,6 +70,8 @@ class Stream(IntEnum):
     GRAMMAR_DRAWS = 82
     GRAMMAR_BOUND = 83
 
+    MNIST_TOKENS_DRAWS = 101
+
 
 def derive_generator(seed: int, stream: Stream, *place: int) -> Generator:
     """A generator that depends on its key alone: work can stop and resume anywhere."""

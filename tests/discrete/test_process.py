@@ -242,6 +242,7 @@ def test_a_batch_of_times_is_one_after_the_other(process: DiscreteProcess) -> No
 def test_a_process_comes_back_from_its_config(process: DiscreteProcess) -> None:
     config = json.loads(json.dumps(process.config()))
     again = process_from_config(config)
+    assert repr(again) == repr(process)  # runs are told by it, in any session
     assert again == process
     assert hash(again) == hash(process)
     assert torch.equal(transition(again, 0.1, 0.6), transition(process, 0.1, 0.6))

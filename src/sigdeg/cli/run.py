@@ -21,7 +21,7 @@ class Run:
     """Run a benchmark and write its results, figures and report; the same command resumes it.
 
     Arguments:
-        experiment: grammar, laws, mixture1d, mnist, planning, rbergomi or text.
+        experiment: grammar, laws, mixture1d, mnist, mnist-tokens, planning, rbergomi or text.
         preset: How much work: quick, default or paper, as the experiment has it.
         out: Run folder (default: runs/EXPERIMENT-PRESET).
         seed: First seed.
@@ -43,7 +43,7 @@ class Run:
         from sigdeg.experiments import EXPERIMENTS
 
         check_choice(self.experiment, EXPERIMENTS, "experiment")
-        chosen = import_module(f"sigdeg.experiments.{self.experiment}")
+        chosen = import_module(f"sigdeg.experiments.{self.experiment.replace('-', '_')}")
         check_choice(self.preset, chosen.PRESETS, "preset")
         out = self.out or Path("runs") / f"{self.experiment}-{self.preset}"
         tell(chosen.run(out, self.preset, self.seed, self.device, self.data_dir, self.progress))

@@ -457,6 +457,10 @@ class RateMatrix(DiscreteProcess):
     def __hash__(self) -> int:
         return hash((self.kind, self.states, self.scale, self.growth))
 
+    def __repr__(self) -> str:
+        """Its parameters: what is trained with it is told by them, in any session."""
+        return f"{type(self).__name__}({self.config()})"
+
     def config(self) -> dict[str, Any]:
         return {
             "kind": self.kind,

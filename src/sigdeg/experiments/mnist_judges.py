@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -74,7 +75,11 @@ class Judges:
     def __init__(self, extractors: Sequence[Extractor], train: Labelled, test: Labelled) -> None:
         self.extractors, self.train, self.labels = extractors, train[0], test[1]
         self.references = [Reference.from_images(test[0], e) for e in extractors]
-        self.validation = Statistics.of(extractors[0].features(train[0][:VALIDATION]))
+
+    @cached_property
+    def validation(self) -> Statistics:
+        """The first features of training images."""
+        return Statistics.of(self.extractors[0].features(self.train[:VALIDATION]))
 
     def describe(self) -> list[dict[str, Any]]:
         """Which they are, how often they are right on the test images and how often unsure."""
