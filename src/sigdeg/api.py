@@ -10,7 +10,7 @@ from sigdeg.distillation import DistillConfig
 from sigdeg.errors import SigdegError, TrainingError
 from sigdeg.grids import coarse_grid, fine_grid, refine
 from sigdeg.guidance import AutoGuidance, ClassifierFreeGuidance
-from sigdeg.integrations import as_teacher, load_teacher
+from sigdeg.integrations import as_teacher, load_model, load_teacher
 from sigdeg.model import Card, Model
 from sigdeg.networks import ModulatedMLP, ResidualMLP
 from sigdeg.sampling import march, sample
@@ -64,6 +64,7 @@ __all__ = [
     "distill",
     "fine_grid",
     "from_scheduler",
+    "load_model",
     "load_teacher",
     "march",
     "refine",

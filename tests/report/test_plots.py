@@ -217,3 +217,10 @@ def test_style_leaves_no_trace(tmp_path: Path) -> None:
         assert matplotlib.rcParams["axes.grid"]
     training_plot({"teacher": [(0, 1.0, None)]}, tmp_path / "training.png")
     assert dict(matplotlib.rcParams) == before
+
+
+def test_a_loss_below_zero_is_shown_as_it_is(tmp_path: Path) -> None:
+    """Some losses are: a logarithm would hide them, or fail."""
+    curve = [(k, 1.0 - k / 100, -0.5) for k in range(100, 300, 100)]
+    training_plot({"student": curve}, tmp_path / "training.png")
+    assert (tmp_path / "training.png").stat().st_size > 0

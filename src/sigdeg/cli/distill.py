@@ -6,13 +6,29 @@ import shlex
 import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
-from sigdeg.cli.shared import Refinement, TeacherName, tell
+from sigdeg.cli.shared import Refinement, TeacherName, refuse, tell
 from sigdeg.options import AnyText, Folder, Samples, Seed, Text, number, whole
 from sigdeg.workflows.recipe import Guided, Recipe
 
+if TYPE_CHECKING:
+    from sigdeg.discrete import TokenModel
+
 __all__ = ["Distill"]
+
+PATHS = (
+    "order",
+    "residual_noise",
+    "times",
+    "lookahead",
+    "start",
+    "plan",
+    "grid",
+    "refinement",
+    "q",
+    "matching",
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -22,11 +38,16 @@ class Distill(Guided, Recipe):
     Arguments:
         teacher: Folder or hub id of a DDPMPipeline, DDIMPipeline or LDMPipeline, or mnist-teacher,
             which comes with the package. FOLDER:unet_ema takes that network of it. Or the folder of
-            a model of this package: a teacher that train_teacher made, a student of more steps.
+            a model of this package: a teacher that train_teacher made, a student of more steps, a
+            model of tokens.
         out: Run folder.
         iterations: Optimiser steps (default: by the kind of data, 3000 for images).
         batch_size: Segments a step (default: by the kind of data, 64 for images).
         learning_rate: Peak learning rate (default: by the kind of data, 2e-4 for images).
+        data: Data of a teacher of tokens, for it to be distilled by as well: a text for one of
+            characters, images for one of grey levels, or a .npy of tokens.
+        latents: Latents an item that a student of tokens is trained with (default: 16).
+        alpha: Weight of the correlation loss of a student of tokens (default: 1).
         paths: Teacher paths to cache and reuse; 0 simulates fresh ones for every batch (default: by
             the kind of data, 5000 for images).
         refinement: Fine teacher steps a coarse step (default: 120 in all).
@@ -47,6 +68,9 @@ class Distill(Guided, Recipe):
     iterations: Annotated[int | None, whole(1, 10**9)] = None
     batch_size: Annotated[int | None, whole(1, 10**7)] = None
     learning_rate: Annotated[float | None, number(1e-12, 1e12)] = None
+    data: AnyText = None
+    latents: Annotated[int | None, whole(1, 10**6)] = None
+    alpha: Annotated[float | None, number(0, 1e6)] = None
     paths: Annotated[int | None, whole(0, 10**9)] = None
     refinement: Refinement = None
     q: Annotated[int | None, whole(0, 1000)] = None
@@ -60,14 +84,43 @@ class Distill(Guided, Recipe):
 
     def __call__(self) -> None:
         """Distil it."""
+        from sigdeg.discrete import TokenModel
         from sigdeg.workflows.distill import configure, distill_teacher
 
         teacher = self.load(self.teacher)
+        command = shlex.join(["sigdeg", *sys.argv[1:]])
+        if isinstance(teacher, TokenModel):
+            self.distill_tokens(teacher, command)
+            tell(self.out / "report.html")
+            return
+        refuse(self, ("data", "latents", "alpha"), "for teachers of tokens")
         training = ("iterations", "batch_size", "learning_rate", "paths", "refinement", "q")
         more = ("matching", "mixed_precision", "tracker", "seed")
         config = configure(teacher, self, **{key: getattr(self, key) for key in training + more})
-        command = shlex.join(["sigdeg", *sys.argv[1:]])
         distill_teacher(
             teacher, self.out, self, config, self.samples, self.device, self.progress, command
         )
         tell(self.out / "report.html")
+
+    def distill_tokens(self, teacher: TokenModel, command: str) -> None:
+        """Distil a teacher of tokens."""
+        from sigdeg.discrete import DiscreteConfig
+        from sigdeg.workflows.tokens import distill_tokens, load_tokens
+
+        refuse(self, PATHS, "for teachers that paths drive, not for one of tokens")
+        training = ("iterations", "batch_size", "learning_rate", "paths", "latents", "alpha")
+        more = ("mixed_precision", "tracker", "seed")
+        given = {key: getattr(self, key) for key in training + more}
+        config = DiscreteConfig(**{key: v for key, v in given.items() if v is not None})
+        data = None if self.data is None else load_tokens(self.data, teacher)
+        distill_tokens(
+            teacher,
+            self.out,
+            config,
+            steps=self.steps,
+            data=data,
+            samples=self.samples,
+            device=self.device,
+            progress=self.progress,
+            command=command,
+        )

@@ -8,13 +8,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from sigdeg.cli.shared import Refinement, StudentName, TeacherName, tell
+from sigdeg.cli.shared import Refinement, StudentName, TeacherName, refuse, tell
 from sigdeg.errors import SigdegError
 from sigdeg.options import AnyText, Folder, Samples, Seed
 from sigdeg.workflows.recipe import Guided, Recipe
 
 if TYPE_CHECKING:
+    from sigdeg.discrete import TokenModel
     from sigdeg.model import Card
+    from sigdeg.workflows.real import Features
 
 __all__ = ["Evaluate"]
 
@@ -57,14 +59,19 @@ class Evaluate(Guided):
 
     def __call__(self) -> None:
         """Compare them."""
-        from sigdeg.model import Model
+        from sigdeg.discrete import TokenModel
+        from sigdeg.integrations import load_model
         from sigdeg.student import SignatureStudent
         from sigdeg.workflows.distill import configure
         from sigdeg.workflows.evaluate import evaluate
 
         if self.data is None and (self.features is not None or self.resize):
             raise SigdegError("--features and --resize are for real images: give --data, too")
-        student = Model.from_pretrained(self.student)
+        student = load_model(self.student)
+        data = None if self.data is None else (self.data, self.features or "inception", self.resize)
+        if isinstance(student, TokenModel):
+            tell(self.evaluate_tokens(student, data))
+            return
         if not isinstance(student.step, SignatureStudent):
             raise SigdegError(f"{self.student} is a teacher: evaluate compares a student with it")
         asked = self.as_card(student.card)
@@ -79,11 +86,26 @@ class Evaluate(Guided):
             {**identity, "seed": self.seed, **asked.told},
             config,
             self.samples,
-            None if self.data is None else (self.data, self.features or "inception", self.resize),
+            data,
             self.device,
             self.progress,
         )
         tell(page)
+
+    def evaluate_tokens(self, student: TokenModel, data: tuple[str, Features, bool] | None) -> Path:
+        """Compare a student of tokens with its teacher; returns the report."""
+        from sigdeg.discrete import TokenModel
+        from sigdeg.workflows.tokens import evaluate_tokens
+
+        refuse(self, ("refinement",), "for students that paths drive, not for one of tokens")
+        asked = self.as_card(student.card)
+        teacher = asked.load(self.teacher)
+        if not isinstance(teacher, TokenModel):
+            raise SigdegError(f"{self.teacher} is no model of tokens: it is not its teacher")
+        identity = {"experiment": "evaluate", "student": self.student, "teacher": self.teacher}
+        told = {**identity, "seed": self.seed, **asked.told}
+        more = self.samples, data, self.seed, self.device, self.progress
+        return evaluate_tokens(student, teacher, self.out, told, *more)
 
     def as_card(self, card: Card) -> Evaluate:
         """With the guidance of the card where none is asked for; says so on stderr."""

@@ -18,7 +18,8 @@ __all__ = ["Sample"]
 class Sample:
     """Draw samples from a student: samples.safetensors, and a picture of them.
 
-    They are in the user's own units: latents are decoded, standardised data restored.
+    They are in the user's own units: latents are decoded, standardised data restored. Those of
+    characters are written as lines of samples.txt, too.
 
     Arguments:
         student: Folder or hub id of a student or of a run that made one, or mnist, which comes with
@@ -48,12 +49,12 @@ class Sample:
 
     def __call__(self) -> None:
         """Draw them."""
-        from sigdeg.model import Model
+        from sigdeg.integrations import load_model
         from sigdeg.networks import uncompiled
         from sigdeg.workflows.sample import draw_samples
 
         with uncompiled():
-            model = Model.from_pretrained(self.student)
+            model = load_model(self.student)
         written = draw_samples(
             model,
             self.out,

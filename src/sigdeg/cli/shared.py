@@ -2,18 +2,27 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 from tyro.conf import Positional, arg
 
+from sigdeg.errors import SigdegError
 from sigdeg.options import Text, whole
 
-__all__ = ["Refinement", "StudentName", "TeacherName", "tell"]
+__all__ = ["Refinement", "StudentName", "TeacherName", "refuse", "tell"]
 
 Refinement = Annotated[int | None, whole(2, 1000)]
 StudentName = Annotated[Positional[Text], arg(metavar="STUDENT")]
 TeacherName = Annotated[Positional[Text], arg(metavar="TEACHER")]
+
+
+def refuse(command: Any, names: Sequence[str], why: str) -> None:
+    """Refuse options that are given, and do not apply."""
+    for name in names:
+        if getattr(command, name) != getattr(type(command), name):
+            raise SigdegError(f"--{name.replace('_', '-')} is {why}: leave it out")
 
 
 def tell(page: Path) -> None:

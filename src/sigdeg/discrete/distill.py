@@ -16,7 +16,7 @@ from torch import Generator, Tensor, nn
 
 from sigdeg.conditions import Classes
 from sigdeg.discrete.config import DiscreteConfig
-from sigdeg.discrete.denoiser import NetworkTokenDenoiser, Parameterisation
+from sigdeg.discrete.denoiser import GuidedTokens, NetworkTokenDenoiser, Parameterisation
 from sigdeg.discrete.latent import Latent
 from sigdeg.discrete.likelihood import check_sequences
 from sigdeg.discrete.model import TokenModel, as_token_model, uniform_grid
@@ -32,7 +32,7 @@ from sigdeg.runs import fingerprint
 from sigdeg.sampling import sample
 from sigdeg.training import LEAST, Job, check_data, claim, make_accelerator, train
 
-__all__ = ["Distilled", "distill", "make_student", "train_student"]
+__all__ = ["Distilled", "distill", "distill_model", "make_student", "train_student"]
 
 SHARD = 2048  # samples of the teacher a file: what an interruption costs at most
 
@@ -77,6 +77,8 @@ def make_student(
         SigdegError: If the teacher has no network and none is given.
     """
     own = teacher.denoiser
+    while isinstance(own, GuidedTokens):
+        own = own.denoiser
     kind: Parameterisation = "masked"
     if isinstance(own, NetworkTokenDenoiser):
         kind = own.parameterisation
@@ -239,7 +241,12 @@ def make_job(
     return Job(MixtureObjective(learner, teacher, config, say), batch, held_out, identity)
 
 
-def distill(
+def distill(teacher: TokenModel, **options: Any) -> TokenModel:
+    """Distil a teacher into a new student, and save it in `out/student`: see `distill_model`."""
+    return distill_model(teacher, **options)[0]
+
+
+def distill_model(
     teacher: TokenModel,
     *,
     network: nn.Module | None = None,
@@ -252,9 +259,10 @@ def distill(
     inject: str | None = None,
     device: str | None = None,
     progress: bool = True,
+    command: str | None = None,
     **options: Any,
-) -> TokenModel:
-    """Distil a teacher into a new student, and save it in `out/student`.
+) -> tuple[TokenModel, Distilled]:
+    """Distil a teacher into a new student, and save it in `out/student`; says what it took, too.
 
     A student is a teacher, too: it keeps its network, and its latent where it gets the same.
 
@@ -270,10 +278,11 @@ def distill(
         inject: How the latent comes in, see `make_student`.
         device: Where to compute (default: what accelerate finds).
         progress: Show progress bars.
+        command: The command line, for the card.
         options: Fields of `DiscreteConfig`.
 
     Returns:
-        The student.
+        The student as a model, and what training gave.
 
     Raises:
         SigdegError: If arguments do not fit together, or the folder holds another run.
@@ -311,6 +320,7 @@ def distill(
             configuration=dataclasses.asdict(config),
             teacher_calls=found.teacher_nfe,
             versions=versions(),
+            command=command,
             verdict=None,
         ),
     )
@@ -318,4 +328,4 @@ def distill(
         made = dataclasses.replace(made, conditions=teacher.conditions)
     if PartialState().is_main_process:
         made.save_pretrained(out / "student")
-    return made
+    return made, found

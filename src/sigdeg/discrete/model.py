@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from sigdeg.conditions import Classes, Unconditional
 from sigdeg.discrete.codec import TokenCodec, codec_from_config
-from sigdeg.discrete.denoiser import NetworkTokenDenoiser, TokenDenoiser
+from sigdeg.discrete.denoiser import GuidedTokens, NetworkTokenDenoiser, TokenDenoiser
 from sigdeg.discrete.latent import Latent
 from sigdeg.discrete.process import DiscreteProcess, process_from_config
 from sigdeg.discrete.steps import Ancestral, Hybrid, TokenStep
@@ -122,6 +122,28 @@ class TokenModel(Model):
     def process(self) -> DiscreteProcess:
         """Its process."""
         return self.denoiser.process
+
+    def guided(self, scale: float, until: float = 1.0, weak: Model | None = None) -> TokenModel:
+        """The same model, guided by a weaker version of it or else by its classes.
+
+        See `GuidedTokens`.
+
+        Raises:
+            SigdegError: As of `Model.guided`, or if there is a time above which there is none.
+        """
+        if until != 1:
+            raise SigdegError("guidance of tokens is there at all times: leave its end out")
+        if isinstance(weak, TokenModel):
+            if (weak.shape, weak.conditions) != (self.shape, self.conditions):
+                raise SigdegError(f"{weak.name} is no version of {self.name}: it cannot guide it")
+            own = GuidedTokens(self.denoiser, scale, {}, weak.denoiser)
+        elif weak is None:
+            own = GuidedTokens(self.denoiser, scale, self.none())
+        else:
+            raise SigdegError(f"{weak.name} is no model of tokens: it cannot guide {self.name}")
+        name = None if weak is None else weak.name
+        card = dataclasses.replace(self.card, guidance=scale, guidance_until=until, weak=name)
+        return dataclasses.replace(self, step=Ancestral(own), card=card)
 
     def save_pretrained(self, folder: str | Path) -> None:
         """Write `config.json` and `model.safetensors`, for `from_pretrained` and `sigdeg sample`.

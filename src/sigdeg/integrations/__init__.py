@@ -6,6 +6,7 @@ from sigdeg.integrations.diffusers import (
     load_teacher,
     save_latent_pipeline,
 )
+from sigdeg.integrations.models import load_model
 from sigdeg.integrations.solvers import SOLVERS, Solver, solver_grids
 
 __all__ = [
@@ -13,6 +14,7 @@ __all__ = [
     "Solver",
     "as_teacher",
     "load_guided",
+    "load_model",
     "load_teacher",
     "save_latent_pipeline",
     "solver_grids",

@@ -14,6 +14,7 @@ from sigdeg.codec import Decoder, Identity, check_decoder, load_decoder, modern,
 from sigdeg.denoiser import Denoiser, NetworkDenoiser, Timesteps
 from sigdeg.errors import SigdegError, extra, reason
 from sigdeg.files import find_folder, find_student, load_weights, read_json, save_json
+from sigdeg.integrations.models import load_model
 from sigdeg.model import Model, as_model, conditions_of
 from sigdeg.networks import (
     Call,
@@ -82,7 +83,7 @@ def load_teacher(path: Any, *, null_class: int | None = None) -> Model:
     place, unet = split_name(path)
     folder = find_folder(place)
     if is_model(folder):
-        return with_null_class(Model.from_pretrained(place), null_class)
+        return with_null_class(load_model(place), null_class)
     kind = read_json(folder / "model_index.json").get("_class_name")
     check_pipeline(str(kind), f"{folder} holds")
     scheduler = load_scheduler(folder)

@@ -167,8 +167,8 @@ def usage(results: Results) -> tuple[str, str] | None:
     steps = steps if type(steps) is int else None  # what is copied is run
     asked = f"16, {steps}, seed=0" if steps else "16, seed=0"
     python = (
-        "from sigdeg import Model\n"
-        f"student = Model.from_pretrained({json.dumps(student)})\n"
+        "from sigdeg import load_model\n"
+        f"student = load_model({json.dumps(student)})\n"
         f"x = student.sample({asked})"
     )
     option = f" --steps {steps}" if steps else ""

@@ -97,7 +97,7 @@ def quality_plot(
 
 
 def training_plot(training: Mapping[str, Sequence[Sequence[float | None]]], path: Path) -> None:
-    """Training and held-out loss on a logarithmic axis, one panel a network.
+    """Training and held-out loss on a logarithmic axis if they can be, one panel a network.
 
     Arguments:
         training: For each label the points (step, loss, held-out loss or None).
@@ -273,11 +273,12 @@ def small_multiples(n: int, height: float, share: bool = False) -> tuple[Figure,
 def log_axis(axes: Axes, which: str) -> None:
     """A logarithmic axis that reads 0.02, 0.05, 0.1 and so on instead of powers of ten.
 
-    It stays linear where the data span less than a factor of 5: a logarithm would leave no ticks.
+    It stays linear where data are negative, and where they span less than a factor of 5: a
+    logarithm would leave no ticks.
     """
     axis = axes.xaxis if which == "x" else axes.yaxis
     low, high = axis.get_data_interval()
-    if high < 5 * low:
+    if low < 0 or high < 5 * low:
         return
     (axes.set_xscale if which == "x" else axes.set_yscale)("log", nonpositive="clip")
     axis.set_major_locator(LogLocator(subs=(1, 2, 5) if high < 1000 * low else (1,)))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import inspect
 from numbers import Integral
 from pathlib import Path
 from typing import Any, overload
@@ -10,6 +11,7 @@ from typing import Any, overload
 from accelerate import PartialState
 
 from sigdeg.costs import check_memory, judging_bytes
+from sigdeg.discrete import DiscreteConfig, TokenModel
 from sigdeg.distillation import DistillConfig, Distilled, Verdict
 from sigdeg.distillation import distill as distill_step
 from sigdeg.errors import SigdegError, check_least
@@ -31,6 +33,7 @@ INSTEAD = {
     "null_class": "it belongs to the teacher, load_teacher(path, null_class=...)",
     "out_dir": "the folder of a new student is out",
 }
+TOKENS = {"network", "elastic", "inject"}
 TRAINING = {field.name for field in dataclasses.fields(DistillConfig)}
 
 
@@ -50,6 +53,9 @@ def distill(*given: Any, **options: Any) -> Distilled | Model:
     - `samples`: Samples in each of the two sets that the student is judged by (default: 256).
     - `device`, `progress`: Where to compute; whether to show progress.
 
+    Of a teacher of tokens they are those of `sigdeg.discrete.distill` and `DiscreteConfig`, with
+    `samples`.
+
     `distill(student, teacher, out_dir, ...)` trains that student on that teacher's step, see
     `sigdeg.distillation.distill`.
 
@@ -66,6 +72,9 @@ def distill(*given: Any, **options: Any) -> Distilled | Model:
         return distill_step(*given, **options)
     if len(given) != 1:
         raise SigdegError("a teacher is followed by named options: steps=10, out='runs/distilled'")
+    teacher = load_teacher(given[0])
+    if isinstance(teacher, TokenModel):
+        return tokens_of(teacher, **options)
     known = {f.name for f in dataclasses.fields(Recipe)} | TRAINING
     own = ("out", "samples", "device", "progress")
     unknown = [name for name in options if name not in known and name not in own]
@@ -82,11 +91,31 @@ def distill(*given: Any, **options: Any) -> Distilled | Model:
         recipe["steps"] = tuple(steps) if isinstance(steps, list | tuple) else (steps,)
         if not all(isinstance(count, Integral) for count in recipe["steps"]):
             raise SigdegError(f"steps are whole numbers, such as 5 or (10, 5), got {steps!r:.60}")
-    asked, teacher = Recipe(**recipe), load_teacher(given[0])
+    asked = Recipe(**recipe)
     config = configure(teacher, asked, **{k: v for k, v in options.items() if k in TRAINING})
     rest = {name: value for name, value in options.items() if name in own[1:]}
     out = Path(options.get("out", "runs/distilled"))
     return distill_teacher(teacher, out, asked, config, **rest)
+
+
+def tokens_of(
+    teacher: TokenModel, out: str | Path = "runs/distilled", steps: Any = (10,), **options: Any
+) -> Model:
+    """Distil a teacher of tokens, see `distill`."""
+    from sigdeg.workflows.tokens import distill_tokens
+
+    training = {field.name for field in dataclasses.fields(DiscreteConfig)}
+    own = set(inspect.signature(distill_tokens).parameters) | TOKENS
+    unknown = sorted(options.keys() - training - own)
+    if unknown:
+        raise SigdegError(
+            f"unknown option {unknown[0]!r} of a teacher of tokens: a DiscreteConfig's are "
+            f"{', '.join(sorted(training))}, and {', '.join(sorted(own - {'teacher', 'options'}))}"
+        )
+    config = DiscreteConfig(**{k: v for k, v in options.items() if k in training})
+    rest = {k: v for k, v in options.items() if k not in training}
+    counts = steps if isinstance(steps, list | tuple) else (steps,)
+    return distill_tokens(teacher, Path(out), config, steps=tuple(counts), **rest)
 
 
 def configure(teacher: Model, recipe: Recipe, **options: Any) -> DistillConfig:

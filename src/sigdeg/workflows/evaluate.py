@@ -72,7 +72,8 @@ class Comparison(NamedTuple):
         floor: Metrics of real data against real data, where there is any.
         summary: What the numbers are, in words.
         verdict: Whether the student does what its teacher does.
-        pictures: Some samples of each method by name, of the same seeds.
+        pictures: Some samples of each method by name.
+        caption: What is to be said of them.
     """
 
     rows: list[Row]
@@ -80,6 +81,7 @@ class Comparison(NamedTuple):
     summary: str
     verdict: Verdict
     pictures: dict[str, Tensor]
+    caption: str = CAPTION
 
 
 def save_comparison(
@@ -111,7 +113,8 @@ def save_comparison(
     except (SigdegError, RuntimeError, ValueError, OSError) as error:
         results["warnings"] = [*results["warnings"], f"there is no picture of samples: {error}"]
     else:
-        results["figures"] = [{"file": "figures/samples.png", "caption": CAPTION}] if shown else []
+        picture = {"file": "figures/samples.png", "caption": found.caption}
+        results["figures"] = [picture] if shown else []
     save_results(out, results, device)
     return write_report(out)
 

@@ -16,8 +16,9 @@ from tqdm.auto import tqdm
 
 from sigdeg.conditions import Unconditional
 from sigdeg.costs import check_room, tell_calls
+from sigdeg.discrete import Characters
 from sigdeg.errors import SigdegError
-from sigdeg.files import save_tensors
+from sigdeg.files import atomic_write, save_tensors
 from sigdeg.model import Model
 from sigdeg.pictures import save_sheet
 from sigdeg.runs import fingerprint
@@ -26,6 +27,7 @@ from sigdeg.training import resolve_device
 __all__ = ["check_unused", "draw_samples", "write_samples"]
 
 NAME = "samples.safetensors"
+TEXTS = "samples.txt"  # a sample a line, as a JSON string: some have lines of their own
 SHOWN = 64  # images in the picture
 
 
@@ -86,8 +88,13 @@ def draw_samples(
         calls = n * (len(grid) - 1)
         tell_calls(f"{n:,} samples", calls, model.step, *where, disk=drawn, memory=2 * drawn)
     asked: dict[str, Any] = {"seed": seed, "batch_size": batch_size, "progress": progress}
-    samples = model.sample(n, steps, **asked, **request)
-    return write_samples(samples.cpu(), out, identity, single)
+    samples = model.sample(n, steps, **asked, **request).cpu()
+    written = write_samples(samples, out, identity, single)
+    if isinstance(model.codec, Characters):
+        lines = "".join(f"{line}\n" for line in map(json.dumps, model.codec.text(samples)))
+        atomic_write(out / TEXTS, lambda part: part.write_text(lines))
+        written.append(out / TEXTS)
+    return written
 
 
 def check_unused(out: Path, identity: Mapping[str, Any]) -> None:
