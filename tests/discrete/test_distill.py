@@ -81,6 +81,30 @@ def test_two_equal_bits_come_out_equal_in_one_call(tmp_path: Path) -> None:
     assert again.card.teacher_calls == 250 * 32
 
 
+def test_weights_meet_the_shares_of_modes(tmp_path: Path) -> None:
+    """Of teacher's laws alone, without a term on data: shares of 0.7 and 0.3, in one call."""
+    shares = torch.tensor([0.7, 0.3])
+    teacher = as_token_model(ExactDenoiser(BITS, shares, Absorbing(2)), name="bits")
+    law = {"kind": "weighted", "size": 4}
+    made = distill_tokens(
+        teacher,
+        network=network(latent=law),
+        latent=Latent(**law),
+        data=BITS[(torch.arange(400) >= 280).long()],
+        out=tmp_path / "bits",
+        alpha=0.0,
+        single=True,
+        iterations=250,
+        batch_size=16,
+        learning_rate=1e-2,
+        warmup=20,
+        ema=0.98,
+        **QUICK,
+    )
+    found = sampler_law(made.step, uniform_grid(1))
+    assert total_variation(found, joint_law(BITS, shares, 3)) < 0.02
+
+
 def test_without_data_it_learns_from_the_teachers_samples(tmp_path: Path) -> None:
     found = run(
         tmp_path,
@@ -180,6 +204,14 @@ OTHER = as_token_model(ExactDenoiser(BITS, torch.ones(2), Absorbing(3)), name="o
         ({"teacher": None, "data": None}, "neither a teacher nor data"),
         ({"labels": torch.zeros(3).long()}, "400 samples need as many labels"),
         ({"latents": 1}, "latents must be at least 2"),
+        (
+            {
+                "single": True,
+                "own": MixtureStudent(network(), Absorbing(2), 2, Latent(), parameterisation="all"),
+                "latents": 4,
+            },
+            "single positions are revealed",
+        ),
     ],
 )
 def test_what_cannot_be_trained_is_refused_before_anything_is_written(

@@ -173,6 +173,91 @@ def test_times_are_drawn_as_the_settings_say() -> None:
     assert not torch.equal(drawn.latents[0].argsort(0), drawn.latents[1].argsort(0))
 
 
+class Weighted(Table):
+    """A table whose components have weights, the same in all states."""
+
+    def __init__(self, split: float, tilt: float) -> None:
+        super().__init__(split=split)
+        self.mixing = nn.Parameter(torch.tensor([tilt, 0.0]))
+
+    def forward(self, x: Tensor, t: Tensor, latent: Tensor, step: Tensor | None = None) -> Tensor:
+        assert not latent.is_floating_point()
+        return self.logits[latent[:, 0], x[:, 0] * self.states + x[:, 1]]
+
+    def log_weights(self, x: Tensor, t: Tensor) -> Tensor:
+        return self.mixing.log_softmax(0).expand(len(x), -1)
+
+
+def make_weighted(split: float, tilt: float, **options: Any) -> MixtureObjective:
+    latent = Latent("weighted", 2)
+    student = MixtureStudent(Weighted(split, tilt), Absorbing(2), 2, latent)
+    teacher = Ancestral(ExactDenoiser(BITS, torch.ones(2), Absorbing(2)))
+    return MixtureObjective(student, teacher, DiscreteConfig(single=True, **options))
+
+
+def test_of_weighted_components_its_expectation_is_exact() -> None:
+    """The teacher reveals one bit, the student ends it: enumerated, without a draw of a latent."""
+    objective = make_weighted(0.7, 0.6, alpha=0, marginal=0, latents=256)
+    student, n = objective.student, 300
+
+    def law(*x: int) -> Tensor:
+        state = torch.tensor([x]).expand(2, 2)
+        p = student(state, torch.tensor(1.0), torch.tensor([[0], [1]])).double().exp()[..., :2]
+        weights = student.log_weights(state, torch.tensor(1.0))[0].double().exp()
+        return torch.einsum("k,ki,kj->ij", weights, p[:, 0], p[:, 1])
+
+    target = (law(0, 2) + law(1, 2) + law(2, 0) + law(2, 1)).detach() / 4
+    own = law(2, 2).detach()
+    means = [own.sum(1), own.sum(0)]
+    surprise = -(target * own.log()).sum()
+    known = sum((target.sum(1 - d) * means[d].log()).sum() for d in (0, 1))
+    bits = sum(-(math.log(2) + means[d].log().mean()) for d in (0, 1))
+    drawn = batch(objective, n, t=at(n, 1.0), u=at(n, 0.9))
+    assert drawn.latents.shape == (n, 2, 1)
+    found = objective(drawn)
+    assert float(found["consis_joint"].detach()) == pytest.approx(float(surprise + known), abs=5e-3)
+    assert float(found["consis_marg"].detach()) == pytest.approx(float(bits), abs=1e-5)
+    assert float(found["distil"].detach()) == 0
+
+
+def test_weights_of_settled_components_are_still_learned() -> None:
+    """Weights of 0.62 and 0.38 for modes that have a half each, each the only one of its mode."""
+    slopes = []
+    for tilt in (0.5, 0.0):
+        objective = make_weighted(30.0, tilt, alpha=1.0, latents=64)
+        n = 400
+        found = objective(batch(objective, n, t=at(n, 1.0), u=at(n, 0.9)))
+        (slope,) = torch.autograd.grad(found["loss"], [objective.student.network.mixing])
+        slopes.append(float(slope[0]))
+    assert slopes[0] > 0.1
+    assert abs(slopes[1]) < 0.05
+
+
+def test_one_position_is_revealed_by_the_teachers_law() -> None:
+    objective = make_weighted(0.0, 0.0)
+    n = 3000
+    generator = torch.Generator().manual_seed(0)
+    order, uniform = torch.rand(2, n, 2, generator=generator, dtype=torch.float64)
+    law = torch.tensor([[0.2, 0.8, 0.0], [0.6, 0.4, 0.0]]).log().expand(n, 2, 3)
+    found = objective.reveal(torch.full((n, 2), 2), law, order, uniform)
+    for d, share in ((0, 0.8), (1, 0.4)):
+        told = found[found[:, d] != 2]
+        assert bool((told[:, 1 - d] == 2).all())
+        assert len(told) / n == pytest.approx(0.5, abs=0.03)
+        assert float(told[:, d].double().mean()) == pytest.approx(share, abs=0.04)
+    last = objective.reveal(torch.tensor([[1, 2]]), law[:1], order[:1], uniform[:1])
+    assert last[0, 0] == 1
+    assert last[0, 1] != 2
+
+
+def test_the_last_masked_position_learns_the_teachers_law() -> None:
+    objective = make_weighted(1.0, 0.3, alpha=0, marginal=0)
+    noise = torch.tensor([[0.0], [0.9]]).expand(64, 2, 2)  # the second is masked
+    found = objective(batch(objective, 64, t=at(64, 0.5), noise=noise))
+    assert set(found) == {"loss", "distil", "ess"}
+    assert float(found["distil"].detach()) > 0
+
+
 @pytest.mark.parametrize("process", [Absorbing(2), Uniform(2)])
 def test_an_elastic_student_is_told_where_its_step_ends(process: DiscreteProcess) -> None:
     """And is compared there: with nothing to learn to s = t, where all laws are the state."""

@@ -33,6 +33,9 @@ class DiscreteConfig(TrainConfig):
         marginal: Weight of the marginal loss on data.
         shortest: Least $\Delta$; it is drawn log-uniformly.
         longest: Largest $\Delta$.
+        single: The teacher reveals one masked position in place of a step to u. A product is exact
+            there, so that no number of its steps bounds what is learned; for short sequences, as it
+            is learned from one masked position to all.
         start: Share of the items at time 1, where sampling starts.
         unlabelled: Share of the items whose class is withheld, where there are classes.
         paths: Samples of the teacher to learn from where there are no data.
@@ -47,6 +50,7 @@ class DiscreteConfig(TrainConfig):
     marginal: float = 1.0
     shortest: float = 1 / 32
     longest: float = 1 / 8
+    single: bool = False
     start: float = 0.1
     unlabelled: float = 0.1
     paths: int = 20_000

@@ -127,6 +127,7 @@ def train_student(
     """
     config, out_dir = dataclasses.replace(config or DiscreteConfig(), **options), Path(out_dir)
     check_pair(student, teacher)
+    check_single(student, config)
     if data is None and teacher is None:
         raise SigdegError("there is neither a teacher nor data to learn from")
     if data is not None:
@@ -185,6 +186,16 @@ def check_pair(student: MixtureStudent, teacher: TokenStep | None) -> None:
         raise SigdegError(
             f"the student has sequences of {student.length} tokens, the teacher of "
             f"{teacher.denoiser.length}"
+        )
+
+
+def check_single(student: MixtureStudent, config: DiscreteConfig) -> None:
+    """Refuse to reveal single positions where there are no masks that stand for themselves."""
+    kept = student.process.mask is not None and student.parameterisation == "masked"
+    if config.single and (not kept or student.elastic):
+        raise SigdegError(
+            "single positions are revealed to students that keep what is not masked and step to "
+            "time 0: not of a process without a mask, of parameterisation 'all', or elastic"
         )
 
 

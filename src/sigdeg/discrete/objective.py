@@ -13,6 +13,12 @@ ends each of them, $y_j$ at s, and is to give the same law from t at once. Its l
 Only the second and the fourth row know what positions have to do with one another. s is 0 but for
 elastic students, whose steps may end before. No gradient passes through targets.
 
+Of a `weighted` latent all components are summed over, by their weights: nothing is left to chance.
+
+Where the settings say `single`, the teacher reveals one masked position instead of stepping to u.
+A product is exact there: the student learns the joint law that the teacher's laws imply, where it
+would learn that of $1 / \Delta$ of its steps.
+
 Without a teacher the loss is `nll`, the negative log-likelihood of data under the mixture.
 
 Reference:
@@ -60,7 +66,7 @@ class Drawn(NamedTuple):
         noise: Uniform numbers in [0, 1), float64, behind $x_t$ and behind $x_s$; (batch, D, 2).
         advance: Those of the teacher's step, shape (batch, M, D, draws).
         finish: Those of the student's, shape (batch, M, D).
-        latents: Latents at t, shape (batch, M, width).
+        latents: Latents at t, shape (batch, M, width); all components of a weighted one.
         others: Latents at u.
         taught: The teacher's latents, where it is a mixture itself.
         condition: Passed on to the networks.
@@ -106,6 +112,7 @@ def draw(
         strata = uniform(n, many, law.width)
         return law.stratified(strata, uniform(n, many, law.width).argsort(1))
 
+    components = torch.arange(student.latent.size).expand(n, -1)[..., None]
     law = None if teacher is None else teacher.denoiser.latent
     return Drawn(
         clean,
@@ -115,7 +122,7 @@ def draw(
         uniform(n, length, 2),
         uniform(n, many, length, 1 if teacher is None else teacher.draws),
         uniform(n, many, length),
-        latents(student.latent),
+        components if student.latent.kind == "weighted" else latents(student.latent),
         latents(student.latent),
         None if law is None else latents(law),
         condition,
@@ -152,59 +159,85 @@ class MixtureObjective(nn.Module):
         clean, t, s = batch.clean, batch.t, batch.s
         x = process.corrupt(clean, t, batch.noise[..., 0])
         log_p = self.laws(x, t, s, batch.latents, batch.condition)
-        log_mean = losses.log_marginals(log_p)
+        log_w = self.log_weights(x, t, s, batch.condition)
+        log_mean = losses.log_marginals(log_p, log_w)
         data = self.end(clean, x, t, s, batch.noise[..., 1])[:, None]
         found = losses.scores(log_p, data)
-        size = losses.effective_size(found).mean()
+        size = losses.effective_size(found, log_w).mean()
         self.watch(size)
         if teacher is None:
-            nll = losses.joint(found).mean()
+            nll = losses.joint(found, log_w).mean()
             return {"loss": nll, "ess": size}
         with torch.no_grad():
             taught = self.teach(teacher, x, batch)
         target = self.ended(taught, x, t, s).exp().mean(1).to(log_p)
         near = batch.u <= s
+        if self.config.single:
+            near = self.masked(x).sum(1) <= 1
         far = (~near).nonzero()[:, 0]
-        parts = {"distil": losses.distil(log_p, target) * near}
+        parts = {"distil": losses.distil(log_p, target, log_w) * near}
         if len(far):
-            joint, marg = self.consistency(batch, far, x, taught, log_p, log_mean)
-            parts |= {"consis_joint": joint, "consis_marg": marg}
+            y, mean = self.compose(batch, far, x, taught)
+            own, own_w = losses.scores(log_p[far], y), None if log_w is None else log_w[far]
+            parts["consis_joint"] = losses.correlation(own, log_mean[far], y, own_w)
+            aim = target[far] if self.config.single else mean.to(log_p)
+            parts["consis_marg"] = losses.marginal(log_mean[far], aim)
         if self.config.alpha:
             alpha = self.config.weight(t).to(log_p)
-            parts["corr"] = alpha * losses.correlation(found, log_mean, data)
+            parts["corr"] = alpha * losses.correlation(found, log_mean, data, log_w)
         if self.config.marginal:
             parts["marg"] = self.config.marginal * losses.marginal(log_mean, target)
         means = {name: part.sum() / len(clean) for name, part in parts.items()}
         return {"loss": torch.stack(list(means.values())).sum(), **means, "ess": size}
 
-    def consistency(
-        self,
-        batch: Drawn,
-        rows: Tensor,
-        x: Tensor,
-        taught: Tensor,
-        log_p: Tensor,
-        log_mean: Tensor,
+    @torch.no_grad()
+    def compose(
+        self, batch: Drawn, rows: Tensor, x: Tensor, taught: Tensor
     ) -> tuple[Tensor, Tensor]:
-        """Correlation and marginal loss of some rows, on what teacher and student make."""
+        """What the student makes of the teacher's steps from some rows.
+
+        Returns:
+            Sequences (rows, M, D), and the mean of the laws that they were drawn from.
+        """
         teacher, many = self.teacher(), self.config.latents
         assert teacher is not None
         t, u, s = (value[rows] for value in (batch.t, batch.u, batch.s))
         told = {name: value[rows] for name, value in batch.condition.items()}
-        with torch.no_grad():
-            start, first, last = (v.repeat_interleave(many, 0) for v in (x[rows], t, u))
-            own = taught[rows].expand(-1, many, -1, -1).flatten(0, 1)
-            middle = teacher.advance(start, first, last, own, batch.advance[rows].flatten(0, 1))
-            middle = middle.unflatten(0, (-1, many))
-            finish = self.laws(middle, u, s, batch.others[rows], told)
-            p = finish.double().exp()
-            if not self.student.elastic:  # at the end there is no mask
-                p = p * self.student.process.tokens.to(p.device)
-            y = choose(p, batch.finish[rows])
-            target = (p / p.sum(-1, keepdim=True)).mean(1).to(log_p)
-        found = losses.scores(log_p[rows], y)
-        joint = losses.correlation(found, log_mean[rows], y)
-        return joint, losses.marginal(log_mean[rows], target)
+        start, first, last = (v.repeat_interleave(many, 0) for v in (x[rows], t, u))
+        own = taught[rows].expand(-1, many, -1, -1).flatten(0, 1)
+        advance = batch.advance[rows].flatten(0, 1)
+        if self.config.single:
+            middle = self.reveal(start, own, advance[..., 0], batch.finish[rows].flatten(0, 1))
+        else:
+            middle = teacher.advance(start, first, last, own, advance)
+        middle = middle.unflatten(0, (-1, many))
+        p = self.laws(middle, u, s, batch.others[rows], told).double().exp()
+        if not self.student.elastic:  # at the end there is no mask
+            p = p * self.student.process.tokens.to(p.device)
+        return choose(p, batch.finish[rows]), (p / p.sum(-1, keepdim=True)).mean(1)
+
+    def reveal(self, x: Tensor, log_p: Tensor, order: Tensor, uniform: Tensor) -> Tensor:
+        """States with one masked position more revealed: that of the largest number.
+
+        Its token is drawn by the number that the student would draw it by.
+        """
+        place = torch.where(self.masked(x), order, -1.0).argmax(1, keepdim=True)
+        law = log_p.take_along_dim(place[..., None], 1).exp()
+        return x.scatter(1, place, choose(law, uniform.gather(1, place)))
+
+    def masked(self, x: Tensor) -> Tensor:
+        """Where the mask stands."""
+        mask = self.student.process.mask
+        return torch.zeros_like(x, dtype=torch.bool) if mask is None else torch.eq(x, mask)
+
+    def log_weights(
+        self, x: Tensor, t: Tensor, s: Tensor, condition: dict[str, Tensor]
+    ) -> Tensor | None:
+        """Those of the latents, where they are not equal."""
+        if self.student.latent.kind != "weighted":
+            return None
+        told = {**condition, "step": s} if self.student.elastic else condition
+        return self.student.log_weights(x, t, **told)
 
     def laws(
         self, x: Tensor, t: Tensor, s: Tensor, latents: Tensor, condition: dict[str, Tensor]
