@@ -49,6 +49,10 @@ COMMANDS = {
     "plan phase": (
         ("-T", "--variances", "--training-times"), ("--schedule", "--accounting"), ("--json",),
     ),
+    "plan tokens bits2": (
+        ("--steps", "--distance", "--candidates", "--samples", "--seed"), ("--device",),
+        ("--json", "--progress"),
+    ),
 }  # fmt: skip
 NAMES = ("STUDENT", "TEACHER", "DATA")
 
@@ -178,6 +182,8 @@ GRID = "plan grid TEACHER --steps 2 --candidates 4 --samples 4 --paths 30 --no-p
         (GRID + "--order 8", "features need more than 30 paths"),
         ("plan grid DATA.csv --weighing plain --out o", "leave --weighing out"),
         ("plan spectrum rbergomi --samples 10000000 --out o", "of memory"),
+        ("plan tokens sudoku4 --samples 10000000 --out o", "of memory"),
+        ("plan tokens STUDENT --out o", "holds no model of tokens"),
         ("run mixture1d --preset quick --out STUDENT", "choose another folder"),
         ("report file", "results.json"),
         ("report empty", "results.json"),

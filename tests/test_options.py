@@ -19,7 +19,7 @@ from sigdeg.errors import guard
         ("", "Expected one of {run, distill, sample, evaluate, report, plan}."),
         ("distil x", "unknown 'distil': did you mean distill? choose from run, distill, sample"),
         ("plan grd", "plan: unknown 'grd': did you mean grid? choose from spectrum, merge, grid"),
-        ("plan", "plan: Expected one of {spectrum, merge, grid, phase}."),
+        ("plan", "plan: Expected one of {spectrum, merge, grid, phase, tokens}."),
         ("sample", "Missing from sigdeg sample: STUDENT Folder or hub id of a student"),
         ("sample x --sed 3", "unknown '--sed': did you mean --seed? see sigdeg sample --help"),
         ("sample x --no-progres", "unknown '--no-progres': did you mean --no-progress?"),

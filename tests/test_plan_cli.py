@@ -11,8 +11,17 @@ import torch
 from safetensors.torch import save_file
 
 from sigdeg.cli import main
+from sigdeg.discrete import (
+    Absorbing,
+    Latent,
+    MixtureStudent,
+    NetworkTokenDenoiser,
+    as_token_model,
+)
 from sigdeg.integrations import load_teacher
+from sigdeg.networks import TokenMLP
 from sigdeg.planning import parse_plan, vanilla
+from sigdeg.rng import seeded
 from sigdeg.workflows.plan.commands import Answer
 from sigdeg.workflows.plan.sources import sample_spectrum
 
@@ -255,3 +264,67 @@ def test_json_is_json(tmp_path: Path) -> None:
     for text in (answer.json, (tmp_path / "plan.json").read_text()):
         found = json.loads(text, parse_constant=pytest.fail)
         assert known.items() <= found.items()
+
+
+def test_tokens_of_a_known_law_are_planned_exactly(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    """Two bits: nothing is better than even steps, and N of them err by 1 / (2 N)."""
+    arguments = ["bits2", "--distance", 0.13, "--candidates", 16, "--out", tmp_path]
+    found = answer(capsys, "tokens", *arguments)
+    assert (found["exact"], found["steps"], found["warnings"]) == (True, 4, [])
+    assert found["times"] == [1, 0.75, 0.5, 0.25, 0]
+    for row in found["rows"]:
+        assert row["distance"] == pytest.approx(0.5 / row["steps"], abs=1e-9)
+        assert row["nats"] == pytest.approx(math.log(2) / row["steps"], abs=1e-7)
+    assert {file.name for file in tmp_path.iterdir()} == {"tokens.json", "tokens.png"}
+    assert main(["plan", "tokens", *map(str, arguments)]) == 0
+    out = capsys.readouterr().out
+    assert "Recommended: 4 steps, the fewest for 0.13\ntimes 1 0.75 0.5 0.25 0\n" in out
+    assert "total variation" in out
+
+
+def test_tokens_of_a_network_are_planned_by_what_it_says(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    """A network that says the same whatever it sees loses nothing: its tokens are independent."""
+    network = seeded(0, lambda: TokenMLP(3, 4, 8, 1, timed=False))
+    torch.nn.init.zeros_(network.head.weight)
+    model = as_token_model(NetworkTokenDenoiser(network, Absorbing(3), 3), name="blind")
+    model.save_pretrained(tmp_path / "blind")
+    small = ["--samples", 8, "--candidates", 4, "--no-progress", "--steps", 2]
+    found = answer(capsys, "tokens", tmp_path / "blind", *small)
+    assert not found["exact"]
+    assert "upper bounds" in found["warnings"][0]
+    assert [row["steps"] for row in found["rows"]] == [1, 2, 4]
+    for row in found["rows"]:
+        assert row["nats"] == pytest.approx(0, abs=1e-6)
+        assert row["distance"] == pytest.approx(0, abs=1e-3)
+    long = answer(capsys, "tokens", "sudoku4", *small)
+    one, two, four = (row["nats"] for row in long["rows"])
+    assert one > two > four == 0
+
+
+@pytest.mark.parametrize(
+    ("arguments", "line"),
+    [
+        (["bits2", "--steps", 2, "--distance", 0.1], "either steps or a distance, not both"),
+        (["bits2", "--distance", 0.01], "32 steps come within 0.0156, not 0.01: allow more"),
+        (["bits2", "--steps", 5, "--candidates", 4], "at most 4 steps, got 5"),
+        (["bits2", "--distance", 0], "distance must"),
+        (["nothing/here"], "nothing/here"),
+        (["student"], "a mixture: plan for the teacher of it"),
+    ],
+)
+def test_plans_of_tokens_that_cannot_be_are_refused(
+    capsys: pytest.CaptureFixture[str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    arguments: list[object],
+    line: str,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    latent = {"kind": "uniform", "size": 1}
+    network = TokenMLP(3, 4, 8, 1, latent=latent)
+    as_token_model(MixtureStudent(network, Absorbing(3), 3, Latent())).save_pretrained("student")
+    assert line in refused(capsys, "tokens", *arguments)

@@ -15,7 +15,7 @@ from sigdeg.cli.run import Report, Run
 from sigdeg.cli.sample import Sample
 from sigdeg.errors import guard
 from sigdeg.options import Group, parse
-from sigdeg.workflows.plan.questions import Grid, Merge, Phase, Spectrum
+from sigdeg.workflows.plan.questions import Grid, Merge, Phase, Spectrum, Tokens
 
 __all__ = ["main"]
 
@@ -28,9 +28,15 @@ COMMANDS = Group(
         "evaluate": Evaluate,
         "report": Report,
         "plan": Group(
-            "Plan a distillation: what to merge in which order, and where to put the student's "
-            "times.",
-            {"spectrum": Spectrum, "merge": Merge, "grid": Grid, "phase": Phase},
+            "Plan a distillation: what to merge in which order, where to put the student's times, "
+            "and how many steps tokens need.",
+            {
+                "spectrum": Spectrum,
+                "merge": Merge,
+                "grid": Grid,
+                "phase": Phase,
+                "tokens": Tokens,
+            },
         ),
     },
 )

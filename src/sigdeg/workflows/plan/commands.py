@@ -23,6 +23,7 @@ from sigdeg.schedule import Schedule
 from sigdeg.training import resolve_device
 from sigdeg.workflows.plan import plots, tables
 from sigdeg.workflows.plan.sources import find_source, sample_spectrum
+from sigdeg.workflows.plan.tokens import plan_tokens
 
 if TYPE_CHECKING:
     from sigdeg.workflows.plan import questions
@@ -226,6 +227,26 @@ def phase(asked: questions.Phase) -> Answer:
     return Answer("phase", result, lines, {"phase.png": draw})
 
 
+def tokens(asked: questions.Tokens) -> Answer:
+    """How many steps a teacher of tokens needs, and where they should go."""
+    found = plan_tokens(
+        asked.teacher,
+        asked.steps,
+        asked.distance,
+        asked.candidates,
+        asked.samples,
+        asked.seed,
+        resolve_device(asked.device),
+        asked.progress,
+    )
+    result = found.to_json()
+
+    def draw(path: Path) -> None:
+        plots.times_plot(found.grids, None, path)
+
+    return Answer("tokens", result, found.lines(result), {"tokens.png": draw})
+
+
 def own_schedule(source: Spectrum | Model, asked: str | None) -> Schedule | None:
     """A teacher's own schedule; None where there is no teacher."""
     if isinstance(source, Spectrum):
@@ -240,6 +261,7 @@ QUESTIONS: dict[str, Callable[..., Answer]] = {
     "plan": merge,
     "grid": grid,
     "phase": phase,
+    "tokens": tokens,
 }
 
 

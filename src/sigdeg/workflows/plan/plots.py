@@ -153,28 +153,31 @@ def phase_plot(phase: Phase, path: Path) -> None:
         save(figure, path)
 
 
-def times_plot(grids: Mapping[str, Tensor], schedule: Schedule, path: Path) -> None:
-    """Grids of times, a row each and the one to use first, over the log-SNR and over time.
+def times_plot(grids: Mapping[str, Tensor], schedule: Schedule | None, path: Path) -> None:
+    """Grids of times, a row each and the one to use first, over time.
 
-    The final 0 has no finite ratio and is left out on the left.
+    With a schedule also over the log-SNR; the final 0 has no finite ratio and is left out there.
     """
     with use_style():
         figure = Figure(figsize=(WIDTH, 1.1 + 0.42 * len(grids)), layout="constrained")
-        left, right = figure.subplots(1, 2, sharey=True)
+        panels = figure.subplots(1, 1 if schedule is None else 2, sharey=True, squeeze=False)[0]
+        left, right = panels[0], panels[-1]
         for row, times in enumerate(grids.values()):
             tint = BLUE if row == 0 else MUTED
             options = {"color": tint, "markersize": 5.5, "linewidth": 1.0, "marker": "o"}
-            inner = times[times > 0].double()
-            ratio = schedule.log_snr(inner).clamp(min=-8).numpy()
-            left.plot(ratio, np.full(len(inner), row), **options)
+            if schedule is not None:
+                inner = times[times > 0].double()
+                ratio = schedule.log_snr(inner).clamp(min=-8).numpy()
+                left.plot(ratio, np.full(len(inner), row), **options)
             right.plot(times.numpy(), np.full(len(times), row), **options)
         left.set_yticks(range(len(grids)), list(grids))
         left.get_yticklabels()[0].set(color=BLUE, weight="bold")
         left.set_ylim(len(grids) - 0.5, -0.5)
-        left.set_xlabel("log signal-to-noise ratio  (data →)")
+        if schedule is not None:
+            left.set_xlabel("log signal-to-noise ratio  (data →)")
         right.set_xlabel("time t  (data →)")
         right.invert_xaxis()
-        for axes in (left, right):
+        for axes in panels:
             axes.grid(visible=False, axis="y")
             axes.tick_params(axis="y", length=0)
             axes.xaxis.set_major_locator(MaxNLocator(6, steps=[1, 2, 5, 10]))

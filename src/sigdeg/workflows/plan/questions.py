@@ -1,4 +1,4 @@
-"""The four questions of planning, `sigdeg plan spectrum | merge | grid | phase`, and their options.
+"""The questions of planning, `sigdeg plan spectrum | merge | grid | phase | tokens`, and options.
 
 Without torch: the command line tells of bad options before it is there.
 """
@@ -14,7 +14,7 @@ from tyro.conf import Positional, arg
 from sigdeg.options import AnyFolder, AnyText, Samples, Seed, Text, number, whole
 from sigdeg.workflows.recipe import Guided
 
-__all__ = ["Grid", "Merge", "Phase", "Question", "Spectrum"]
+__all__ = ["Grid", "Merge", "Phase", "Question", "Spectrum", "Tokens"]
 
 Accounting = Literal["equal-s", "equal-steps", "equal-compute"]
 Kind = Literal["cosine", "vp"]
@@ -158,3 +158,31 @@ class Phase(Question):
     accounting: Accounting = "equal-s"
     variances: Annotated[tuple[float, float], number(1e-9, 1e9, 2)] = (0.03, 10.0)
     training_times: Annotated[tuple[float, float], number(1e-9, 1e9, 2)] = (0.02, 4.0)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Tokens(Question):
+    """How many steps a teacher of tokens needs, and where they should go.
+
+    Arguments:
+        teacher: Folder or hub id of a model of tokens, or a known law for its exact teacher: bits2,
+            copy6, xor3, checker8, checker32, moons16, words4, markov4 or sudoku4.
+        steps: Steps to find the times of (default: 8).
+        distance: Total variation that is to be reached, in place of a number of steps: exact for a
+            short law that is known, otherwise by a bound.
+        candidates: Steps between candidate times.
+        samples: Sequences to measure a network on, which it draws in as many steps.
+        seed: Seed of what is drawn.
+        device: cpu or cuda (default: what is found).
+        progress: Show progress bars.
+    """
+
+    name = "tokens"
+    teacher: Annotated[Positional[Text], arg(metavar="TEACHER")]
+    steps: Annotated[int | None, whole(1, 1000)] = None
+    distance: Annotated[float | None, number(1e-9, 1)] = None
+    candidates: Annotated[int, whole(2, 256)] = 32
+    samples: Samples = 256
+    seed: Seed = 0
+    device: AnyText = None
+    progress: bool = True
