@@ -90,11 +90,13 @@ def summary(values: Sequence[float]) -> dict[str, float]:
     return {name: float(f"{value:.4g}") for name, value in found.items()}
 
 
-def seconds_of(work: Callable[[], object]) -> float:
-    """Wall-clock time of one call."""
-    began = time.perf_counter()
+def seconds_of(
+    work: Callable[[], object], clock: Callable[[], float] = lambda: time.perf_counter()
+) -> float:
+    """Time of one call, by the clock on the wall or another one."""
+    began = clock()
     work()
-    return time.perf_counter() - began
+    return clock() - began
 
 
 def compare(
@@ -105,6 +107,7 @@ def compare(
     *,
     at_most: float | None = None,
     at_least: float | None = None,
+    own_time: bool = False,
     **size: Any,
 ) -> Row:
     """Time two things in turn, after one untimed run of each.
@@ -116,10 +119,15 @@ def compare(
         pairs: How often, at least 2.
         at_most: See `Row`.
         at_least: See `Row`.
+        own_time: Whether processor time counts, which other programs of the machine do not slow
+            down: for work on one thread.
         size: See `Row`.
     """
     (first_label, first_work), (second_label, second_work) = first, second
     first_work()
     second_work()
-    seconds = [(seconds_of(first_work), seconds_of(second_work)) for _ in range(pairs)]
+    clocks = (time.process_time,) if own_time else ()
+    seconds = [
+        (seconds_of(first_work, *clocks), seconds_of(second_work, *clocks)) for _ in range(pairs)
+    ]
     return Row(name, first_label, second_label, seconds, size, at_most, at_least)

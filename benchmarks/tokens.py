@@ -2,17 +2,20 @@
 
 A mixture's step draws a latent and its network takes it in; the product's step beside it is the
 same network without. The loss gathers what sequences ask for before they meet latents; beside it
-stands the formula as it is written, which makes a tensor of both with all symbols.
+stands the formula as it is written, which makes a tensor of both with all symbols. All on one
+thread, in processor time.
 """
 
 from __future__ import annotations
 
 import math
 import multiprocessing
+import re
 import resource
 import sys
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -52,6 +55,7 @@ def steps(name: str, build: Callable[..., Any], batch: int, pairs: int) -> Row:
         ("a step of the product", draw(product)),
         pairs,
         at_most=1.03,
+        own_time=True,
         input=[batch, length],
         states=process.states,
     )
@@ -92,6 +96,10 @@ def work(loss: str, sizes: Sizes) -> Callable[[], None]:
 def largest(loss: str, sizes: Sizes) -> int:
     """The most megabytes that this process has ever held, after a loss and its gradient."""
     work(loss, sizes)()
+    status = Path("/proc/self/status")
+    if status.exists():  # what the system counts for a process starts with its parent's
+        held = re.search(r"VmHWM:\s*(\d+)", status.read_text())
+        return int(held[1]) // 2**10 if held else 0
     unit = 2**20 if sys.platform == "darwin" else 2**10
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // unit
 
@@ -103,12 +111,12 @@ def memory(sizes: Sizes) -> dict[str, int]:
 
 
 def measure(
-    texts: int = 64,
+    texts: int = 16,
     images: int = 64,
     text: tuple[int, int] = (128, 256),
     width: int = 32,
     losses: tuple[Sizes, ...] = ((8, 16, 128, 64), (8, 16, 784, 16)),
-    pairs: int = 15,
+    pairs: int = 31,
 ) -> list[Row]:
     """All rows.
 
@@ -128,20 +136,27 @@ def measure(
     def unet(**options: Any) -> TokenUNet:
         return TokenUNet((28, 28), 17, width=width, **options)
 
-    rows = [
-        steps("transformer", transformer, texts, pairs),
-        steps("U-Net", unet, images, pairs),
-    ]
-    for sizes in losses:
-        rows.append(
-            compare(
-                "joint loss, expanded / gathered",
-                ("loss and gradient, expanded", work("expanded", sizes)),
-                ("loss and gradient, gathered", work("gathered", sizes)),
-                pairs,
-                at_least=5.0,
-                log_p=list(sizes),
-                megabytes=memory(sizes),
-            )
-        )
-    return rows
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        return [
+            steps("transformer", transformer, texts, pairs),
+            steps("U-Net", unet, images, pairs),
+            *(losses_of(sizes, pairs) for sizes in losses),
+        ]
+    finally:
+        torch.set_num_threads(threads)
+
+
+def losses_of(sizes: Sizes, pairs: int) -> Row:
+    """The joint loss as its formula is written against that of the package, and their memory."""
+    return compare(
+        "joint loss, expanded / gathered",
+        ("loss and gradient, expanded", work("expanded", sizes)),
+        ("loss and gradient, gathered", work("gathered", sizes)),
+        pairs,
+        at_least=5.0,
+        own_time=True,
+        log_p=list(sizes),
+        megabytes=memory(sizes),
+    )
