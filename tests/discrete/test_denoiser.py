@@ -199,7 +199,7 @@ def test_guidance_makes_nothing_possible_that_is_not() -> None:
                 {},
                 ExactDenoiser(SUPPORT, WEIGHTS, Absorbing(3)),
             ),
-            "what guides has another process or vocabulary than what is guided",
+            "what guides has another process, vocabulary or length than what is guided",
         ),
     ],
 )

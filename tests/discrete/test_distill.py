@@ -189,7 +189,7 @@ OTHER = as_token_model(ExactDenoiser(BITS, torch.ones(2), Absorbing(3)), name="o
     ("change", "said"),
     [
         ({"data": DATA + 1}, "data hold the mask symbol 2"),
-        ({"data": DATA + 7}, "data must lie between 0 and 2, got 7 to 8"),
+        ({"data": DATA + 7}, "data must lie between 0 and 1, got 7 to 8"),
         ({"data": DATA[:, :1]}, r"data must be sequences \(n, 2\)"),
         ({"data": DATA[:9]}, "at least 20 samples"),
         ({"teacher": OTHER.step}, "their vocabularies must be one"),

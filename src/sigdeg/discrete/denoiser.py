@@ -226,8 +226,12 @@ class GuidedTokens(TokenDenoiser):
         other: TokenDenoiser | None = None,
         ramp: bool = False,
     ) -> None:
-        if other is not None and other.process != denoiser.process:
-            raise SigdegError("what guides has another process or vocabulary than what is guided")
+        if other is not None:
+            own, its = ((part.process, part.length) for part in (denoiser, other))
+            if its != own:
+                raise SigdegError(
+                    "what guides has another process, vocabulary or length than what is guided"
+                )
         super().__init__(denoiser.process, denoiser.length)
         self.denoiser, self.other = denoiser, denoiser if other is None else other
         self.scale, self.ramp = scale, ramp

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,7 @@ from sigdeg.model import CONDITIONS, Card, Model
 from sigdeg.networks import build_network, network_config
 from sigdeg.schema import flag, listed, mapped, maybe, number, record, text, whole
 
-__all__ = ["FORMAT", "TokenModel", "as_token_model", "uniform_grid"]
+__all__ = ["FORMAT", "TokenClasses", "TokenModel", "Tokens", "as_token_model", "uniform_grid"]
 
 FORMAT = "sigdeg-tokens"
 FINEST = 1024  # steps that a model may take, unless its grid says otherwise
@@ -107,6 +108,26 @@ class Tokens(Unconditional):
 
 
 @dataclass(frozen=True)
+class TokenClasses(Classes):
+    """The same of a model of classes: a label, and all that `Tokens` takes.
+
+    Arguments:
+        labels, null: As of `Classes`.
+        tokens: What else can be asked for.
+    """
+
+    tokens: Tokens = field(kw_only=True)
+
+    def __call__(
+        self, n: int | None = None, label: int | None = None, **request: Any
+    ) -> dict[str, Any]:
+        """Conditions of n samples."""
+        asked = super().__call__(n, label)
+        count = len(asked["class_labels"])
+        return asked | self.tokens(count, **request)
+
+
+@dataclass(frozen=True)
 class TokenModel(Model):
     """A sampler of token sequences; arguments as of `Model`."""
 
@@ -123,10 +144,18 @@ class TokenModel(Model):
         """Its process."""
         return self.denoiser.process
 
-    def guided(self, scale: float, until: float = 1.0, weak: Model | None = None) -> TokenModel:
+    def guided(
+        self, scale: float, until: float = 1.0, weak: Model | None = None, ramp: bool = False
+    ) -> TokenModel:
         """The same model, guided by a weaker version of it or else by its classes.
 
         See `GuidedTokens`.
+
+        Arguments:
+            scale: The scale; 1 is none.
+            until: 1; there is no time above which there is none.
+            weak: The weaker version.
+            ramp: Whether the scale grows over the steps.
 
         Raises:
             SigdegError: As of `Model.guided`, or if there is a time above which there is none.
@@ -136,14 +165,15 @@ class TokenModel(Model):
         if isinstance(weak, TokenModel):
             if (weak.shape, weak.conditions) != (self.shape, self.conditions):
                 raise SigdegError(f"{weak.name} is no version of {self.name}: it cannot guide it")
-            own = GuidedTokens(self.denoiser, scale, {}, weak.denoiser)
+            own = GuidedTokens(self.denoiser, scale, {}, weak.denoiser, ramp)
         elif weak is None:
-            own = GuidedTokens(self.denoiser, scale, self.none())
+            own = GuidedTokens(self.denoiser, scale, self.none(), ramp=ramp)
         else:
             raise SigdegError(f"{weak.name} is no model of tokens: it cannot guide {self.name}")
         name = None if weak is None else weak.name
+        step = copy.deepcopy(self.step, {id(self.denoiser): own})  # a copy around the same network
         card = dataclasses.replace(self.card, guidance=scale, guidance_until=until, weak=name)
-        return dataclasses.replace(self, step=Ancestral(own), card=card)
+        return dataclasses.replace(self, step=step, card=card)
 
     def save_pretrained(self, folder: str | Path) -> None:
         """Write `config.json` and `model.safetensors`, for `from_pretrained` and `sigdeg sample`.
@@ -169,7 +199,7 @@ class TokenModel(Model):
             "times": list(self.grid.times) if own else [],
             "steps": list(self.grid.steps),
             "codec": codec.config() if isinstance(codec, TokenCodec) else None,
-            "conditions": None if classes is None else dataclasses.asdict(classes),
+            "conditions": classes and {"labels": list(classes.labels), "null": classes.null},
             "origin": self.card.written,
             "process": denoiser.process.config(),
             "network": network_config(denoiser.network),
@@ -210,8 +240,10 @@ class TokenModel(Model):
         made = as_token_model(
             denoiser.eval(), written.get("times") or (), written.get("steps") or ()
         )
-        classes = Classes(tuple(told["labels"]), told.get("null")) if told else made.conditions
-        return dataclasses.replace(made, codec=codec, conditions=classes, card=card)
+        asked: Any = made.conditions
+        if told:
+            asked = TokenClasses(tuple(told["labels"]), told.get("null"), tokens=asked)
+        return dataclasses.replace(made, codec=codec, conditions=asked, card=card)
 
 
 def denoiser_from(
