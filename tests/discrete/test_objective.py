@@ -308,7 +308,8 @@ def test_saturated_latents_are_said_once(capsys: pytest.CaptureFixture[str]) -> 
     assert said.count("warning") == 1
     assert "effective number 1.02 of 4" in said
     assert "try more latents" in said
-    assert saturation(1.5, 4) is None
+    assert saturation(1.5, 4, Latent()) is None
+    assert saturation(1.0, 4, Latent("weighted", 4)) is None
 
 
 @pytest.mark.parametrize(

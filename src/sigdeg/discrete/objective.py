@@ -287,12 +287,18 @@ class MixtureObjective(nn.Module):
             return
         self.sizes = [self.sizes[0] + float(size), self.sizes[1] + 1]
         if self.sizes[1] == WATCHED:
-            if told := saturation(self.sizes[0] / WATCHED, self.config.latents):
+            mean, law = self.sizes[0] / WATCHED, self.student.latent
+            if told := saturation(mean, self.config.latents, law):
                 tqdm.write(f"warning: {told}", file=sys.stderr)
                 self.say = False
             self.sizes = [0.0, 0.0]
 
 
-def saturation(size: float, latents: int) -> str | None:
-    """What to say of an effective number of latents, if anything."""
-    return SATURATED.format(size, latents) if size < NEAR_ONE else None
+def saturation(size: float, latents: int, law: Latent) -> str | None:
+    """What to say of an effective number of latents, if anything.
+
+    Nothing where no component is left out: a sequence that one of them alone explains may be right.
+    """
+    if law.kind == "weighted" or size >= NEAR_ONE:
+        return None
+    return SATURATED.format(size, latents)

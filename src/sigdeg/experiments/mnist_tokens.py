@@ -290,7 +290,7 @@ class MnistTokens(TokenBenchmark[Settings]):
             **self.options,
         )
         self.curves[f"student, {DRAWN}, {self.pixels.title}"] = found.history.tolist()
-        if told := saturation(found.losses["ess"], config.latents):
+        if told := saturation(found.losses["ess"], config.latents, found.student.latent):
             self.warnings.append(f"{DRAWN}: {told}")
         return self.model(found.student, config, Card(name=f"{self.name}, {DRAWN}"))
 

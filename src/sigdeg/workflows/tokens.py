@@ -146,7 +146,7 @@ def distill_tokens(
     said = " ".join([compared.verdict.headline(), *compared.verdict.warnings])
     made = dataclasses.replace(made, card=dataclasses.replace(made.card, verdict=said))
     made.save_pretrained(out / "student")
-    told = saturation(found.losses["ess"], config.latents)
+    told = saturation(found.losses["ess"], config.latents, found.student.latent)
     results = {
         "title": f"{teacher.name}, distilled",
         "experiment": "distill",
