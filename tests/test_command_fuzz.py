@@ -12,7 +12,9 @@ import torch
 
 from sigdeg import ResidualMLP, SignatureStudent, VPLinear, costs
 from sigdeg.cli import main
+from sigdeg.discrete import Absorbing, NetworkTokenDenoiser, as_token_model
 from sigdeg.integrations import load_teacher
+from sigdeg.networks import TokenMLP
 from tests.tiny import tiny_unet
 
 HUGE = ("99999999999999999999", "4294967296000", "-1", "1e400", "-inf", "nan", "1e-400", "0x10")
@@ -25,6 +27,15 @@ COMMANDS = {
          "--refinement", "--matching", "--guidance", "--guidance-until", "--times", "--lookahead",
          "--samples", "--seed"),
         ("--grid", "--residual-noise", "--mixed-precision", "--device", "--plan", "--tracker"),
+        ("--progress",),
+    ),
+    "distill TOKENS": (
+        ("--steps", "--iterations", "--batch-size", "--learning-rate", "--paths", "--latents",
+         "--alpha", "--samples", "--seed", "--guidance"),
+        ("--mixed-precision", "--device", "--tracker", "--data"), ("--progress",),
+    ),
+    "sample TOKENS": (
+        ("-n", "--steps", "--seed", "--label", "--batch-size"), ("--save", "--device"),
         ("--progress",),
     ),
     "sample STUDENT": (
@@ -54,7 +65,7 @@ COMMANDS = {
         ("--json", "--progress"),
     ),
 }  # fmt: skip
-NAMES = ("STUDENT", "TEACHER", "DATA")
+NAMES = ("STUDENT", "TEACHER", "TOKENS", "DATA")
 
 
 @pytest.fixture(scope="module")
@@ -66,6 +77,8 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     torch.manual_seed(0)
     network = ResidualMLP(SignatureStudent.in_channels(1, 2), 1, 8, 1)
     SignatureStudent(network, VPLinear(), 1, 2, data_std=1.0).save_pretrained(folder / "STUDENT")
+    product = NetworkTokenDenoiser(TokenMLP(4, 3, 8, 1), Absorbing(2), 4)
+    as_token_model(product).save_pretrained(folder / "TOKENS")
     unet = tiny_unet()
     diffusers.DDPMPipeline(unet, diffusers.DDPMScheduler()).save_pretrained(folder / "TEACHER")
     teacher = load_teacher(str(folder / "TEACHER"))
@@ -171,6 +184,13 @@ GRID = "plan grid TEACHER --steps 2 --candidates 4 --samples 4 --paths 30 --no-p
         (DISTIL + "--batch-size 10000000 --steps 1000", "of memory"),
         (DISTIL + "--weak TEACHER", "give guidance"),
         (DISTIL + "--plan boot --q 2", "with q=1"),
+        ("distill TOKENS --alpha 2 --out o", "has no lower bound and diverges"),
+        ("distill TOKENS --latents 1 --out o", "learns no correlations"),
+        ("distill TOKENS --order 3 --out o", "--order is for teachers that paths drive"),
+        ("distill TOKENS --data DATA.csv --out o", "DATA.csv"),
+        ("distill TOKENS --samples 10000000 --out o", "of memory"),
+        ("distill TEACHER --latents 8 --out o", "--latents is for teachers of tokens"),
+        ("evaluate TOKENS TOKENS --out o", "is a teacher"),
         ("evaluate OWN TEACHER --samples 10000000 --out o", "of memory"),
         ("evaluate OWN TEACHER --guidance 2 --out o", "guidance"),
         ("evaluate STUDENT TEACHER --out o", "it is not its teacher"),

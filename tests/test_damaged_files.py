@@ -8,6 +8,7 @@ be of use.
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import math
 import random
@@ -30,13 +31,24 @@ from torch import Generator, nn
 from sigdeg.codec import Decoder, load_decoder, save_decoder
 from sigdeg.datasets import rough_bergomi_split
 from sigdeg.denoiser import GaussianDenoiser
+from sigdeg.discrete import (
+    Ancestral,
+    DiscretisedGaussian,
+    ExactDenoiser,
+    GreyLevels,
+    Latent,
+    MixtureStudent,
+    as_token_model,
+)
+from sigdeg.discrete.distill import train_student
 from sigdeg.distillation import distill
 from sigdeg.errors import SigdegError
 from sigdeg.files import save_json, save_tensors
-from sigdeg.integrations import load_teacher
-from sigdeg.networks import Autoencoder, ResidualMLP
+from sigdeg.integrations import load_model, load_teacher
+from sigdeg.networks import Autoencoder, ResidualMLP, TokenMLP
 from sigdeg.planning.spectrum import Spectrum
 from sigdeg.report import write_report
+from sigdeg.rng import seeded
 from sigdeg.runs import remember
 from sigdeg.schedule import VPLinear
 from sigdeg.steps import Exponential
@@ -92,6 +104,34 @@ def run(folder: Path, seed: int = 0) -> dict[str, Any]:
     return {"history": found.history, "verdict": found.verdict, **found.student.state_dict()}
 
 
+def token_student(seed: int = 0) -> MixtureStudent:
+    """A student of four grey pixels."""
+    latent = {"kind": "uniform", "size": 1}
+    network = seeded(seed, lambda: TokenMLP(4, 3, 8, 1, latent=latent))
+    return MixtureStudent(network, DiscretisedGaussian(3), 4, Latent())
+
+
+def run_tokens(folder: Path, seed: int = 0) -> dict[str, Any]:
+    """A distillation of tokens from the teacher's own samples; what came of it."""
+    law = torch.tensor([[0, 1, 2, 0], [2, 1, 0, 0]])
+    found = train_student(
+        token_student(),
+        Ancestral(ExactDenoiser(law, torch.ones(2), DiscretisedGaussian(3))),
+        folder,
+        iterations=4,
+        batch_size=4,
+        latents=2,
+        checkpoint_every=2,
+        paths=20,
+        path_steps=2,
+        seed=seed,
+        tracker="none",
+        device="cpu",
+        progress=False,
+    )
+    return {"history": found.history, "losses": found.losses, **found.student.state_dict()}
+
+
 def pipeline(folder: Path) -> None:
     torch.manual_seed(0)
     unet = UNet2DModel(
@@ -134,6 +174,13 @@ def read_student(folder: Path) -> dict[str, Any]:
     return {"times": torch.tensor(found.times), "clip": found.clip, **found.state_dict()}
 
 
+def read_tokens(folder: Path) -> dict[str, Any]:
+    found = load_model(folder)
+    told: Any = found.denoiser
+    grid = {"steps": found.grid.steps, "codec": str(found.codec), "latent": str(told.latent)}
+    return {"process": str(told.process.config()), **grid, **told.state_dict()}
+
+
 def read_decoder(folder: Path) -> dict[str, Any]:
     return dict(load_decoder(folder).state_dict())
 
@@ -163,12 +210,15 @@ def read_remembered(folder: Path) -> dict[str, Any]:
 
 CHECKPOINT, SECONDS = "checkpoints/last.safetensors", "checkpoints/seconds.json"
 SHARDS = ["paths/paths-00000.safetensors", "paths/paths-00001.safetensors"]
+TOKENS = "samples/0000.safetensors"
 PIPELINE = ["model_index.json", "unet/config.json", "scheduler/scheduler_config.json"]
 SPECTRA = ["a.npy", "a.json", "a.csv", "a.safetensors"]
 READERS = {
     "student": Reader(["config.json", "model.safetensors"], read_student, True),
     "decoder": Reader(["config.json", "diffusion_pytorch_model.safetensors"], read_decoder, True),
     "run": Reader([CHECKPOINT, SECONDS, "config.json", "verdict.json", *SHARDS], run, True),
+    "tokens": Reader(["config.json", "model.safetensors"], read_tokens, True),
+    "tokens-run": Reader([CHECKPOINT, SECONDS, "config.json", TOKENS], run_tokens, True),
     "series": Reader(["series.safetensors"], read_series, True),
     "judged": Reader(["judged/a.json"], read_remembered, True),
     "pipeline": Reader(
@@ -185,6 +235,10 @@ def build(folder: Path, seed: int) -> None:
     torch.manual_seed(seed)
     save_decoder(Decoder(Autoencoder(latent_channels=1, width=8, size=8)), folder / "decoder")
     run(folder / "run", seed)
+    tokens = as_token_model(token_student(seed), steps=(2, 1))
+    codec = GreyLevels(3, 2, 2)
+    dataclasses.replace(tokens, codec=codec).save_pretrained(folder / "tokens")
+    run_tokens(folder / "tokens-run", seed)
     pipeline(folder / "pipeline")
     results(folder / "results")
     rough_bergomi_split(seed, 20, 3, cache=folder / "series" / "series.safetensors")
@@ -357,7 +411,7 @@ def fuzz(folders: tuple[Path, Path], place: Path, cases: range) -> dict[str, int
 
 
 def test_a_damaged_file_is_one_line_or_nothing(folders: tuple[Path, Path], tmp_path: Path) -> None:
-    counts = fuzz(folders, tmp_path / "place", range(60))
+    counts = fuzz(folders, tmp_path / "place", range(72))
     assert counts["refused"] > 30
 
 

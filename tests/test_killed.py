@@ -23,12 +23,15 @@ from torch import Generator, nn
 from sigdeg import files
 from sigdeg.codec import Decoder, save_decoder
 from sigdeg.denoiser import GaussianDenoiser
+from sigdeg.discrete import Absorbing, ExactDenoiser, as_token_model
+from sigdeg.discrete import distill as distill_tokens
 from sigdeg.distillation import distill
 from sigdeg.files import save_tensors
-from sigdeg.networks import Autoencoder, ResidualMLP
+from sigdeg.networks import Autoencoder, ResidualMLP, TokenMLP
 from sigdeg.pictures import save_sheet
 from sigdeg.report import write_report
 from sigdeg.results import save_results
+from sigdeg.rng import seeded
 from sigdeg.runs import remember
 from sigdeg.sampling import sample
 from sigdeg.schedule import VPLinear
@@ -55,6 +58,23 @@ def life(folder: Path) -> None:
         shard_size=4,
         refinement=2,
         judge=4,
+        tracker="none",
+        device="cpu",
+        progress=False,
+    )
+    law = torch.tensor([[0, 1], [1, 0]])
+    tokens = as_token_model(ExactDenoiser(law, torch.ones(2), Absorbing(2)))
+    latent = {"kind": "uniform", "size": 1}
+    distill_tokens(
+        tokens,
+        network=seeded(0, lambda: TokenMLP(2, 3, 8, 1, latent=latent)),
+        out=folder / "tokens",
+        iterations=4,
+        batch_size=4,
+        latents=2,
+        checkpoint_every=2,
+        paths=20,
+        path_steps=2,
         tracker="none",
         device="cpu",
         progress=False,

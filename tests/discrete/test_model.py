@@ -26,6 +26,7 @@ from sigdeg.discrete import (
 )
 from sigdeg.discrete.model import TokenClasses, Tokens
 from sigdeg.errors import SigdegError
+from sigdeg.files import seal, unseal
 from sigdeg.model import Card
 from sigdeg.networks import TokenMLP
 from sigdeg.rng import seeded
@@ -192,15 +193,16 @@ def test_what_has_no_network_cannot_be_saved(tmp_path: Path) -> None:
         ({"latent": {"kind": "odd", "size": 1}}, "unknown latent 'odd': choose from uniform"),
         ({"parameterisation": "some"}, "unknown parameterisation 'some': choose from masked, all"),
         ({"codec": {"kind": "sound"}}, "unknown codec 'sound': choose from"),
-        ({"elastic": True}, "was changed or damaged since it was written"),
     ],
 )
-def test_a_damaged_folder_is_refused_in_one_line(
+def test_a_folder_that_fits_no_model_is_refused_in_one_line(
     change: dict[str, Any], line: str, tmp_path: Path
 ) -> None:
+    """Sealed anew: whoever wrote it meant it."""
     product().save_pretrained(tmp_path)
     config = tmp_path / "config.json"
-    config.write_text(json.dumps(json.loads(config.read_text()) | change))
+    written = unseal(json.loads(config.read_text()), config)
+    config.write_text(json.dumps(seal(written | change)))
     with pytest.raises(SigdegError, match=line) as error:
         TokenModel.from_pretrained(tmp_path)
     assert "\n" not in str(error.value)
@@ -214,3 +216,11 @@ def test_a_step_of_any_kind_is_a_model() -> None:
     with pytest.raises(SigdegError, match="without a denoiser"):
         _ = TokenModel(torch.nn.Identity(), (4,), product().grid).denoiser  # type: ignore[arg-type]
     assert isinstance(product().step, Ancestral)
+
+
+def test_a_damaged_folder_is_refused_before_anything_is_built(tmp_path: Path) -> None:
+    product().save_pretrained(tmp_path)
+    config = tmp_path / "config.json"
+    config.write_text(json.dumps(json.loads(config.read_text()) | {"elastic": True}))
+    with pytest.raises(SigdegError, match="was changed or damaged since it was written"):
+        TokenModel.from_pretrained(tmp_path)

@@ -20,7 +20,7 @@ from sigdeg.discrete.process import DiscreteProcess, process_from_config
 from sigdeg.discrete.steps import Ancestral, Hybrid, TokenStep
 from sigdeg.discrete.student import MixtureStudent
 from sigdeg.errors import SigdegError
-from sigdeg.files import find_student, load_weights, read_json, save_model
+from sigdeg.files import find_student, load_weights, read_json, save_model, unseal
 from sigdeg.grids import Grid
 from sigdeg.model import CONDITIONS, Card, Model
 from sigdeg.networks import build_network, network_config
@@ -222,6 +222,7 @@ class TokenModel(Model):
                 f"{folder} holds no model of tokens: its config.json is of another kind"
             )
         weights = folder / "model.safetensors"
+        unseal(written, folder / "config.json")  # before anything is built as it says
         try:
             SAVED(written, "")
             process = process_from_config(written["process"])
