@@ -6,7 +6,7 @@ import sys
 import pytest
 
 from sigdeg.cli import main
-from sigdeg.discrete import TokenModel
+from sigdeg.discrete import Latent, TokenModel
 from sigdeg.experiments import bench, grammar
 from sigdeg.experiments.grammar import Settings
 from sigdeg.training import TrainConfig
@@ -16,6 +16,7 @@ SETTINGS = Settings(
     network={"width": 16, "depth": 1, "heads": 2},
     teacher=TrainConfig(**TINY, batch_size=8),
     students={"with data": {**TINY, "batch_size": 2, "latents": 2}},
+    latent=Latent("weighted", 2),
     counts=(4, 2),
     n=8,
     draws=1,

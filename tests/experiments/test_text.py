@@ -8,7 +8,7 @@ import torch
 
 from sigdeg.cli import main
 from sigdeg.datasets import windows
-from sigdeg.discrete import Characters, TokenModel
+from sigdeg.discrete import Characters, Latent, TokenModel
 from sigdeg.experiments import bench, text
 from sigdeg.experiments.scorer import Scorer, train_scorer
 from sigdeg.experiments.text import Settings
@@ -20,10 +20,10 @@ TINY = TrainConfig(iterations=3, batch_size=8, tracker="none")
 SETTINGS = Settings(
     network={"width": 16, "depth": 1, "heads": 2},
     teacher=TINY,
-    students={
-        name: {"iterations": 2, "batch_size": 2, "latents": 2, "tracker": "none", "alpha": alpha}
-        for name, alpha in (("with data", 1.0), ("consistency alone", 0.0))
-    },
+    students={"with data": {"iterations": 2, "batch_size": 2, "latents": 2, "tracker": "none"}},
+    recognised={"latents recognised": TINY},
+    latent=Latent("weighted", 2),
+    heard=Latent("gaussian", 2),
     seeds=2,
     counts=(4, 2),
     n=6,
@@ -33,6 +33,7 @@ SETTINGS = Settings(
     unseen=8,
     shown=(2,),
 )
+KINDS = (*SETTINGS.students, *SETTINGS.recognised)
 VERSES = "".join(f"{i} o brave new world that has such people in it!\n" for i in range(40))
 
 
@@ -58,7 +59,7 @@ def test_runs_from_end_to_end(tmp_path, monkeypatch):
     assert told == [
         ("teacher", None, 4, 1),
         ("teacher", None, 2, 1),
-        *(("di4c", kind, k, 2) for kind in SETTINGS.students for k in (4, 2)),
+        *(("di4c", kind, k, 2) for kind in KINDS for k in (4, 2)),
     ]
     beside = {"perplexity", "entropy", "entropy_4", "distinct_4", "self_bleu"}
     assert results["floor"].keys() == beside

@@ -13,7 +13,7 @@ from typing import Any
 from torch import Tensor
 
 from sigdeg.datasets import Brackets, Language, Molecules
-from sigdeg.discrete import Characters, TokenModel
+from sigdeg.discrete import Characters, Latent, TokenModel
 from sigdeg.errors import MissingPackageError
 from sigdeg.experiments.language import LanguageBenchmark, Recipe
 from sigdeg.metrics import validity
@@ -41,21 +41,24 @@ class Settings(Recipe):
 
 
 TRAINING = TrainConfig(
-    iterations=2500,
-    batch_size=128,
+    iterations=1500,
+    batch_size=64,
     learning_rate=3e-3,
     optimizer="muon",
     ema=0.995,
-    checkpoint_every=500,
+    checkpoint_every=300,
     tracker="none",
 )
 STUDENT: dict[str, Any] = {
-    "iterations": 1000,
+    "iterations": 300,
     "batch_size": 8,
-    "latents": 16,
-    "learning_rate": 1e-3,
-    "ema": 0.99,
-    "checkpoint_every": 250,
+    "latents": 8,
+    "learning_rate": 2e-3,
+    "warmup": 20,
+    "ema": 0.98,
+    "shortest": 1 / 16,
+    "longest": 1 / 4,
+    "checkpoint_every": 100,
     "tracker": "none",
 }
 PRESETS = {
@@ -63,6 +66,7 @@ PRESETS = {
         network={"width": 32, "depth": 2, "heads": 2},
         teacher=dataclasses.replace(TRAINING, iterations=300, ema=0.98),
         students={"with data": {**STUDENT, "iterations": 60}},
+        recognised={"latents recognised": dataclasses.replace(TRAINING, iterations=60, ema=0.9)},
         counts=(8, 2),
         n=200,
         languages=(("brackets", 8), ("molecules", 16)),
@@ -72,9 +76,11 @@ PRESETS = {
         network={"width": 64, "depth": 3, "heads": 4},
         teacher=TRAINING,
         students={"with data": STUDENT, "consistency alone": {**STUDENT, "alpha": 0.0}},
+        recognised={"latents recognised": dataclasses.replace(TRAINING, iterations=600, ema=0.99)},
+        latent=Latent("weighted", 16),
         seeds=2,
         counts=(16, 8, 4, 2, 1),
-        n=1000,
+        n=500,
     ),
 }
 

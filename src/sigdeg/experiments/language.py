@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import statistics
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -22,10 +21,11 @@ from sigdeg.discrete import (
     as_token_model,
     train_teacher,
 )
-from sigdeg.discrete.distill import Distilled, make_student, train_student
+from sigdeg.discrete.distill import make_student, train_student
+from sigdeg.discrete.recognition import train_mixture
 from sigdeg.experiments.bench import slugify
 from sigdeg.experiments.token_bench import TokenBenchmark
-from sigdeg.networks import TokenTransformer
+from sigdeg.networks import TokenRecognition, TokenTransformer
 from sigdeg.results import count_calls
 from sigdeg.rng import seeded
 from sigdeg.training import TrainConfig
@@ -40,8 +40,10 @@ class Recipe:
     Arguments:
         network: The teacher's network, as arguments of `TokenTransformer`.
         teacher: How the teacher is trained.
-        students: Of each kind of student, by what sets it apart, the options of `distill`.
-        latent: What students hear.
+        students: Of each kind of student whose latents are drawn the settings of `DiscreteConfig`.
+        recognised: Of each kind of student whose latents are recognised how it is trained.
+        latent: What students hear whose latents are drawn.
+        heard: What students hear whose latents are recognised.
         seeds: Training seeds of a student.
         counts: Step counts at which all are judged.
         n: Samples of a set.
@@ -51,7 +53,9 @@ class Recipe:
     network: dict[str, Any]
     teacher: TrainConfig
     students: dict[str, dict[str, Any]]
-    latent: Latent = field(default_factory=Latent)
+    recognised: dict[str, TrainConfig] = field(default_factory=dict)
+    latent: Latent = field(default_factory=lambda: Latent("weighted", 8))
+    heard: Latent = field(default_factory=lambda: Latent("gaussian", 16))
     seeds: int = 1
     counts: tuple[int, ...] = (64, 32, 16, 8, 4, 2)
     n: int = 256
@@ -88,17 +92,25 @@ class LanguageBenchmark(TokenBenchmark[R]):
         made = as_token_model(denoiser.eval(), name=name)
         return dataclasses.replace(made, codec=self.characters)
 
-    def distill_kind(
-        self, name: str, teacher: TokenModel, data: Tensor, seed: int
-    ) -> tuple[TokenModel, Distilled]:
-        """Distil a kind of student with one seed."""
-        folder = self.out / "students" / slugify(f"{teacher.name} {name} seed {seed}")
-        student = make_student(teacher, self.settings.latent, seed=seed)
-        step = Ancestral(teacher.denoiser)
-        config = DiscreteConfig(**self.settings.students[name], seed=seed)
-        found = train_student(student, step, folder, config, data=data, **self.options)
-        model = as_token_model(found.student.eval(), name=name)
-        return dataclasses.replace(model, codec=self.characters), found
+    def train_kind(self, kind: str, teacher: TokenModel, data: Tensor, seed: int) -> TokenModel:
+        """Train a kind of student with one seed: on drawn latents, or on recognised ones."""
+        folder = self.out / "students" / slugify(f"{teacher.name} {kind} seed {seed}")
+        if kind in self.settings.recognised:
+            made = make_student(teacher, self.settings.heard, seed=seed)
+            config = dataclasses.replace(self.settings.recognised[kind], seed=seed)
+            shape, sizes = (1, made.length), (made.process.states, made.latent.size)
+            seeing = seeded(seed, lambda: TokenRecognition(shape, *sizes, patch=1))
+            made, curve = train_mixture(made, seeing, data, folder, config, **self.options)
+        else:
+            made = make_student(teacher, self.settings.latent, seed=seed)
+            given = DiscreteConfig(**self.settings.students[kind], seed=seed)
+            step = Ancestral(teacher.denoiser)
+            found = train_student(made, step, folder, given, data=data, **self.options)
+            made, curve = found.student, found.history
+        if seed == self.seed:
+            self.curves[f"{teacher.name}, student {kind}"] = curve.tolist()
+        model = as_token_model(made.eval(), name=kind)
+        return dataclasses.replace(model, codec=self.characters)
 
     def add_language(
         self, teacher: TokenModel, data: Tensor, **columns: Any
@@ -106,18 +118,11 @@ class LanguageBenchmark(TokenBenchmark[R]):
         """Add the rows of a teacher and its students; returns it and the first of each kind."""
         counts, first = self.settings.counts, {"teacher": teacher}
         self.add_models("teacher", [teacher], counts, teacher.name, **columns)
-        for name in self.settings.students:
+        for kind in (*self.settings.students, *self.settings.recognised):
             seeds = range(self.seed, self.seed + self.settings.seeds)
-            both = [self.distill_kind(name, teacher, data, seed) for seed in seeds]
-            models, found = [model for model, _ in both], [trained for _, trained in both]
-            told = {
-                "variant": name,
-                "train_seconds": statistics.fmean(trained.seconds for trained in found),
-                "teacher_nfe": found[0].teacher_nfe,
-            }
-            self.curves[f"{teacher.name}, student {name}"] = found[0].history.tolist()
-            self.add_models("di4c", models, counts, teacher.name, **columns, **told)
-            first[name] = models[0]
+            models = [self.train_kind(kind, teacher, data, seed) for seed in seeds]
+            self.add_models("di4c", models, counts, teacher.name, **columns, variant=kind)
+            first[kind] = models[0]
         return first
 
     def show_texts(self, first: Mapping[str, TokenModel], steps: int, n: int) -> None:
