@@ -76,7 +76,7 @@ PRESETS = {
         network={"width": 64, "depth": 3, "heads": 4},
         teacher=TRAINING,
         students={"with data": STUDENT, "consistency alone": {**STUDENT, "alpha": 0.0}},
-        recognised={"latents recognised": dataclasses.replace(TRAINING, iterations=600, ema=0.99)},
+        recognised={"latents recognised": dataclasses.replace(TRAINING, iterations=1000, ema=0.99)},
         latent=Latent("weighted", 16),
         seeds=2,
         counts=(16, 8, 4, 2, 1),

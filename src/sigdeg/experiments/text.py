@@ -92,8 +92,13 @@ PRESETS = {
         recognised={"latents recognised": dataclasses.replace(TRAINING, iterations=600, ema=0.99)},
         n=64,
         draws=3,
-        scorer=dataclasses.replace(
-            TRAINING, iterations=900, batch_size=64, learning_rate=4e-3, ema=0.99
+        scorer=TrainConfig(
+            iterations=900,
+            batch_size=64,
+            learning_rate=4e-3,
+            optimizer="muon",
+            ema=0.99,
+            tracker="none",
         ),
     ),
 }
