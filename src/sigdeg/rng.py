@@ -70,6 +70,9 @@ class Stream(IntEnum):
     GRAMMAR_DRAWS = 82
     GRAMMAR_BOUND = 83
 
+    DISCRETE_DATA = 91
+    DISCRETE_STATES = 92
+
     MNIST_TOKENS_DRAWS = 101
 
 

@@ -8,6 +8,7 @@ __all__ = ["EXPERIMENTS"]
 
 # Names, not modules: these import everything, and drawing samples should not wait for that.
 EXPERIMENTS = (
+    "discrete",
     "grammar",
     "laws",
     "mixture1d",
