@@ -194,9 +194,12 @@ class Grid:
     spaced: Callable[[int], Tensor] | None = field(default=None, compare=False)
 
     def at(self, steps: int | None = None) -> Tensor:
-        """The grid of so many steps (default: the finest), float64, shape (steps + 1,)."""
+        """The grid of so many steps, float64, shape (steps + 1,).
+
+        The default is the most that it was trained for, or the finest grid.
+        """
         finest = len(self.times) - 1
-        steps = finest if steps is None else steps
+        steps = max(self.steps, default=finest) if steps is None else steps
         if steps > finest or (len(self.steps) == 1 and steps not in self.steps):
             known = ", ".join(map(str, self.steps))
             raise SigdegError(

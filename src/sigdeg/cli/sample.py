@@ -50,11 +50,9 @@ class Sample:
     def __call__(self) -> None:
         """Draw them."""
         from sigdeg.integrations import load_model
-        from sigdeg.networks import uncompiled
         from sigdeg.workflows.sample import draw_samples
 
-        with uncompiled():
-            model = load_model(self.student)
+        model = load_model(self.student, compiled=False)
         written = draw_samples(
             model,
             self.out,

@@ -4,7 +4,7 @@ In reading order: `process`, `latent`, `denoiser`, `student`, `steps`, `orders`,
 `likelihood`, `teacher`, `losses`, `objective`, `distill`.
 """
 
-from sigdeg.discrete.codec import Characters, GreyLevels
+from sigdeg.discrete.codec import Characters, GreyLevels, Subwords, TextCodec
 from sigdeg.discrete.config import DiscreteConfig
 from sigdeg.discrete.denoiser import (
     ExactDenoiser,
@@ -39,7 +39,9 @@ __all__ = [
     "NetworkTokenDenoiser",
     "RandomOrder",
     "RateMatrix",
+    "Subwords",
     "TauLeaping",
+    "TextCodec",
     "TokenDenoiser",
     "TokenModel",
     "TokenStep",

@@ -5,15 +5,23 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from functools import cached_property
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
 from sigdeg.codec import Codec, Identity
-from sigdeg.errors import SigdegError, check_choice, check_least
+from sigdeg.errors import SigdegError, check_choice, check_least, extra, reason
 
-__all__ = ["Characters", "GreyLevels", "TokenCodec", "codec_from_config"]
+__all__ = [
+    "Characters",
+    "GreyLevels",
+    "Subwords",
+    "TextCodec",
+    "TokenCodec",
+    "codec_from_config",
+]
 
 
 class TokenCodec(ABC):
@@ -61,9 +69,35 @@ class GreyLevels(TokenCodec):
         return grey.reshape(len(states), 1, self.height, self.width)
 
 
+class TextCodec(TokenCodec):
+    """Abstract: samples are tokens; `text` makes strings of them, `encode` tokens of strings.
+
+    Attributes:
+        unit: What its tokens are called.
+    """
+
+    unit: ClassVar[str] = "tokens"
+
+    def decode(self, states: Tensor) -> Tensor:
+        """The tokens."""
+        return states
+
+    @abstractmethod
+    def text(self, tokens: Tensor) -> list[str]:
+        """Strings of tokens (n, D)."""
+
+    @abstractmethod
+    def encode(self, texts: Sequence[str]) -> Tensor:
+        """Tokens (n, D) of strings.
+
+        Raises:
+            SigdegError: If a string has no tokens, or they are not equally many.
+        """
+
+
 @dataclass(frozen=True)
-class Characters(TokenCodec):
-    """Text, a token a character. Samples are tokens; `text` and `encode` turn them and back.
+class Characters(TextCodec):
+    """Text, a token a character.
 
     Arguments:
         alphabet: The characters, each once, in the order of their tokens.
@@ -71,35 +105,67 @@ class Characters(TokenCodec):
 
     alphabet: str
     kind: ClassVar[str] = "characters"
+    unit: ClassVar[str] = "characters"
 
     def __post_init__(self) -> None:
         if not self.alphabet or len(set(self.alphabet)) != len(self.alphabet):
             raise SigdegError("an alphabet has one or more characters, each once")
 
-    def decode(self, states: Tensor) -> Tensor:
-        """The tokens."""
-        return states
-
     def text(self, tokens: Tensor) -> list[str]:
-        """Strings of tokens (n, D)."""
         return ["".join(self.alphabet[i] for i in row) for row in tokens.tolist()]
 
     def encode(self, texts: Sequence[str]) -> Tensor:
-        """Tokens (n, D) of strings of one length.
-
-        Raises:
-            SigdegError: If a character is not of the alphabet, or lengths differ.
-        """
         place = {character: i for i, character in enumerate(self.alphabet)}
         unknown = sorted({c for line in texts for c in line} - place.keys())
         if unknown:
             raise SigdegError(f"{unknown[0]!r} is not among the {len(place)} characters")
-        if len({len(line) for line in texts}) > 1:
-            raise SigdegError("strings of a batch have one length")
-        return torch.tensor([[place[c] for c in line] for line in texts], dtype=torch.int64)
+        return batch([[place[c] for c in line] for line in texts])
 
 
-CODECS: dict[str, Any] = {cls.kind: cls for cls in (GreyLevels, Characters)}
+@dataclass(frozen=True)
+class Subwords(TextCodec):
+    """Text, by a tokenizer of the tokenizers library, none of whose tokens is left out or added.
+
+    Arguments:
+        definition: The tokenizer as JSON, what a `tokenizer.json` holds.
+
+    Raises:
+        SigdegError: If it is no tokenizer.
+    """
+
+    definition: str
+    kind: ClassVar[str] = "subwords"
+
+    def __post_init__(self) -> None:
+        _ = self.tokenizer
+
+    @cached_property
+    def tokenizer(self) -> Any:
+        """The tokenizer."""
+        with extra("tokens"):
+            import tokenizers
+        try:
+            return tokenizers.Tokenizer.from_str(self.definition)
+        except Exception as error:  # the library raises nothing more special
+            raise SigdegError(f"this is no tokenizer: {reason(error)}") from None
+
+    def text(self, tokens: Tensor) -> list[str]:
+        lines: list[str] = self.tokenizer.decode_batch(tokens.tolist(), skip_special_tokens=False)
+        return lines
+
+    def encode(self, texts: Sequence[str]) -> Tensor:
+        found = self.tokenizer.encode_batch(list(texts), add_special_tokens=False)
+        return batch([line.ids for line in found])
+
+
+def batch(lines: list[list[int]]) -> Tensor:
+    """Tokens of strings as one tensor."""
+    if len({len(line) for line in lines}) > 1:
+        raise SigdegError("strings of a batch have one length, in tokens")
+    return torch.tensor(lines, dtype=torch.int64)
+
+
+CODECS: dict[str, Any] = {cls.kind: cls for cls in (GreyLevels, Characters, Subwords)}
 
 
 def codec_from_config(config: dict[str, Any] | None) -> Codec:

@@ -1,4 +1,4 @@
-"""Bridges to diffusers: teachers from its pipelines, its schedulers as training-free solvers."""
+"""Bridges to diffusers and transformers: teachers from what they save, solvers from schedulers."""
 
 from sigdeg.integrations.diffusers import (
     as_teacher,
@@ -6,6 +6,7 @@ from sigdeg.integrations.diffusers import (
     load_teacher,
     save_latent_pipeline,
 )
+from sigdeg.integrations.masked_lm import as_token_teacher, load_token_teacher
 from sigdeg.integrations.models import load_model
 from sigdeg.integrations.solvers import SOLVERS, Solver, solver_grids
 
@@ -13,9 +14,11 @@ __all__ = [
     "SOLVERS",
     "Solver",
     "as_teacher",
+    "as_token_teacher",
     "load_guided",
     "load_model",
     "load_teacher",
+    "load_token_teacher",
     "save_latent_pipeline",
     "solver_grids",
 ]

@@ -14,6 +14,7 @@ from sigdeg.codec import Decoder, Identity, check_decoder, load_decoder, modern,
 from sigdeg.denoiser import Denoiser, NetworkDenoiser, Timesteps
 from sigdeg.errors import SigdegError, extra, reason
 from sigdeg.files import find_folder, find_student, load_weights, read_json, save_json
+from sigdeg.integrations.masked_lm import is_language_model, load_token_teacher
 from sigdeg.integrations.models import load_model
 from sigdeg.model import Model, as_model, conditions_of
 from sigdeg.networks import (
@@ -58,7 +59,8 @@ def load_teacher(path: Any, *, null_class: int | None = None) -> Model:
     shards or of the only variant, into single precision. An `LDMPipeline` diffuses latents; its
     autoencoder decodes them. A U-Net with `num_class_embeds` is conditional. Whether one of them
     means no class is not guessed: it is what `null_class` says here or in the U-Net's
-    `config.json`.
+    `config.json`. A masked language model of transformers is a teacher of tokens, see
+    `load_token_teacher`.
 
     Arguments:
         path: Folder written by the pipeline's or the model's `save_pretrained`, or a hub id.
@@ -84,6 +86,8 @@ def load_teacher(path: Any, *, null_class: int | None = None) -> Model:
     folder = find_folder(place)
     if is_model(folder):
         return with_null_class(load_model(place), null_class)
+    if is_language_model(folder):
+        return with_null_class(load_token_teacher(place), null_class)
     kind = read_json(folder / "model_index.json").get("_class_name")
     check_pipeline(str(kind), f"{folder} holds")
     scheduler = load_scheduler(folder)

@@ -13,6 +13,7 @@ from sigdeg.networks.build import (
 )
 from sigdeg.networks.call import Call, Function, call_network
 from sigdeg.networks.classifier import Classifier, Mixer
+from sigdeg.networks.masked_lm import MaskedLM
 from sigdeg.networks.mlp import ModulatedMLP, ResidualMLP, sinusoidal
 from sigdeg.networks.recognition import TokenRecognition
 from sigdeg.networks.token_unet import TokenUNet
@@ -23,6 +24,7 @@ __all__ = [
     "Call",
     "Classifier",
     "Function",
+    "MaskedLM",
     "Mixer",
     "ModulatedMLP",
     "ResidualMLP",

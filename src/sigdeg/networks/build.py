@@ -21,6 +21,7 @@ from sigdeg.networks.autoencoder import Autoencoder
 from sigdeg.networks.beside import Widened
 from sigdeg.networks.call import Configured
 from sigdeg.networks.classifier import Classifier, Mixer
+from sigdeg.networks.masked_lm import MaskedLM
 from sigdeg.networks.mlp import ModulatedMLP, ResidualMLP
 from sigdeg.networks.token_unet import TokenUNet
 from sigdeg.networks.tokens import TokenMLP, TokenNetwork, TokenTransformer
@@ -36,7 +37,7 @@ __all__ = [
     "uncompiled",
 ]
 
-TOKENS = (TokenMLP, TokenTransformer, TokenUNet)
+TOKENS = (TokenMLP, TokenTransformer, TokenUNet, MaskedLM)
 OWN: dict[str, Any] = {
     cls.__name__: cls
     for cls in (Autoencoder, Classifier, Mixer, ModulatedMLP, ResidualMLP, *TOKENS)
@@ -128,8 +129,9 @@ def uncompiled() -> Iterator[None]:
     """Diffusers is imported in here without what commands that sample have no use for.
 
     That is most of what it costs. It marks functions for torch's compiler as it defines them:
-    where nothing is going to be compiled these marks can be left out. And it imports `scipy.stats`
-    for schedulers of one kind, which then find it as an attribute of `scipy`, at first use.
+    where nothing is going to be compiled these marks can be left out. It imports `scipy.stats`
+    for schedulers of one kind, which then find it as an attribute of `scipy`, at first use. And it
+    takes transformers, where that is installed, for pipelines of text: without it there are none.
     """
 
     def unmarked(function: Callable[..., Any] | None = None, *_: Any, **__: Any) -> Any:
@@ -142,16 +144,15 @@ def uncompiled() -> Iterator[None]:
         return
     mark, compiler.disable = compiler.disable, unmarked
     modules["torch._dynamo"] = None  # an import of it now fails, which diffusers is prepared for
-    later = "scipy.stats" not in modules
-    if later:
-        modules["scipy.stats"] = ModuleType("scipy.stats")
+    later = {"scipy.stats": ModuleType("scipy.stats"), "transformers": None}
+    later = {name: value for name, value in later.items() if name not in modules}
+    modules.update(later)
     try:
         yield
     finally:
         compiler.disable = mark
-        del modules["torch._dynamo"]
-        if later:
-            del modules["scipy.stats"]
+        for name in ("torch._dynamo", *later):
+            del modules[name]
 
 
 def check_kinds(cls: Any, config: dict[str, Any]) -> None:
@@ -222,7 +223,7 @@ def class_labels(network: nn.Module) -> list[int] | None:
     if isinstance(network, Widened):
         return class_labels(network.network)
     if isinstance(network, TokenNetwork):
-        return list(range(network.config["classes"])) or None
+        return list(range(network.config.get("classes", 0))) or None
     config = network_config(network).get("config", {})
     embedded = config.get("num_class_embeds")
     if embedded is None:

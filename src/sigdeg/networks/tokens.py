@@ -140,6 +140,11 @@ class TokenNetwork(Configured):
         weights: Tensor = self.mixing(x, F.silu(sum(parts[1:], parts[0])) if parts else None)
         return weights
 
+    def like(self, changed: Mapping[str, Any]) -> TokenNetwork:
+        """One of the same build but for some arguments, with fresh weights."""
+        build: Callable[..., TokenNetwork] = type(self)
+        return build(**{**self.config, **changed})
+
 
 def check_told(name: str, value: object, part: nn.Module | None) -> None:
     """Refuse what a network does not take, or lacks."""
@@ -346,9 +351,8 @@ def with_latent(
     """
     if not isinstance(network, TokenNetwork):
         raise SigdegError(f"{type(network).__name__} takes no latent: it is no network of tokens")
-    config = {**network.config, "latent": latent, "elastic": elastic}
-    build: Callable[..., TokenNetwork] = type(network)
-    student = build(**{**config, "inject": inject or config["inject"]})
+    inject = inject or network.inject
+    student = network.like({"latent": latent, "elastic": elastic, "inject": inject})
     same = all(student.config[name] == network.config[name] for name in ("latent", "inject"))
     weights = network.state_dict()
     kept = {k: v for k, v in weights.items() if same or not k.startswith(("latent.", "mixing."))}

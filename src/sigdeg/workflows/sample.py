@@ -16,7 +16,7 @@ from tqdm.auto import tqdm
 
 from sigdeg.conditions import Unconditional
 from sigdeg.costs import check_room, tell_calls
-from sigdeg.discrete import Characters
+from sigdeg.discrete import TextCodec
 from sigdeg.errors import SigdegError
 from sigdeg.files import atomic_write, save_tensors
 from sigdeg.model import Model
@@ -90,7 +90,7 @@ def draw_samples(
     asked: dict[str, Any] = {"seed": seed, "batch_size": batch_size, "progress": progress}
     samples = model.sample(n, steps, **asked, **request).cpu()
     written = write_samples(samples, out, identity, single)
-    if isinstance(model.codec, Characters):
+    if isinstance(model.codec, TextCodec):
         lines = "".join(f"{line}\n" for line in map(json.dumps, model.codec.text(samples)))
         atomic_write(out / TEXTS, lambda part: part.write_text(lines))
         written.append(out / TEXTS)

@@ -16,7 +16,7 @@ from torch.nn.functional import one_hot
 
 from sigdeg.costs import check_memory, check_room, judging_bytes
 from sigdeg.datasets.images import load_images, read_array
-from sigdeg.discrete import Characters, DiscreteConfig, GreyLevels, Latent, TokenModel
+from sigdeg.discrete import DiscreteConfig, GreyLevels, Latent, TextCodec, TokenModel
 from sigdeg.discrete.distill import distill_model
 from sigdeg.discrete.model import uniform_grid
 from sigdeg.discrete.objective import saturation
@@ -43,9 +43,9 @@ def load_tokens(path: str | Path, model: TokenModel) -> Tensor:
     r"""Data of a model of tokens: what its codec makes tokens of, or tokens as they are.
 
     Arguments:
-        path: For a model of characters a text, `.txt`, cut into windows one after the other. For
-            one of grey levels images, see `sigdeg.datasets.load_images`. For any a `.npy` or
-            `.safetensors` of whole numbers, shape (n, D).
+        path: For a model of text a `.txt`, cut into windows one after the other. For one of grey
+            levels images, see `sigdeg.datasets.load_images`. For any a `.npy` or `.safetensors` of
+            whole numbers, shape (n, D).
         model: The model.
 
     Returns:
@@ -56,16 +56,18 @@ def load_tokens(path: str | Path, model: TokenModel) -> Tensor:
     """
     path, codec, (length,) = Path(path), model.codec, model.shape
     if path.suffix == ".txt":
-        if not isinstance(codec, Characters):
+        if not isinstance(codec, TextCodec):
             raise SigdegError(f"{path} is a text, and {model.name} has no characters")
         try:
             text = path.read_text()
         except (OSError, UnicodeDecodeError) as error:
             raise SigdegError(f"{path} is no text that can be read: {error}") from None
-        whole = len(text) - len(text) % length
-        if not whole:
-            raise SigdegError(f"{path} has {len(text)} characters, a sample {length}")
-        return codec.encode([text[i : i + length] for i in range(0, whole, length)])
+        (line,) = codec.encode([text])
+        if len(line) < length:
+            raise SigdegError(f"{path} has {len(line)} {codec.unit}, a sample {length}")
+        windows: Tensor = line[: len(line) - len(line) % length].reshape(-1, length)
+        model.process.check_tokens(windows, str(path))
+        return windows
     if isinstance(codec, GreyLevels) and (path.is_dir() or path.suffix != ".safetensors"):
         return codec.encode(load_images(path, (1, codec.height, codec.width)))
     if not path.is_file():
