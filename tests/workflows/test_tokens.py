@@ -25,6 +25,7 @@ from sigdeg.discrete import (
     TokenModel,
     as_token_model,
 )
+from sigdeg.discrete.distill import configure
 from sigdeg.errors import SigdegError
 from sigdeg.networks import TokenMLP
 from sigdeg.rng import seeded
@@ -64,9 +65,9 @@ def read(folder: Path) -> dict[str, Any]:
 
 def test_a_student_that_learnt_is_told_from_one_that_did_not(tmp_path: Path) -> None:
     """Three sequences of four tokens: the product draws others, at every count of steps."""
-    latent = Latent("categorical", 6)
-    options = {"iterations": 250, "learning_rate": 1e-2, "ema": 0.98, "warmup": 10, "latents": 6}
-    config = DiscreteConfig(batch_size=32, tracker="none", **options)
+    latent = Latent("weighted", 6)
+    options = {"iterations": 400, "learning_rate": 1e-2, "ema": 0.98, "warmup": 10}
+    config = configure(EXACT, tracker="none", **options)
     own = network(latent=dataclasses.asdict(latent))
     data = SUPPORT.repeat(100, 1)
     out = tmp_path / "run"
@@ -104,7 +105,8 @@ def test_saturated_latents_are_a_warning_of_the_results(
 ) -> None:
     monkeypatch.setattr("sigdeg.discrete.objective.NEAR_ONE", 100.0)
     config = DiscreteConfig(**QUICK)
-    distill_tokens(teacher(), tmp_path, config, steps=(1,), data=SUPPORT.repeat(9, 1), **PLACE)
+    more = {"steps": (1,), "latent": Latent(), "data": SUPPORT.repeat(9, 1)}
+    distill_tokens(teacher(), tmp_path, config, **more, **PLACE)
     assert any("try more latents" in said for said in read(tmp_path)["warnings"])
 
 

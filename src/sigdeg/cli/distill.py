@@ -46,7 +46,8 @@ class Distill(Guided, Recipe):
         learning_rate: Peak learning rate (default: by the kind of data, 2e-4 for images).
         data: Data of a teacher of tokens, for it to be distilled by as well: a text for one of
             characters, images for one of grey levels, or a .npy of tokens.
-        latents: Latents an item that a student of tokens is trained with (default: 16).
+        latents: Latents an item that a student of tokens is trained with (default: 16, or 32 for
+            short sequences).
         alpha: Weight of the correlation loss of a student of tokens (default: 1).
         paths: Teacher paths to cache and reuse; 0 simulates fresh ones for every batch (default: by
             the kind of data, 5000 for images).
@@ -104,14 +105,14 @@ class Distill(Guided, Recipe):
 
     def distill_tokens(self, teacher: TokenModel, command: str) -> None:
         """Distil a teacher of tokens."""
-        from sigdeg.discrete import DiscreteConfig
+        from sigdeg.discrete.distill import configure
         from sigdeg.workflows.tokens import distill_tokens, load_tokens
 
         refuse(self, PATHS, "for teachers that paths drive, not for one of tokens")
         training = ("iterations", "batch_size", "learning_rate", "paths", "latents", "alpha")
         more = ("mixed_precision", "tracker", "seed")
         given = {key: getattr(self, key) for key in training + more}
-        config = DiscreteConfig(**{key: v for key, v in given.items() if v is not None})
+        config = configure(teacher, **{key: v for key, v in given.items() if v is not None})
         data = None if self.data is None else load_tokens(self.data, teacher)
         distill_tokens(
             teacher,

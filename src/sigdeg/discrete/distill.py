@@ -16,7 +16,12 @@ from torch import Generator, Tensor, nn
 
 from sigdeg.conditions import Classes
 from sigdeg.discrete.config import DiscreteConfig
-from sigdeg.discrete.denoiser import GuidedTokens, NetworkTokenDenoiser, Parameterisation
+from sigdeg.discrete.denoiser import (
+    GuidedTokens,
+    NetworkTokenDenoiser,
+    Parameterisation,
+    TokenDenoiser,
+)
 from sigdeg.discrete.latent import Latent
 from sigdeg.discrete.likelihood import check_sequences
 from sigdeg.discrete.model import TokenModel, as_token_model, uniform_grid
@@ -32,8 +37,20 @@ from sigdeg.runs import fingerprint
 from sigdeg.sampling import sample
 from sigdeg.training import LEAST, Job, check_data, claim, make_accelerator, train
 
-__all__ = ["Distilled", "distill", "distill_model", "make_student", "train_student"]
+__all__ = ["Distilled", "configure", "distill", "distill_model", "make_student", "train_student"]
 
+SHORT = 16  # positions up to which a student learns from single ones that are revealed
+KINDS: dict[str, dict[str, Any]] = {  # what is not said here is as in `DiscreteConfig`
+    "short": {
+        "iterations": 3000,
+        "batch_size": 8,
+        "learning_rate": 4e-3,
+        "ema": 0.995,
+        "latents": 32,
+        "start": 0.25,
+    },
+    "long": {"learning_rate": 1e-3},
+}
 SHARD = 2048  # samples of the teacher a file: what an interruption costs at most
 
 
@@ -53,6 +70,37 @@ class Distilled(NamedTuple):
     seconds: float
     losses: dict[str, float]
     teacher_nfe: float
+
+
+def configure(teacher: TokenModel, elastic: bool = False, **options: Any) -> DiscreteConfig:
+    """How to distil a teacher: by the length of its sequences, but for options that are given.
+
+    A student of short ones, with masks, learns from single positions that are revealed. Each of
+    its few items has many targets; what keeps it from the teacher's law is the noise in them.
+    """
+    short = teacher.denoiser.length <= SHORT
+    single = short and reveals(teacher.denoiser) and not elastic
+    return DiscreteConfig(**{**KINDS["short" if short else "long"], "single": single, **options})
+
+
+def reveals(denoiser: TokenDenoiser) -> bool:
+    """Whether single positions can be revealed: what is not masked is kept as it is."""
+    while isinstance(denoiser, GuidedTokens):
+        denoiser = denoiser.denoiser
+    kept = getattr(denoiser, "parameterisation", "masked") == "masked"
+    return kept and denoiser.process.mask is not None
+
+
+def default_latent(teacher: TokenModel, network: nn.Module | None) -> Latent:
+    """The latent that a student's network is made for, or its teacher hears, or by the length.
+
+    Components of learned weights for short sequences; the paper's uniform number for long ones.
+    """
+    told = getattr(network, "config", {}).get("latent")
+    if told is not None:
+        return Latent(**told)
+    short = teacher.denoiser.length <= SHORT
+    return teacher.denoiser.latent or (Latent("weighted", 32) if short else Latent())
 
 
 def make_student(
@@ -191,8 +239,7 @@ def check_pair(student: MixtureStudent, teacher: TokenStep | None) -> None:
 
 def check_single(student: MixtureStudent, config: DiscreteConfig) -> None:
     """Refuse to reveal single positions where there are no masks that stand for themselves."""
-    kept = student.process.mask is not None and student.parameterisation == "masked"
-    if config.single and (not kept or student.elastic):
+    if config.single and (not reveals(student) or student.elastic):
         raise SigdegError(
             "single positions are revealed to students that keep what is not masked and step to "
             "time 0: not of a process without a mask, of parameterisation 'all', or elastic"
@@ -280,7 +327,7 @@ def distill_model(
     Arguments:
         teacher: The teacher.
         network: The student's network (default: the teacher's, with a latent).
-        latent: The law of its latent (default: that of `Latent`).
+        latent: The law of its latent (default: see `default_latent`).
         data: Clean tokens to learn from as well, see `train_student`.
         labels: Their classes.
         steps: The step counts that it is meant for (default: any).
@@ -290,7 +337,7 @@ def distill_model(
         device: Where to compute (default: what accelerate finds).
         progress: Show progress bars.
         command: The command line, for the card.
-        options: Fields of `DiscreteConfig`.
+        options: Fields of `DiscreteConfig` (default: see `configure`).
 
     Returns:
         The student as a model, and what training gave.
@@ -299,9 +346,10 @@ def distill_model(
         SigdegError: If arguments do not fit together, or the folder holds another run.
         TrainingError: If the loss stops being finite; the last good checkpoint is kept.
     """
-    config, out = DiscreteConfig(**options), Path(out)
+    config, out = configure(teacher, elastic, **options), Path(out)
     counts = tuple(steps) if isinstance(steps, Sequence) else (steps,)
-    student = make_student(teacher, latent or Latent(), network, elastic, inject, config.seed)
+    latent = latent or default_latent(teacher, network)
+    student = make_student(teacher, latent, network, elastic, inject, config.seed)
     taught = teacher.step
     if not isinstance(taught, TokenStep):
         raise SigdegError(f"{teacher.name} is a {type(taught).__name__}: a single step teaches")

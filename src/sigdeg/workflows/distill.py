@@ -12,6 +12,7 @@ from accelerate import PartialState
 
 from sigdeg.costs import check_memory, judging_bytes
 from sigdeg.discrete import DiscreteConfig, TokenModel
+from sigdeg.discrete.distill import configure as configure_tokens
 from sigdeg.distillation import DistillConfig, Distilled, Verdict
 from sigdeg.distillation import distill as distill_step
 from sigdeg.errors import SigdegError, check_least
@@ -112,7 +113,8 @@ def tokens_of(
             f"unknown option {unknown[0]!r} of a teacher of tokens: a DiscreteConfig's are "
             f"{', '.join(sorted(training))}, and {', '.join(sorted(own - {'teacher', 'options'}))}"
         )
-    config = DiscreteConfig(**{k: v for k, v in options.items() if k in training})
+    given = {k: v for k, v in options.items() if k in training}
+    config = configure_tokens(teacher, bool(options.get("elastic")), **given)
     rest = {k: v for k, v in options.items() if k not in training}
     counts = steps if isinstance(steps, list | tuple) else (steps,)
     return distill_tokens(teacher, Path(out), config, steps=tuple(counts), **rest)
