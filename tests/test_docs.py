@@ -56,16 +56,29 @@ assert w1_exact(many, GaussianMixture1D()) < 0.03
 """
 
 
+# And the page on tokens of its own: the total variations of both laws.
+NEAR = """
+from sigdeg.discrete import uniform_grid
+from sigdeg.discrete.exact import joint_law, sampler_law, total_variation
+
+truth = joint_law(letters.encode(words), torch.ones(6), 8)
+off = [total_variation(sampler_law(m.step, uniform_grid(1)), truth) for m in (teacher, student)]
+assert round(off[0], 2) == 0.66
+assert off[1] < 0.1, off
+"""
+
+
 @pytest.mark.parametrize(
-    "name", ["README.md", "docs/architecture.md", "docs/rough-bergomi.md", "docs/tutorial.md"]
+    "name",
+    ["README.md"]
+    + [f"docs/{page}.md" for page in ("architecture", "discrete", "rough-bergomi", "tutorial")],
 )
 def test_code_runs_as_written(name: str, tmp_path: Path) -> None:
     # In a Python of its own, as a reader would run it. Text after code is its output.
     pattern = r"^```python\n(.*?)^```$(?:\n\n```text\n(.*?)^```$)?"
     found = re.findall(pattern, (ROOT / name).read_text(), re.MULTILINE | re.DOTALL)
     code = "".join(f"{source}\nprint(chr(0))\n" for source, _ in found)
-    if name == "README.md":
-        code += CLOSE
+    code += {"README.md": CLOSE, "docs/discrete.md": NEAR}.get(name, "")
     run = subprocess.run(
         [sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=False
     )

@@ -1,4 +1,4 @@
-"""The figures of the method, of one path and both marches along it, and of the architecture."""
+"""The figures of the methods, of one path and both marches along it, and of the architecture."""
 
 from __future__ import annotations
 
@@ -10,9 +10,13 @@ import torch
 from PIL import Image
 from torch import Generator
 
-from benchmarks import architecture
+from benchmarks import architecture, mixtures
 from benchmarks.overview import REFINEMENT, SCHEDULE, STEPS, draw, summarised, walk
-from sigdeg.networks import ResidualMLP
+from sigdeg.datasets.problems import load_problem
+from sigdeg.discrete import Absorbing, Ancestral, ExactDenoiser, Latent, MixtureStudent
+from sigdeg.discrete.exact import total_variation
+from sigdeg.networks import ResidualMLP, TokenMLP
+from sigdeg.rng import seeded
 from sigdeg.signature import PartialSignature
 from sigdeg.student import SignatureStudent
 
@@ -44,6 +48,31 @@ def test_both_walk_one_path(tmp_path: Path) -> None:
     assert correlation[0, 1] > 0.9
     draw(found, (found.teacher[:, -1], found.student[:, -1]), tmp_path / "overview.png")
     with Image.open(tmp_path / "overview.png") as image:
+        assert image.size[0] > 1000
+
+
+def test_a_mixture_is_drawn_as_what_it_is_made_of(tmp_path: Path) -> None:
+    """With all components shown, their weighted sum is the student's law in one call."""
+    law, latent = load_problem("bits2"), Latent("weighted", mixtures.COMPONENTS)
+    process, told = Absorbing(2), {"kind": latent.kind, "size": latent.size}
+    network = seeded(0, lambda: TokenMLP(2, 3, width=8, blocks=1, latent=told))
+    student = Ancestral(MixtureStudent(network, process, 2, latent))
+    found = mixtures.shown(
+        law, Ancestral(ExactDenoiser(law.support, law.weights, process)), student
+    )
+    x = process.prior((1, 2))
+    weights = student.denoiser.log_weights(x, torch.tensor(1.0))[0].double().exp()
+    heaviest_first = weights.sort(descending=True).values
+    whole = (heaviest_first[:, None, None] * found.parts).sum(0)
+    torch.testing.assert_close(whole, found.student)
+    for part in found.parts:  # products
+        torch.testing.assert_close(part, part.sum(1, keepdim=True) * part.sum(0, keepdim=True))
+    assert {k: round(total_variation(v, found.law), 12) for k, v in found.teacher.items()} == {
+        1: 0.5,
+        4: 0.125,
+    }
+    mixtures.draw(found, tmp_path / "discrete.png")
+    with Image.open(tmp_path / "discrete.png") as image:
         assert image.size[0] > 1000
 
 
