@@ -159,8 +159,8 @@ def build_model(description: Mapping[str, Any] | None) -> nn.Module:
     cls: Any = getattr(transformers, description["class"], None)
     if not (isinstance(cls, type) and issubclass(cls, transformers.PreTrainedModel)):
         raise SigdegError(f"transformers has no model {description['class']!r}")
-    kind: Any = cls.config_class
-    model: nn.Module = cls(kind.from_dict(dict(description["config"])))
+    found: Any = cls
+    model: nn.Module = found(found.config_class.from_dict(dict(description["config"])))
     return model
 
 
