@@ -214,6 +214,29 @@ def test_tables_of_rough_bergomi_are_the_results(page: str) -> None:
             ), (row["method"], row["nfe"], ratio)
 
 
+@pytest.mark.parametrize(
+    ("name", "keys"),
+    [
+        ("text", ("perplexity", "entropy", "entropy_4", "distinct_4", "self_bleu")),
+    ],
+)
+def test_tables_of_texts_are_the_results(name: str, keys: tuple[str, ...]) -> None:
+    """Means and deviations of all rows, and of the floor where there is one."""
+    results = json.loads((ROOT / f"results/{name}.json").read_text())
+    page = (ROOT / f"docs/{name}.md").read_text()
+    lines = [[cell.strip() for cell in line.strip("|").split("|")] for line in page.splitlines()]
+    rows = [(str(row["nfe"]), row["metrics"]) for row in results["rows"]]
+    for calls, metrics in [*rows, *([("", results["floor"])] if results["floor"] else [])]:
+        found = [metrics[key] for key in keys]
+        shown = [
+            f"{m['mean']:.2f} ± {m['std']:.2f}"
+            if m["mean"] >= 3
+            else f"{m['mean']:.3f} ± {m['std']:.3f}"
+            for m in found
+        ]
+        assert [calls, *shown] in [line[-len(keys) - 1 :] for line in lines], (calls, shown)
+
+
 def left_open(order: int, paths: int = 4000, steps: int = 120) -> float:
     """Share of the variance of 1DN that the first coefficients of one step's path leave open.
 

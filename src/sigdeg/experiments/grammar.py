@@ -50,10 +50,10 @@ TRAINING = TrainConfig(
     tracker="none",
 )
 STUDENT: dict[str, Any] = {
-    "iterations": 300,
+    "iterations": 200,
     "batch_size": 8,
     "latents": 8,
-    "learning_rate": 2e-3,
+    "learning_rate": 3e-4,
     "warmup": 20,
     "ema": 0.98,
     "shortest": 1 / 16,
@@ -75,10 +75,9 @@ PRESETS = {
     "default": Settings(
         network={"width": 64, "depth": 3, "heads": 4},
         teacher=TRAINING,
-        students={"with data": STUDENT, "consistency alone": {**STUDENT, "alpha": 0.0}},
-        recognised={"latents recognised": dataclasses.replace(TRAINING, iterations=1000, ema=0.99)},
+        students={"with data": STUDENT},
+        recognised={"latents recognised": dataclasses.replace(TRAINING, iterations=600, ema=0.99)},
         latent=Latent("weighted", 16),
-        seeds=2,
         counts=(16, 8, 4, 2, 1),
         n=500,
     ),
