@@ -317,6 +317,36 @@ def test_what_is_no_teacher_is_one_line(tmp_path: Path) -> None:
         assert "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    ("file", "changed", "line"),
+    [
+        ("config.json", {"architectures": 5}, "holds a bert, no masked language model"),
+        ("config.json", {"architectures": []}, "holds a bert, no masked language model"),
+        ("config.json", {"vocab_size": "many"}, "BertForMaskedLM cannot be read"),
+        ("config.json", {"vocab_size": 10**9}, "BertForMaskedLM cannot be read"),
+        ("config.json", {"num_hidden_layers": 10**9}, "num_hidden_layers must be a whole number"),
+        ("config.json", {"attn_implementation": "some/code", "auto_map": {"a": "b.c"}}, None),
+        ("config.json", {"quantization_config": {"quant_method": "bitsandbytes"}}, None),
+        ("tokenizer_config.json", {"mask_token": 5}, "give mask"),
+        ("tokenizer_config.json", {"mask_token": {"content": "[MASK]"}}, None),
+        ("tokenizer_config.json", {"model_max_length": True}, None),
+        ("tokenizer.json", {"model": 5}, "tokenizer.json cannot be read: this is no tokenizer"),
+    ],
+)
+def test_a_folder_that_is_damaged_is_one_line_or_nothing(
+    file: str, changed: dict[str, Any], line: str | None, tmp_path: Path
+) -> None:
+    folder = folder_of(bert(), tmp_path, words(), model_max_length=LENGTH)
+    written = json.loads((folder / file).read_text())
+    save_json(folder / file, {**written, **changed})
+    if line is None:
+        assert load_token_teacher(folder).process.mask == MASK
+        return
+    with pytest.raises(SigdegError, match=line) as caught:
+        load_token_teacher(folder)
+    assert "\n" not in str(caught.value)
+
+
 def test_no_class_but_one_of_transformers_is_built() -> None:
     _, teacher = make("bert")
     assert isinstance(teacher.denoiser, NetworkTokenDenoiser)

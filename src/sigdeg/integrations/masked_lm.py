@@ -27,7 +27,7 @@ from sigdeg.discrete.model import FORMAT
 from sigdeg.errors import SigdegError, check_choice, extra, reason
 from sigdeg.files import find_folder, find_student, read_json
 from sigdeg.networks import MaskedLM, call_network
-from sigdeg.networks.masked_lm import CLOCKS, logits_of
+from sigdeg.networks.masked_lm import CLOCKS, config_of, logits_of
 
 __all__ = ["as_token_teacher", "is_language_model", "load_token_teacher"]
 
@@ -191,9 +191,8 @@ def read_model(folder: Path, written: dict[str, Any]) -> Any:
     """A masked language model of transformers, from a folder."""
     with extra("tokens"):
         import transformers
-    kind = written.get("model_type")
-    named = written.get("architectures") or [None]
-    name = str(named[0]) if isinstance(named, list) else str(named)
+    named = written.get("architectures")
+    name = str(named[0] if isinstance(named, list) and named else written["model_type"])
     cls: Any = getattr(transformers, name, None)
     if cls is None and "auto_map" in written:
         raise SigdegError(
@@ -206,13 +205,16 @@ def read_model(folder: Path, written: dict[str, Any]) -> Any:
     known = isinstance(cls, type) and issubclass(cls, transformers.PreTrainedModel)
     if not known or not sees_all:
         raise SigdegError(
-            f"{folder} holds a {name if named[0] else kind}, no masked language model: its "
-            "architecture must end in ForMaskedLM, or in ForCausalLM with is_causal false"
+            f"{folder} holds a {name}, no masked language model: its architecture must end in "
+            "ForMaskedLM, or in ForCausalLM with is_causal false"
         )
     options = {"local_files_only": True, "use_safetensors": True, "dtype": torch.float32}
     try:
         with quiet(transformers.logging):
-            model, told = cls.from_pretrained(folder, output_loading_info=True, **options)
+            config = config_of(cls, written)
+            model, told = cls.from_pretrained(
+                folder, config=config, output_loading_info=True, **options
+            )
     except Exception as error:  # whatever a damaged folder makes of its reader
         raise SigdegError(f"{folder}: {name} cannot be read: {reason(error)}") from None
     lacking = sorted(told["missing_keys"])
@@ -240,7 +242,10 @@ def read_tokenizer(folder: Path, symbols: int) -> tuple[Codec, int | None]:
     file, beside = folder / "tokenizer.json", folder / "tokenizer_config.json"
     if not file.is_file():
         return Identity(), None
-    codec = Subwords(file.read_text())
+    try:
+        codec = Subwords(file.read_text())
+    except (OSError, ValueError) as error:  # a SigdegError is one
+        raise SigdegError(f"{file} cannot be read: {reason(error)}") from None
     known = codec.tokenizer.get_vocab_size()
     if known > symbols:
         raise SigdegError(
@@ -257,4 +262,4 @@ def read_length(folder: Path, written: dict[str, Any]) -> int | None:
     beside = folder / "tokenizer_config.json"
     said = [read_json(beside).get("model_max_length") if beside.is_file() else None]
     said += [written.get(name) for name in LENGTHS]
-    return min((v for v in said if isinstance(v, int) and v > 0), default=None)
+    return min((v for v in said if type(v) is int and v > 0), default=None)

@@ -16,7 +16,7 @@ from sigdeg.networks.call import call_network
 from sigdeg.networks.tokens import TokenNetwork, film
 from sigdeg.schema import mapped, record, text, whole
 
-__all__ = ["CLOCKS", "MaskedLM", "logits_of"]
+__all__ = ["CLOCKS", "MaskedLM", "config_of", "logits_of"]
 
 # What a network that is told the time is told; MDLM's rate of noise is -log of the share kept.
 CLOCKS: dict[str, Callable[[Tensor], Tensor]] = {
@@ -153,15 +153,25 @@ def build_model(description: Mapping[str, Any] | None) -> nn.Module:
     with extra("tokens"):
         import transformers
     DESCRIPTION(description, "model")
-    for name in LAYERS:
-        if name in description["config"]:
-            whole(0, 1024)(description["config"][name], name)
     cls: Any = getattr(transformers, description["class"], None)
     if not (isinstance(cls, type) and issubclass(cls, transformers.PreTrainedModel)):
         raise SigdegError(f"transformers has no model {description['class']!r}")
-    found: Any = cls
-    model: nn.Module = found(found.config_class.from_dict(dict(description["config"])))
+    model: nn.Module = cls(config_of(cls, description["config"]))
     return model
+
+
+def config_of(cls: Any, written: Mapping[str, Any]) -> Any:
+    """The configuration of a class of transformers, but for what would have code fetched or run.
+
+    Raises:
+        SigdegError: If it has more layers than can be built.
+    """
+    for name in LAYERS:
+        if name in written:
+            whole(0, 1024)(written[name], name)
+    left_out = ("implementation", "quantization", "auto_map")
+    kept = {k: v for k, v in written.items() if not any(word in k for word in left_out)}
+    return cls.config_class.from_dict(kept)
 
 
 def tied(network: nn.Module) -> dict[str, str]:
