@@ -1,14 +1,14 @@
 r"""Mixtures of many positions: a network recognises the latent behind a sequence.
 
-The loss on M drawn latents teaches a mixture at most $\log M$ nats of what positions share: of a
-picture's hundreds, next to nothing, and the best of the M learns alone. A recognition network
-$q(\lambda | x_0, x_t)$ says which latent to learn with, so that one is enough:
+Of M latents that are drawn the one that happens to fit a sequence best tells at most $\log M$ nats
+of it, and where positions are many it alone learns. A picture's latent has more to tell. A
+recognition network $q(\lambda | x_0, x_t)$ says which latent to learn with, so that one is enough:
 
 $$ -\log p(x_0 | x_t) \le E_q \Big[ -\sum_d \log p^d(x_0^d | x_t, \lambda) \Big]
    + KL(q(\lambda | x_0, x_t) \,\|\, \mu). $$
 
-The bound is sharp where q is the posterior, whatever the number of positions. The teacher gives the
-student its initial weights and, at times of little noise, where products are right, its laws.
+The bound is sharp where q is the posterior, whatever the number of positions. It learns from data;
+of its teacher it has the weights that it starts with.
 
 Reference:
     Xie et al., *Variational autoencoding discrete diffusion* (arXiv 2505.17384).

@@ -115,19 +115,17 @@ class Settings:
     n: int = 1000
     draws: int = 2
     real: int = 2500
-    timing_n: int = 64
+    timing_n: int = 16
 
 
-TEACHER = TrainConfig(
-    iterations=2500, batch_size=64, learning_rate=2e-3, warmup=100, ema=0.998, checkpoint_every=250
-)
-STUDENT = dataclasses.replace(TEACHER, batch_size=32)
+TEACHER = TrainConfig(iterations=2500, batch_size=64, learning_rate=2e-3, warmup=100, ema=0.998)
+STUDENT = dataclasses.replace(TEACHER, iterations=2000, batch_size=32, checkpoint_every=250)
 MIXTURE = DiscreteConfig(
-    iterations=300,
+    iterations=150,
     batch_size=8,
     learning_rate=1e-3,
-    warmup=50,
-    ema=0.99,
+    warmup=20,
+    ema=0.98,
     latents=8,
     alpha=0.1,
     checkpoint_every=50,
@@ -155,7 +153,8 @@ PRESETS = {
         counts=(4, 1),
         n=200,
     ),
-    "default": Settings(
+    "default": Settings((BITS,)),
+    "levels": Settings(
         (
             BITS,
             shorter(2, "gaussian", 500),
