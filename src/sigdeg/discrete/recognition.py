@@ -25,6 +25,7 @@ import torch
 from torch import Generator, Tensor, nn
 
 from sigdeg.discrete.likelihood import check_sequences
+from sigdeg.discrete.process import Absorbing
 from sigdeg.discrete.student import MixtureStudent
 from sigdeg.errors import SigdegError, check_least
 from sigdeg.rng import Stream, derive_generator
@@ -34,6 +35,7 @@ from sigdeg.training import LEAST, Job, TrainConfig, check_data, train
 __all__ = ["RecognitionObjective", "Seen", "train_mixture"]
 
 HELD_OUT = 256
+LEAST_MASKED = 0.1  # where hardly a mask is left the divergence would be all there is
 
 
 class Seen(NamedTuple):
@@ -55,6 +57,10 @@ class Seen(NamedTuple):
 class RecognitionObjective(nn.Module):
     """The bound of the module's docstring, in nats a token: `nll`, `kl` and their sum.
 
+    For an absorbing process in nats a mask that is to be expected, of a tenth of the tokens or more:
+    late steps, which have few masks, then count as the first do, and a student keeps what its
+    teacher knew of them.
+
     Arguments:
         student: The mixture, with a Gaussian latent.
         recognition: Called as `recognition(clean, x)`; gives mean and log-variance of the latent,
@@ -71,9 +77,13 @@ class RecognitionObjective(nn.Module):
         mean, log_variance = self.recognition(batch.clean, x)
         latent = mean + (log_variance / 2).exp() * batch.normal
         log_p = self.student(x, batch.t, latent).gather(2, batch.clean[..., None])
-        nll = -log_p.mean()
-        kl = (mean.square() + log_variance.exp() - 1 - log_variance).sum(1).mean() / 2
-        kl = kl / batch.clean.shape[1]
+        counted = log_p.new_full((len(x),), batch.clean.shape[1])
+        process = self.student.process
+        if isinstance(process, Absorbing):
+            counted = counted * (1 - process.alpha(batch.t)).clamp(min=LEAST_MASKED).to(counted)
+        nll = -(log_p.sum((1, 2)) / counted).mean()
+        divergence = (mean.square() + log_variance.exp() - 1 - log_variance).sum(1) / 2
+        kl = (divergence / counted).mean()
         return {"loss": nll + kl, "nll": nll, "kl": kl}
 
 

@@ -119,7 +119,7 @@ class Settings:
 
 
 TEACHER = TrainConfig(iterations=2500, batch_size=64, learning_rate=2e-3, warmup=100, ema=0.998)
-STUDENT = dataclasses.replace(TEACHER, iterations=2000, batch_size=32, checkpoint_every=250)
+STUDENT = dataclasses.replace(TEACHER, iterations=3000, batch_size=32, checkpoint_every=250)
 MIXTURE = DiscreteConfig(
     iterations=150,
     batch_size=8,
