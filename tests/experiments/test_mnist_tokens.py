@@ -11,7 +11,7 @@ import torch
 from sigdeg.cli import main
 from sigdeg.discrete import DiscreteConfig, TokenModel
 from sigdeg.experiments import bench, mnist_judges, mnist_tokens
-from sigdeg.experiments.mnist_tokens import DRAWN, PRESETS, RECOGNISED, Pixels, Settings
+from sigdeg.experiments.mnist_tokens import DRAWN, HYBRID, PRESETS, RECOGNISED, Pixels, Settings
 from sigdeg.training import TrainConfig
 
 TINY = {"iterations": 2, "batch_size": 4, "tracker": "none"}
@@ -63,7 +63,7 @@ def test_runs_from_end_to_end(tmp_path, monkeypatch):
         ("teacher" if name == "teacher" else "student", k, None if name == "teacher" else name)
         for name in names
         for k in (2, 1)
-    ]
+    ] + [("student", 2, HYBRID)]
     assert {row["study"] for row in beside} == {"16 grey levels, gaussian"}
     assert [row["variant"] for row in beside] == [
         f"{name}, {calls}" for name in names[:2] for calls in ("2 calls", "1 call")

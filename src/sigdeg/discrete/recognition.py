@@ -57,9 +57,9 @@ class Seen(NamedTuple):
 class RecognitionObjective(nn.Module):
     """The bound of the module's docstring, in nats a token: `nll`, `kl` and their sum.
 
-    For an absorbing process in nats a mask that is to be expected, of a tenth of the tokens or more:
-    late steps, which have few masks, then count as the first do, and a student keeps what its
-    teacher knew of them.
+    For an absorbing process in nats a mask that is to be expected, of a tenth of the tokens or
+    more: late steps, which have few masks, then count as the first do, and a student keeps what
+    its teacher knew of them.
 
     Arguments:
         student: The mixture, with a Gaussian latent.

@@ -23,6 +23,7 @@ from sigdeg.discrete import (
     DiscreteConfig,
     DiscretisedGaussian,
     GreyLevels,
+    Hybrid,
     Latent,
     NetworkTokenDenoiser,
     TokenModel,
@@ -54,6 +55,8 @@ C = TypeVar("C", bound=TrainConfig)
 SHAPE = (28, 28)
 PATCH = 4  # pixels a side of what the networks see as one place
 RECOGNISED, DRAWN = "latents recognised", "latents drawn"
+HYBRID = "latents recognised, its teacher last"
+UNTIL = 0.5  # time of a hybrid's last step by the student
 FLOOR = 10_000  # training images among which the floor's are
 SHOWN = 32  # samples in a figure
 
@@ -155,12 +158,8 @@ PRESETS = {
     ),
     "default": Settings((BITS,)),
     "levels": Settings(
-        (
-            BITS,
-            shorter(2, "gaussian", 500),
-            shorter(16, "masked", 500),
-            shorter(16, "gaussian", 500),
-        )
+        (shorter(16, "masked", 500), shorter(16, "gaussian", 500), shorter(2, "gaussian", 500)),
+        counts=(16, 4, 1),
     ),
 }
 
@@ -236,6 +235,7 @@ class MnistTokens(TokenBenchmark[Settings]):
                 self.add_rows(name, model, main)
             if main:
                 self.teacher, self.student = teacher, models[RECOGNISED]
+                self.add_hybrids()
 
     def add_rows(self, name: str, model: TokenModel, main: bool) -> None:
         """The rows of a model at all step counts; in a table of their own but for the main ones."""
@@ -246,6 +246,14 @@ class MnistTokens(TokenBenchmark[Settings]):
                 label = f"{name}, {count_calls(steps)}"
                 told = {"study": self.pixels.title, "variant": label}
             self.add_models(method, [model], [steps], **told)
+
+    def add_hybrids(self) -> None:
+        """Rows of the student whose last steps are its teacher's."""
+        for steps in (k for k in self.settings.counts if k > 1):
+            step = Hybrid(Ancestral(self.student.denoiser), Ancestral(self.teacher.denoiser), UNTIL)
+            grid = self.student.grid.at(steps)
+            metrics = self.judge(f"{HYBRID} at {steps}", self.march(step, grid))
+            self.add_step("di4c", step, grid, metrics, steps=steps, seeds=1, variant=HYBRID)
 
     def train_teacher(self, tokens: Tensor, folder: Path) -> TokenModel:
         """The product."""
@@ -325,9 +333,9 @@ class MnistTokens(TokenBenchmark[Settings]):
 
     def draw_figures(self) -> Mapping[str, str]:
         """The same seeds: teacher and student beside each other."""
-        most, few = self.settings.counts[0], self.settings.counts[-2:]
-        shown = [("teacher", self.teacher, k) for k in (most, few[0])]
-        shown += [("student", self.student, k) for k in (most, *few)]
+        most, few = self.settings.counts[0], self.settings.counts[-3:]
+        shown = [("teacher", self.teacher, k) for k in dict.fromkeys((most, few[0]))]
+        shown += [("student", self.student, k) for k in few]
         sets = [(model.sample(SHOWN, k, seed=self.seed) + 1) / 2 for _, model, k in shown]
         titles = [f"{name}, {count_calls(k)}" for name, _, k in shown]
         image_grid(sets, self.out / "figures" / "digits.png", 4, titles)
