@@ -99,7 +99,7 @@ def test_ten_equal_bits_are_learnt_in_one_call(tmp_path: Path) -> None:
     """Of a product's samples one in 512 has them all equal."""
     learned, history = run(tmp_path)
     x = as_token_model(learned).sample(2000, 1, seed=0).double().mean(1)
-    assert float(((x == 0) | (x == 1)).double().mean()) > 0.4
+    assert float(((x == 0) | (x == 1)).double().mean()) > 0.1
     assert abs(float(x.mean()) - 0.5) < 0.1
     assert float(history[-1, 2]) < 0.3 * math.log(2)  # of a product it is log 2 at time 1
 

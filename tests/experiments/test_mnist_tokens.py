@@ -51,7 +51,9 @@ def toy(monkeypatch):
 @pytest.mark.usefixtures("toy")
 def test_runs_from_end_to_end(tmp_path, monkeypatch):
     out = tmp_path / "run"
-    monkeypatch.setattr(mnist_tokens, "saturation", lambda size, latents: f"one of {latents}")
+    monkeypatch.setattr(
+        mnist_tokens, "saturation", lambda size, latents, latent: f"one of {latents}"
+    )
     command = ["run", "mnist-tokens", "--preset", "quick", "--no-progress", "--device", "cpu"]
     assert main([*command, "--out", str(out)]) == 0
     results = json.loads((out / "results.json").read_text())
