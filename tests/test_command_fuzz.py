@@ -203,7 +203,7 @@ GRID = "plan grid TEACHER --steps 2 --candidates 4 --samples 4 --paths 30 --no-p
         ("plan grid DATA.csv --weighing plain --out o", "leave --weighing out"),
         ("plan spectrum rbergomi --samples 10000000 --out o", "of memory"),
         ("plan tokens sudoku4 --samples 10000000 --out o", "of memory"),
-        ("plan tokens STUDENT --out o", "holds no model of tokens"),
+        ("plan tokens STUDENT --out o", "no masked language model"),
         ("run mixture1d --preset quick --out STUDENT", "choose another folder"),
         ("report file", "results.json"),
         ("report empty", "results.json"),

@@ -165,8 +165,9 @@ class Tokens(Question):
     """How many steps a teacher of tokens needs, and where they should go.
 
     Arguments:
-        teacher: Folder or hub id of a model of tokens, or a known law for its exact teacher: bits2,
-            copy6, xor3, checker8, checker32, moons16, words4, markov4 or sudoku4.
+        teacher: Folder or hub id of a model of tokens, of transformers, too, or a known law for its
+            exact teacher: bits2, copy6, xor3, checker8, checker32, moons16, words4, markov4 or
+            sudoku4.
         steps: Steps to find the times of (default: 8).
         distance: Total variation that is to be reached, in place of a number of steps: exact for a
             short law that is known, otherwise by a bound.

@@ -15,7 +15,6 @@ from sigdeg.discrete import (
     Absorbing,
     Ancestral,
     ExactDenoiser,
-    TokenModel,
     uniform_grid,
 )
 from sigdeg.discrete.exact import MOST_STATES, joint_law, sampler_law, total_variation
@@ -27,6 +26,7 @@ from sigdeg.discrete.planning import (
     measured_losses,
 )
 from sigdeg.errors import SigdegError
+from sigdeg.integrations import load_token_teacher
 from sigdeg.model import Model
 from sigdeg.sampling import sample
 from sigdeg.workflows.plan.tables import align, times_text
@@ -131,7 +131,7 @@ def plan_tokens(
     if teacher in PROBLEMS:
         source, losses, far = known(teacher, candidates, samples, generator, progress)
     else:
-        model = TokenModel.from_pretrained(teacher).to(device)
+        model = load_token_teacher(teacher).to(device)
         source, losses, far = network(model, candidates, samples, generator, progress)
     if distance is None:
         return TokenPlan(source, losses, far, steps or min(8, candidates), None)
