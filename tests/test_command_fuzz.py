@@ -184,7 +184,7 @@ GRID = "plan grid TEACHER --steps 2 --candidates 4 --samples 4 --paths 30 --no-p
         (DISTIL + "--batch-size 10000000 --steps 1000", "of memory"),
         (DISTIL + "--weak TEACHER", "give guidance"),
         (DISTIL + "--plan boot --q 2", "with q=1"),
-        ("distill TOKENS --alpha 2 --out o", "has no lower bound and diverges"),
+        ("distill TOKENS --alpha 4 --out o", "has no lower bound and diverges"),
         ("distill TOKENS --latents 1 --out o", "learns no correlations"),
         ("distill TOKENS --order 3 --out o", "--order is for teachers that paths drive"),
         ("distill TOKENS --data DATA.csv --out o", "DATA.csv"),

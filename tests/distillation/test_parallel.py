@@ -17,9 +17,11 @@ from safetensors.torch import load_file, save_file
 from torch import Generator, nn
 
 from sigdeg.denoiser import GaussianMixtureDenoiser, NetworkDenoiser
-from sigdeg.distillation import Distilled, distill
+from sigdeg.discrete import Absorbing, ExactDenoiser, as_token_model
+from sigdeg.discrete.distill import distill_model
+from sigdeg.distillation import distill
 from sigdeg.errors import SigdegError
-from sigdeg.networks import ResidualMLP
+from sigdeg.networks import ResidualMLP, TokenMLP
 from sigdeg.rng import seeded
 from sigdeg.schedule import VPLinear
 from sigdeg.steps import Exponential, Step
@@ -37,11 +39,23 @@ KINDS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "from data": ({}, {"paths": 0, "states": "data", "data": DATA, "batch_size": 4}),
     "elastic": (ELASTIC, {"paths": 40, "q": 0, "batch_size": 18}),
     "matched": (ELASTIC, {"paths": 40, "q": 0, "batch_size": 18, "matching": 1.0}),
+    "tokens": ({}, {"paths": 40, "path_steps": 2, "latents": 4}),
 }
+BITS = as_token_model(ExactDenoiser(torch.eye(2).long(), torch.ones(2), Absorbing(2)))
+LATENT = {"kind": "weighted", "size": 3}
 
 
-def run(kind: str, folder: Path) -> Distilled:
+def run_tokens(folder: Path, **settings: Any) -> Any:
+    """Distil a student of tokens for twenty steps."""
+    network = seeded(0, lambda: TokenMLP(2, 3, 8, 1, latent=LATENT))
+    return distill_model(BITS, network=network, out=folder, **settings)[1]
+
+
+def run(kind: str, folder: Path) -> Any:
     """Distil one kind of student for twenty steps."""
+    if kind == "tokens":
+        work = {"iterations": 20, "batch_size": 16, "checkpoint_every": 7, "progress": False}
+        return run_tokens(folder / kind, device="cpu", **work, **KINDS[kind][1])
     options, arguments = KINDS[kind]
     noise = options.get("residual_noise")
     network = ResidualMLP(SignatureStudent.in_channels(1, 2, residual_noise=noise), 1, 8, 1)

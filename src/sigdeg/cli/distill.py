@@ -48,7 +48,8 @@ class Distill(Guided, Recipe):
             characters, images for one of grey levels, or a .npy of tokens.
         latents: Latents an item that a student of tokens is trained with (default: 16, or 32 for
             short sequences).
-        alpha: Weight of the correlation loss of a student of tokens (default: 1).
+        alpha: Weight of the correlation loss on data of a student of tokens (default: 1, or 0.1
+            for short sequences).
         paths: Teacher paths to cache and reuse; 0 simulates fresh ones for every batch (default: by
             the kind of data, 5000 for images).
         refinement: Fine teacher steps a coarse step (default: 120 in all).

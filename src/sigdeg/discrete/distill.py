@@ -45,7 +45,9 @@ KINDS: dict[str, dict[str, Any]] = {  # what is not said here is as in `Discrete
         "iterations": 3000,
         "batch_size": 8,
         "learning_rate": 4e-3,
+        "optimizer": "muon",
         "ema": 0.995,
+        "alpha": 0.1,
         "latents": 32,
         "start": 0.25,
     },
@@ -76,7 +78,8 @@ def configure(teacher: TokenModel, elastic: bool = False, **options: Any) -> Dis
     """How to distil a teacher: by the length of its sequences, but for options that are given.
 
     A student of short ones, with masks, learns from single positions that are revealed. Each of
-    its few items has many targets; what keeps it from the teacher's law is the noise in them.
+    its few items has many targets; what keeps it from the teacher's law is the noise in them, so
+    the loss on data, of a single target, weighs little.
     """
     short = teacher.denoiser.length <= SHORT
     single = short and reveals(teacher.denoiser) and not elastic
