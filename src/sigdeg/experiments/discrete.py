@@ -69,7 +69,7 @@ class Settings:
 
 
 KINDS: dict[str, dict[str, Any]] = {
-    "with data": {"alpha": 1.0},
+    "with data": {"alpha": 0.1},
     "consistency alone": {"alpha": 0.0},
     "no teacher": {"taught": False, "single": False},
 }
