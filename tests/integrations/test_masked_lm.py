@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -20,10 +21,10 @@ from sigdeg.discrete import Confidence, Latent, Subwords, TokenModel
 from sigdeg.discrete.denoiser import NetworkTokenDenoiser
 from sigdeg.discrete.distill import make_student
 from sigdeg.discrete.model import as_token_model
-from sigdeg.errors import SigdegError
+from sigdeg.errors import MissingPackageError, SigdegError
 from sigdeg.files import save_json
 from sigdeg.integrations.masked_lm import as_token_teacher, is_language_model, load_token_teacher
-from sigdeg.networks import MaskedLM, build_network
+from sigdeg.networks import MaskedLM, build_network, network_config
 from sigdeg.workflows.tokens import load_tokens
 
 STATES, LENGTH, MASK = 13, 6, 4
@@ -345,6 +346,19 @@ def test_a_folder_that_is_damaged_is_one_line_or_nothing(
     with pytest.raises(SigdegError, match=line) as caught:
         load_token_teacher(folder)
     assert "\n" not in str(caught.value)
+
+
+def test_without_transformers_the_extra_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = folder_of(bert(), tmp_path)
+    _, teacher = make("bert")
+    assert isinstance(teacher.denoiser, NetworkTokenDenoiser)
+    described = network_config(teacher.denoiser.network)
+    monkeypatch.setitem(sys.modules, "transformers", None)
+    for load in (lambda: load_token_teacher(folder), lambda: build_network(described)):
+        with pytest.raises(MissingPackageError, match=r"pip install 'sigdeg\[tokens\]'"):
+            load()
 
 
 def test_no_class_but_one_of_transformers_is_built() -> None:

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from sigdeg.errors import SigdegError, extra, reason
+from sigdeg.errors import MissingPackageError, SigdegError, extra, reason
 from sigdeg.files import count_weights
 from sigdeg.networks.autoencoder import Autoencoder
 from sigdeg.networks.beside import Widened
@@ -117,6 +117,8 @@ def build_network(
         if held is not None:
             check_size(cls, config, held)
         network = build(cls, config)
+    except MissingPackageError:
+        raise
     except Exception as error:  # parameters of a wrong kind may break anything inside
         raise SigdegError(f"network {name} cannot be built: {reason(error)}") from None
     if null_class is not None:
