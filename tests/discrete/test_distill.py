@@ -12,7 +12,6 @@ from torch import Tensor
 from sigdeg.discrete import (
     Absorbing,
     Ancestral,
-    DiscreteConfig,
     ExactDenoiser,
     Latent,
     MixtureStudent,
@@ -22,7 +21,7 @@ from sigdeg.discrete import (
     as_token_model,
 )
 from sigdeg.discrete import distill as distill_tokens
-from sigdeg.discrete.distill import Distilled, configure, default_latent, train_student
+from sigdeg.discrete.distill import Distilled, train_student
 from sigdeg.discrete.exact import joint_law, sampler_law, total_variation
 from sigdeg.discrete.model import uniform_grid
 from sigdeg.errors import SigdegError
@@ -230,22 +229,11 @@ def test_what_cannot_be_trained_is_refused_before_anything_is_written(
     assert not (tmp_path / "run").exists()
 
 
-def test_defaults_are_those_of_the_kind_of_sequences() -> None:
-    """Single positions where that can be, and what is given wins."""
-    law = torch.zeros(1, 17).long(), torch.ones(1)
-    long = as_token_model(ExactDenoiser(*law, Absorbing(2)))
-    unmasked = as_token_model(ExactDenoiser(BITS, torch.ones(2), Uniform(2)))
-    everywhere = NetworkTokenDenoiser(network(latent=None), Absorbing(2), 2, "all")
-    assert configure(TEACHER).single
-    assert configure(TEACHER).latents == 32
-    assert configure(TEACHER, latents=4).latents == 4
-    for other in (long, unmasked, as_token_model(everywhere)):
-        assert not configure(other).single
-    assert not configure(TEACHER, elastic=True).single
-    assert configure(long).batch_size == DiscreteConfig().batch_size
-    assert default_latent(TEACHER, None) == Latent("weighted", 32)
-    assert default_latent(long, None) == Latent()
-    assert default_latent(TEACHER, network()) == Latent()
+@pytest.mark.parametrize("steps", [0, (2, -1), 1.5, True])
+def test_counts_of_steps_are_refused_before_anything_is_trained(tmp_path: Path, steps: Any) -> None:
+    with pytest.raises(SigdegError, match="steps are whole numbers of at least 1, got"):
+        distill_tokens(TEACHER, network=network(), steps=steps, out=tmp_path / "run", **QUICK)
+    assert not (tmp_path / "run").exists()
 
 
 def test_a_teacher_without_a_network_needs_the_students(tmp_path: Path) -> None:

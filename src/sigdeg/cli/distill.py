@@ -106,7 +106,7 @@ class Distill(Guided, Recipe):
 
     def distill_tokens(self, teacher: TokenModel, command: str) -> None:
         """Distil a teacher of tokens."""
-        from sigdeg.discrete.distill import configure
+        from sigdeg.discrete.recipe import configure
         from sigdeg.workflows.tokens import distill_tokens, load_tokens
 
         refuse(self, PATHS, "for teachers that paths drive, not for one of tokens")

@@ -6,6 +6,7 @@ import copy
 import dataclasses
 import time
 from collections.abc import Sequence
+from numbers import Integral
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -20,12 +21,12 @@ from sigdeg.discrete.denoiser import (
     GuidedTokens,
     NetworkTokenDenoiser,
     Parameterisation,
-    TokenDenoiser,
 )
 from sigdeg.discrete.latent import Latent
 from sigdeg.discrete.likelihood import check_sequences
 from sigdeg.discrete.model import TokenModel, as_token_model, uniform_grid
 from sigdeg.discrete.objective import Drawn, MixtureObjective, draw
+from sigdeg.discrete.recipe import configure, default_latent, reveals
 from sigdeg.discrete.steps import TokenStep
 from sigdeg.discrete.student import MixtureStudent
 from sigdeg.errors import SigdegError
@@ -37,22 +38,8 @@ from sigdeg.runs import fingerprint
 from sigdeg.sampling import sample
 from sigdeg.training import LEAST, Job, check_data, claim, make_accelerator, train
 
-__all__ = ["Distilled", "configure", "distill", "distill_model", "make_student", "train_student"]
+__all__ = ["Distilled", "distill", "distill_model", "make_student", "train_student"]
 
-SHORT = 16  # positions up to which a student learns from single ones that are revealed
-KINDS: dict[str, dict[str, Any]] = {  # what is not said here is as in `DiscreteConfig`
-    "short": {
-        "iterations": 3000,
-        "batch_size": 8,
-        "learning_rate": 4e-3,
-        "optimizer": "muon",
-        "ema": 0.995,
-        "alpha": 0.1,
-        "latents": 32,
-        "start": 0.25,
-    },
-    "long": {"learning_rate": 1e-3},
-}
 SHARD = 2048  # samples of the teacher a file: what an interruption costs at most
 
 
@@ -72,38 +59,6 @@ class Distilled(NamedTuple):
     seconds: float
     losses: dict[str, float]
     teacher_nfe: float
-
-
-def configure(teacher: TokenModel, elastic: bool = False, **options: Any) -> DiscreteConfig:
-    """How to distil a teacher: by the length of its sequences, but for options that are given.
-
-    A student of short ones, with masks, learns from single positions that are revealed. Each of
-    its few items has many targets; what keeps it from the teacher's law is the noise in them, so
-    the loss on data, of a single target, weighs little.
-    """
-    short = teacher.denoiser.length <= SHORT
-    single = short and reveals(teacher.denoiser) and not elastic
-    return DiscreteConfig(**{**KINDS["short" if short else "long"], "single": single, **options})
-
-
-def reveals(denoiser: TokenDenoiser) -> bool:
-    """Whether single positions can be revealed: what is not masked is kept as it is."""
-    while isinstance(denoiser, GuidedTokens):
-        denoiser = denoiser.denoiser
-    kept = getattr(denoiser, "parameterisation", "masked") == "masked"
-    return kept and denoiser.process.mask is not None
-
-
-def default_latent(teacher: TokenModel, network: nn.Module | None) -> Latent:
-    """The latent that a student's network is made for, or its teacher hears, or by the length.
-
-    Components of learned weights for short sequences; the paper's uniform number for long ones.
-    """
-    told = getattr(network, "config", {}).get("latent")
-    if told is not None:
-        return Latent(**told)
-    short = teacher.denoiser.length <= SHORT
-    return teacher.denoiser.latent or (Latent("weighted", 32) if short else Latent())
 
 
 def make_student(
@@ -249,6 +204,12 @@ def check_single(student: MixtureStudent, config: DiscreteConfig) -> None:
         )
 
 
+def check_count(steps: object) -> None:
+    """Refuse what is no count of steps."""
+    if not isinstance(steps, Integral) or isinstance(steps, bool) or steps < 1:
+        raise SigdegError(f"steps are whole numbers of at least 1, got {steps!r:.60}")
+
+
 def draw_data(
     teacher: TokenStep, labels: Tensor | None, folder: Path, config: DiscreteConfig
 ) -> Tensor:
@@ -351,6 +312,8 @@ def distill_model(
     """
     config, out = configure(teacher, elastic, **options), Path(out)
     counts = tuple(steps) if isinstance(steps, Sequence) else (steps,)
+    for count in counts:
+        check_count(count)
     latent = latent or default_latent(teacher, network)
     student = make_student(teacher, latent, network, elastic, inject, config.seed)
     taught = teacher.step

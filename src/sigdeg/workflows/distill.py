@@ -12,7 +12,7 @@ from accelerate import PartialState
 
 from sigdeg.costs import check_memory, judging_bytes
 from sigdeg.discrete import DiscreteConfig, TokenModel
-from sigdeg.discrete.distill import configure as configure_tokens
+from sigdeg.discrete.recipe import configure as configure_tokens
 from sigdeg.distillation import DistillConfig, Distilled, Verdict
 from sigdeg.distillation import distill as distill_step
 from sigdeg.errors import SigdegError, check_least

@@ -23,6 +23,7 @@ from sigdeg.discrete.objective import saturation
 from sigdeg.distillation import Verdict
 from sigdeg.distillation.judgement import Level, compare
 from sigdeg.errors import SigdegError
+from sigdeg.report import write_report
 from sigdeg.results import Row, Summary, add_speed, count_calls, make_row
 from sigdeg.rng import Stream, derive_generator
 from sigdeg.runs import claim_folder, fingerprint
@@ -132,10 +133,19 @@ def distill_tokens(
     )
     if not PartialState().is_main_process:
         return made
+    counts, kept = sorted(steps, reverse=True), out / "verdict.json"
+    if (out / "results.json").exists() and kept.exists():
+        verdict = Verdict.load(kept)
+        calls = [network_calls(made.step, uniform_grid(count)) for count in counts]
+        if (verdict.n, [level.calls for level in verdict.levels]) == (samples, calls):
+            made = judged(made, verdict)  # this run has been judged
+            made.save_pretrained(out / "student")
+            write_report(out)
+            return made
     compared = measure(
         made,
         teacher,
-        sorted(steps, reverse=True),
+        counts,
         teacher_steps(config.path_steps, steps),
         samples,
         config.seed,
@@ -145,8 +155,7 @@ def distill_tokens(
     for row in compared.rows:
         if row["role"] == "student":
             row |= {"train_seconds": found.seconds, "teacher_nfe": found.teacher_nfe}
-    said = " ".join([compared.verdict.headline(), *compared.verdict.warnings])
-    made = dataclasses.replace(made, card=dataclasses.replace(made.card, verdict=said))
+    made = judged(made, compared.verdict)
     made.save_pretrained(out / "student")
     told = saturation(found.losses["ess"], config.latents, found.student.latent)
     results = {
@@ -160,6 +169,12 @@ def distill_tokens(
     }
     save_comparison(out, results, compared, config.seed, device)
     return made
+
+
+def judged(model: TokenModel, verdict: Verdict) -> TokenModel:
+    """A model whose card says what came of judging it."""
+    said = " ".join([verdict.headline(), *verdict.warnings])
+    return dataclasses.replace(model, card=dataclasses.replace(model.card, verdict=said))
 
 
 def teacher_steps(least: int, steps: Sequence[int]) -> int:
