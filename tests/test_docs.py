@@ -218,6 +218,7 @@ def test_tables_of_rough_bergomi_are_the_results(page: str) -> None:
     ("name", "keys"),
     [
         ("text", ("perplexity", "entropy", "entropy_4", "distinct_4", "self_bleu")),
+        ("grammar", ("invalid", "unique", "new")),
     ],
 )
 def test_tables_of_texts_are_the_results(name: str, keys: tuple[str, ...]) -> None:

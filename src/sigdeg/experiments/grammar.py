@@ -24,7 +24,7 @@ from sigdeg.training import TrainConfig
 __all__ = ["PRESETS", "Grammar", "Settings", "run"]
 
 LANGUAGES: dict[str, Any] = {"brackets": Brackets, "molecules": Molecules}
-SHOWN, SHOWN_STEPS = 8, 4  # strings of each sampler in the report
+SHOWN = 8  # strings of each sampler in the report
 
 
 @dataclass(frozen=True)
@@ -134,7 +134,8 @@ class Grammar(LanguageBenchmark[Settings]):
             kinds = row.get("variant"), count_calls(row["nfe"])
             row["variant"] = ", ".join(filter(None, kinds))
         named = {f"{name}, {kind}": model for kind, model in first.items()}
-        self.show_texts(named, min(SHOWN_STEPS, *self.settings.counts), SHOWN)
+        counts = sorted(self.settings.counts)
+        self.show_texts(named, counts[(len(counts) - 1) // 2], SHOWN)
         return first
 
 
