@@ -3,7 +3,7 @@
 A mixture's step draws a latent and its network takes it in; the product's step beside it is the
 same network without. The loss gathers what sequences ask for before they meet latents; beside it
 stands the formula as it is written, which makes a tensor of both with all symbols. All on one
-thread, in processor time.
+thread, in processor time; steps in operations, too, which no other work on the machine disturbs.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from typing import Any
 
 import torch
 from torch import Generator, Tensor
+from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks import Row, compare
 from sigdeg.discrete import Absorbing, Ancestral, Latent, MixtureStudent, NetworkTokenDenoiser
@@ -49,16 +50,26 @@ def steps(name: str, build: Callable[..., Any], batch: int, pairs: int) -> Row:
 
         return work
 
+    works = draw(mixture), draw(product)
+    operations = [count(work) for work in works]
     return compare(
         f"step of tokens, mixture / product, {name}",
-        ("a step of the mixture", draw(mixture)),
-        ("a step of the product", draw(product)),
+        ("a step of the mixture", works[0]),
+        ("a step of the product", works[1]),
         pairs,
         at_most=1.03,
         own_time=True,
         input=[batch, length],
         states=process.states,
+        operations=float(f"{operations[0] / operations[1]:.4f}"),
     )
+
+
+def count(work: Callable[[], object]) -> int:
+    """Floating-point operations of products and convolutions."""
+    with FlopCounterMode(display=False) as counter:
+        work()
+    return counter.get_total_flops()
 
 
 def gathered(log_p: Tensor, tokens: Tensor) -> Tensor:
@@ -111,12 +122,12 @@ def memory(sizes: Sizes) -> dict[str, int]:
 
 
 def measure(
-    texts: int = 16,
-    images: int = 64,
+    texts: int = 4,
+    images: int = 16,
     text: tuple[int, int] = (128, 256),
     width: int = 32,
     losses: tuple[Sizes, ...] = ((8, 16, 128, 64), (8, 16, 784, 16)),
-    pairs: int = 31,
+    pairs: int = 101,
 ) -> list[Row]:
     """All rows.
 

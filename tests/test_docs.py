@@ -168,6 +168,15 @@ def test_the_map_has_every_numbered_piece_of_the_paper() -> None:
         assert found[kind] == set(range(1, last + 1)), kind
 
 
+def test_what_a_latent_costs_is_what_was_measured() -> None:
+    rows = json.loads((ROOT / "results/benchmarks.json").read_text())["tokens"]
+    written = table(ROOT / "docs/discrete.md", "what").values()
+    for row, (shown, least, most, wanted) in zip(rows, written, strict=True):
+        ratio = [row["ratio"][key] for key in ("median", "q1", "q3")]
+        assert [float(cell) for cell in (shown, least, most)] == pytest.approx(ratio, abs=0.006)
+        assert wanted == row["target"]
+
+
 def test_measured_orders_are_those_of_the_study() -> None:
     rows = json.loads((ROOT / "results/convergence.json").read_text())["rows"]
     written = table(ROOT / "docs/theory.md", "step")
