@@ -33,6 +33,9 @@ def test_defaults_are_those_of_the_kind_of_sequences() -> None:
     for other in (long, unmasked, as_token_model(everywhere)):
         assert not configure(other).single
     assert not configure(TEACHER, elastic=True).single
+    assert configure(TEACHER).alpha == 0.1
+    assert configure(TEACHER, single=False).alpha == 1.0
+    assert configure(TEACHER, alpha=0.5).alpha == 0.5
     assert configure(long).batch_size == DiscreteConfig().batch_size
     assert default_latent(TEACHER, None) == Latent("weighted", 32)
     assert default_latent(long, None) == Latent()

@@ -21,7 +21,6 @@ KINDS: dict[str, dict[str, Any]] = {  # what is not said here is as in `Discrete
         "learning_rate": 4e-3,
         "optimizer": "muon",
         "ema": 0.995,
-        "alpha": 0.1,
         "latents": 32,
         "start": 0.25,
     },
@@ -34,11 +33,13 @@ def configure(teacher: TokenModel, elastic: bool = False, **options: Any) -> Dis
 
     A student of short ones, with masks, learns from single positions that are revealed. Each of
     its few items has many targets; what keeps it from the teacher's law is the noise in them, so
-    the loss on data, of a single target, weighs little.
+    the loss on data, of a single target, weighs little. Where it learns from longer steps it may
+    take that loss to tell its latents apart at all.
     """
     short = teacher.denoiser.length <= SHORT
     single = short and reveals(teacher.denoiser) and not elastic
-    return DiscreteConfig(**{**KINDS["short" if short else "long"], "single": single, **options})
+    told = {**KINDS["short" if short else "long"], "single": single, **options}
+    return DiscreteConfig(**{"alpha": 0.1 if told["single"] else 1.0, **told})
 
 
 def reveals(denoiser: TokenDenoiser) -> bool:
