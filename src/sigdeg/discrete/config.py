@@ -25,7 +25,8 @@ class DiscreteConfig(TrainConfig):
     where t is no more than $\Delta$ it learns the teacher's own law.
 
     Arguments:
-        latents: Latents M an item, see `sigdeg.discrete.losses`.
+        latents: Latents M an item, see `sigdeg.discrete.losses`, and sequences that the teacher's
+            step ends in; of a `weighted` latent all components are taken, however many.
         stratified: Spread them evenly over their law; else they are drawn independently.
         alpha: Weight of the correlation loss on data; 0 trains on the teacher's steps alone.
         alpha_schedule: Its course in time: `constant`, `linear` ($\alpha t$), or `sigmoid`
