@@ -192,7 +192,8 @@ def read_model(folder: Path, written: dict[str, Any]) -> Any:
     with extra("tokens"):
         import transformers
     named = written.get("architectures")
-    name = str(named[0] if isinstance(named, list) and named else written["model_type"])
+    kind = written.get("model_type") or written.get("format") or "model of no known kind"
+    name = str(named[0] if isinstance(named, list) and named else kind)
     cls: Any = getattr(transformers, name, None)
     if cls is None and "auto_map" in written:
         raise SigdegError(
