@@ -247,6 +247,32 @@ def test_tables_of_texts_are_the_results(name: str, keys: tuple[str, ...]) -> No
         assert [calls, *shown] in [line[-len(keys) - 1 :] for line in lines], (calls, shown)
 
 
+def test_tables_of_pixels_are_the_results() -> None:
+    """All rows of the main table; of other grey levels teacher and student side by side."""
+    page = (ROOT / "docs/mnist-tokens.md").read_text()
+    lines = [[cell.strip() for cell in line.strip("|").split("|")] for line in page.splitlines()]
+    keys = ("fid", "fid_2", "precision", "recall", "diversity", "tv", "ambiguous")
+    main = json.loads((ROOT / "results/mnist-tokens.json").read_text())
+    for row in main["rows"]:
+        found = [row["metrics"][key] for key in keys]
+        shown = [f"{m['mean']:.2f} ± {m['std']:.2f}" for m in found]
+        assert [str(row["nfe"]), *shown, f"{row['speedup']:.1f}"] in [line[1:] for line in lines]
+    beside = json.loads((ROOT / "results/mnist-tokens-levels.json").read_text())
+    compared = {
+        (row.get("study") or "16 grey levels, masked", row["nfe"], row["role"]): row["metrics"]
+        for row in beside["rows"]
+        if "teacher last" not in (row.get("variant") or "")
+    }
+    for title, calls in {key[:2] for key in compared}:
+        pair = [compared[title, calls, role] for role in ("teacher", "student")]
+        shown = [
+            f"{one[key]['mean']:.{d}f} ± {one[key]['std']:.{d}f}"
+            for key, d in (("fid", 1), ("fid_2", 1), ("recall", 2))
+            for one in pair
+        ]
+        assert [title, str(calls), *shown] in lines, (title, calls)
+
+
 def left_open(order: int, paths: int = 4000, steps: int = 120) -> float:
     """Share of the variance of 1DN that the first coefficients of one step's path leave open.
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-from sigdeg import SignatureStudent, sample
+from sigdeg import SignatureStudent, load_model, sample
 from sigdeg.cli import main
 from sigdeg.codec import find_codec
 from sigdeg.errors import SigdegError
@@ -32,9 +32,24 @@ def digits(steps: int, n: int) -> torch.Tensor:
 
 
 def test_they_are_small():
-    sizes = [file.stat().st_size for file in SHIPPED.rglob("*.safetensors")]
-    assert len(sizes) == 6
-    assert sum(sizes) < 6e6
+    sizes = {file.parent: file.stat().st_size for file in SHIPPED.rglob("*.safetensors")}
+    assert len(sizes) == 7
+    tokens = sizes.pop(SHIPPED / "mnist-tokens")
+    assert tokens < 1e6
+    assert sum(sizes.values()) < 6e6
+
+
+@pytest.mark.parametrize(("steps", "sure"), [(4, 0.45), (1, 0.4)])
+def test_the_student_of_tokens_draws_digits_of_all_kinds(steps, sure):
+    """In one call, too: its teacher draws noise in the shape of the mean digit."""
+    model = load_model("mnist-tokens")
+    images = model.sample(300, steps, seed=0)
+    assert set(images.unique().tolist()) == {-1.0, 1.0}
+    p = ClassifierExtractor(load_classifier()).probabilities(images)
+    assert float((p.amax(1) > 0.9).double().mean()) > sure
+    assert int((class_histogram(p.argmax(1), 10) > 0.01).sum()) == 10
+    again = model.sample(7, steps, seeds=range(5, 12), batch_size=3)
+    assert torch.equal(again, images[5:12])  # whatever the batch
 
 
 @pytest.mark.parametrize("steps", [10, 5])

@@ -158,8 +158,9 @@ PRESETS = {
     ),
     "default": Settings((BITS,)),
     "levels": Settings(
-        (shorter(16, "masked", 500), shorter(16, "gaussian", 500), shorter(2, "gaussian", 500)),
+        (shorter(16, "masked", 300), shorter(16, "gaussian", 300), shorter(2, "gaussian", 300)),
         counts=(16, 4, 1),
+        n=500,
     ),
 }
 
