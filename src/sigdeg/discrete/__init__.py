@@ -1,7 +1,7 @@
 """Discrete diffusion, distilled to a few steps by mixtures (Di4C).
 
 In reading order: `process`, `latent`, `denoiser`, `student`, `steps`, `orders`, `model`, `exact`,
-`likelihood`, `teacher`, `losses`, `objective`, `recipe`, `distill`.
+`likelihood`, `teacher`, `losses`, `objective`, `recipe`, `distill`, `recognition`.
 """
 
 from sigdeg.discrete.codec import Characters, GreyLevels, Subwords, TextCodec
