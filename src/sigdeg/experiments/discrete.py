@@ -97,7 +97,8 @@ PRESETS = {
         counts=(2, 1),
         data=10_000,
     ),
-    "default": Settings((*((name, 32) for name in SMALL), ("sudoku4", 512)), KINDS, RECIPE),
+    "default": Settings(tuple((name, 32) for name in SMALL), KINDS, RECIPE),
+    "sudoku": Settings((("sudoku4", 512),), {"with data": KINDS["with data"]}, RECIPE, seeds=1),
 }
 
 
