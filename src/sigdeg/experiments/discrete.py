@@ -49,7 +49,8 @@ class Settings:
     Arguments:
         problems: Laws by name, with the components of a student's mixture; the main one first.
         kinds: Of each kind of student, by name, the options in which it differs from the recipe;
-            `taught` says whether it has a teacher, or learns data alone.
+            `taught` says whether it has a teacher, or learns data alone, `seeds` how many
+            training seeds it has where not as many as the others.
         recipe: Options of `DiscreteConfig` that all share.
         network: Width and blocks of a student's network.
         seeds: Training seeds of each student.
@@ -71,7 +72,7 @@ class Settings:
 KINDS: dict[str, dict[str, Any]] = {
     "with data": {"alpha": 0.1},
     "consistency alone": {"alpha": 0.0},
-    "no teacher": {"taught": False, "single": False},
+    "no teacher": {"taught": False, "single": False, "seeds": 1},
 }
 RECIPE: dict[str, Any] = {
     "iterations": 2000,
@@ -174,7 +175,7 @@ class Discrete(Benchmark[Settings]):
     def train_kind(self, problem: Problem, kind: str, components: int, seed: int) -> Distilled:
         """Train a kind of student of a law with one seed."""
         options = {**self.settings.recipe, **self.settings.kinds[kind]}
-        taught = options.pop("taught", True)
+        taught, _ = options.pop("taught", True), options.pop("seeds", None)
         return train_student(
             problem.student(components, seed),
             Ancestral(problem.denoiser) if taught else None,
@@ -190,7 +191,8 @@ class Discrete(Benchmark[Settings]):
             study = {"study": name} if place else {}
             self.add_models(problem, "teacher", [problem.teacher], **study)
             for kind in self.settings.kinds:
-                seeds = range(self.seed, self.seed + self.settings.seeds)
+                count = self.settings.kinds[kind].get("seeds", self.settings.seeds)
+                seeds = range(self.seed, self.seed + count)
                 found = [self.train_kind(problem, kind, components, seed) for seed in seeds]
                 models = [as_token_model(one.student.eval(), name=kind) for one in found]
                 taken = statistics.fmean(one.seconds for one in found)
