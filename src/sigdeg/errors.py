@@ -6,6 +6,7 @@ import sys
 import tempfile
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from numbers import Integral
 
 __all__ = [
     "MissingPackageError",
@@ -13,6 +14,7 @@ __all__ = [
     "TrainingError",
     "check_choice",
     "check_least",
+    "check_whole",
     "extra",
     "guard",
     "reason",
@@ -52,6 +54,17 @@ def check_least(value: float, least: float, what: str) -> None:
     """
     if not value >= least:
         raise SigdegError(f"{what} must be at least {least}, got {value}")
+
+
+def check_whole(value: object, least: int, what: str) -> None:
+    """Refuse what is no whole number, or one below a bound.
+
+    Raises:
+        SigdegError: It names the bound.
+    """
+    if isinstance(value, bool) or not isinstance(value, Integral):
+        raise SigdegError(f"{what} must be a whole number, got {value!r:.60}")
+    check_least(int(value), least, what)
 
 
 class MissingPackageError(ImportError):

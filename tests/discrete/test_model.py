@@ -75,7 +75,7 @@ def test_known_tokens_are_asked_for_alone_or_beside_a_label() -> None:
         ({"prefix": [0], "given": torch.zeros(4).long()}, "either a prefix or given tokens"),
         ({"given": torch.zeros(2, 2, 4).long()}, r"given tokens are \(4,\) or \(n, 4\), -1 where"),
         ({"given": torch.tensor([0, 2, -1, -1])}, "given tokens hold the mask symbol 2"),
-        ({"prefix": [7]}, "given tokens must lie between 0 and 1, got 7"),
+        ({"prefix": [7]}, "a prefix must lie between 0 and 1, got 7"),
         ({"label": 1}, "this model knows no classes: leave label out"),
         ({"latent": torch.zeros(2, 1)}, "a latent is given to a product, which hears none"),
     ],

@@ -230,6 +230,8 @@ def test_a_folder_says_its_mask_its_length_and_its_text(tmp_path: Path) -> None:
     assert codec.encode(["w1 w2 w3", "w5 w0 w7"]).tolist() == [[1, 2, 3], [5, 0, 7]]
     with pytest.raises(SigdegError, match="one length, in tokens"):
         codec.encode(["w1", "w1 w2"])
+    with pytest.raises(SigdegError, match="67% of the text is unknown to the tokenizer"):
+        codec.encode(["xyz w1 QQQ"])
     student = make_student(teacher, Latent())
     as_token_model(student).save_pretrained(tmp_path / "student")
     again = load_token_teacher(tmp_path / "student")

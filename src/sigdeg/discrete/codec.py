@@ -155,7 +155,13 @@ class Subwords(TextCodec):
 
     def encode(self, texts: Sequence[str]) -> Tensor:
         found = self.tokenizer.encode_batch(list(texts), add_special_tokens=False)
-        return batch([line.ids for line in found])
+        unknown = self.tokenizer.token_to_id(getattr(self.tokenizer.model, "unk_token", None) or "")
+        tokens = batch([line.ids for line in found])
+        if unknown is not None and (share := float((tokens == unknown).double().mean())) > 0.5:
+            raise SigdegError(
+                f"{share:.0%} of the text is unknown to the tokenizer: is it of another language?"
+            )
+        return tokens
 
 
 def batch(lines: list[list[int]]) -> Tensor:

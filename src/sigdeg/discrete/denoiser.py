@@ -111,6 +111,8 @@ class ExactDenoiser(TokenDenoiser):
     weights: Tensor
 
     def __init__(self, support: Tensor, weights: Tensor, process: DiscreteProcess) -> None:
+        if not (isinstance(support, Tensor) and isinstance(weights, Tensor)):
+            raise SigdegError("a law is tensors, sequences (n, D) and as many weights")
         if support.ndim != 2 or weights.shape != support.shape[:1] or not len(support):
             raise SigdegError(
                 "a law is sequences (n, D) and as many weights, got "

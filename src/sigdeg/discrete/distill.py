@@ -6,7 +6,6 @@ import copy
 import dataclasses
 import time
 from collections.abc import Sequence
-from numbers import Integral
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -29,7 +28,7 @@ from sigdeg.discrete.objective import Drawn, MixtureObjective, draw
 from sigdeg.discrete.recipe import configure, default_latent, reveals
 from sigdeg.discrete.steps import TokenStep
 from sigdeg.discrete.student import MixtureStudent
-from sigdeg.errors import SigdegError
+from sigdeg.errors import SigdegError, check_whole
 from sigdeg.files import read_identified, save_tensors
 from sigdeg.networks import with_latent
 from sigdeg.results import versions
@@ -91,6 +90,12 @@ def make_student(
         if network is None:
             found, law = own.network, dataclasses.asdict(latent)
             network = seeded(seed, lambda: with_latent(found, law, inject, elastic))
+    states = getattr(network, "config", {}).get("states", own.process.states)
+    if states != own.process.states:
+        raise SigdegError(
+            f"the network has {states} symbols, {teacher.name} {own.process.states}: their "
+            "vocabularies must be one"
+        )
     if network is None:
         raise SigdegError(
             f"{teacher.name} is a {type(own).__name__}, without a network: give the student's"
@@ -204,12 +209,6 @@ def check_single(student: MixtureStudent, config: DiscreteConfig) -> None:
         )
 
 
-def check_count(steps: object) -> None:
-    """Refuse what is no count of steps."""
-    if not isinstance(steps, Integral) or isinstance(steps, bool) or steps < 1:
-        raise SigdegError(f"steps are whole numbers of at least 1, got {steps!r:.60}")
-
-
 def draw_data(
     teacher: TokenStep, labels: Tensor | None, folder: Path, config: DiscreteConfig
 ) -> Tensor:
@@ -310,10 +309,14 @@ def distill_model(
         SigdegError: If arguments do not fit together, or the folder holds another run.
         TrainingError: If the loss stops being finite; the last good checkpoint is kept.
     """
+    if not isinstance(teacher, TokenModel):
+        raise SigdegError(
+            f"a teacher of tokens is what sigdeg.load_model gives, got {teacher!r:.60}"
+        )
     config, out = configure(teacher, elastic, **options), Path(out)
     counts = tuple(steps) if isinstance(steps, Sequence) else (steps,)
     for count in counts:
-        check_count(count)
+        check_whole(count, 1, "steps")
     latent = latent or default_latent(teacher, network)
     student = make_student(teacher, latent, network, elastic, inject, config.seed)
     taught = teacher.step

@@ -16,7 +16,7 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor
 
-from sigdeg.errors import check_choice, check_least
+from sigdeg.errors import check_choice, check_whole
 from sigdeg.rng import Generators, rand, randn
 
 __all__ = ["Latent", "LatentKind"]
@@ -47,7 +47,7 @@ class Latent:
 
     def __post_init__(self) -> None:
         check_choice(self.kind, get_args(LatentKind), "latent")
-        check_least(self.size, 2 if self.components else 1, "size of the latent")
+        check_whole(self.size, 2 if self.components else 1, "size of the latent")
 
     @property
     def components(self) -> int:

@@ -47,6 +47,8 @@ class Bound(NamedTuple):
 
 def check_sequences(data: Tensor, process: DiscreteProcess, length: int) -> None:
     """Refuse data that is no sequences of a process's tokens."""
+    if not isinstance(data, Tensor):
+        raise SigdegError(f"data must be a tensor of tokens (n, {length}), got {data!r:.60}")
     if data.ndim != 2 or data.shape[1] != length:
         raise SigdegError(f"data must be sequences (n, {length}), got {tuple(data.shape)}")
     process.check_tokens(data, "data")

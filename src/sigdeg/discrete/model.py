@@ -19,7 +19,7 @@ from sigdeg.discrete.latent import Latent
 from sigdeg.discrete.process import DiscreteProcess, process_from_config
 from sigdeg.discrete.steps import Ancestral, Hybrid, TokenStep
 from sigdeg.discrete.student import MixtureStudent
-from sigdeg.errors import SigdegError
+from sigdeg.errors import SigdegError, check_whole
 from sigdeg.files import find_student, load_weights, read_json, save_model, unseal
 from sigdeg.grids import Grid
 from sigdeg.model import CONDITIONS, Card, Model
@@ -44,6 +44,7 @@ SAVED = record(  # config.json
 
 def uniform_grid(steps: int) -> Tensor:
     """Times from 1 to 0 in equal steps, float64, shape (steps + 1,)."""
+    check_whole(steps, 1, "steps")
     return torch.linspace(1, 0, steps + 1, dtype=torch.float64)
 
 
@@ -90,21 +91,38 @@ class Tokens(Unconditional):
         if prefix is not None:
             if given is not None:
                 raise SigdegError("give either a prefix or given tokens, not both")
-            first = torch.as_tensor(prefix, dtype=torch.int64)
+            first = whole_tokens(prefix, "a prefix")
+            self.process.check_tokens(first, "a prefix")
             if first.ndim != 1 or len(first) > self.length:
                 raise SigdegError(
                     f"a prefix is at most {self.length} tokens, got {tuple(first.shape)}"
                 )
             given = nn.functional.pad(first, (0, self.length - len(first)), value=-1)
         if given is not None:
-            if given.shape[-1:] != (self.length,) or given.ndim > 2:
+            given = whole_tokens(given, "given tokens")
+            if (
+                given.shape[-1:] != (self.length,)
+                or given.ndim > 2
+                or len(given) not in ({count, 1} if given.ndim == 2 else {self.length})
+            ):
                 raise SigdegError(
                     f"given tokens are ({self.length},) or (n, {self.length}), -1 where free, got "
                     f"{tuple(given.shape)}"
                 )
-            self.process.check_tokens(given[given >= 0], "given tokens")
+            self.process.check_tokens(given[given != -1], "given tokens")
             asked["given"] = given.expand(count, -1)
         return asked
+
+
+def whole_tokens(value: Any, what: str) -> Tensor:
+    """Tokens as a user gives them, a tensor or a list, in int64."""
+    try:
+        found = torch.as_tensor(value)
+    except (TypeError, ValueError, RuntimeError):
+        raise SigdegError(f"{what} must be whole numbers, got {value!r:.60}") from None
+    if found.numel() and (found.is_floating_point() or found.dtype in (torch.bool, torch.cfloat)):
+        raise SigdegError(f"{what} must be whole numbers, got {str(found.dtype)[6:]}")
+    return found.long()
 
 
 @dataclass(frozen=True)

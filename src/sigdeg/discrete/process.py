@@ -28,7 +28,7 @@ import torch
 from scipy.sparse.csgraph import connected_components
 from torch import Tensor
 
-from sigdeg.errors import SigdegError, check_choice, check_least
+from sigdeg.errors import SigdegError, check_choice, check_least, check_whole
 from sigdeg.protocols import Time
 from sigdeg.rng import Generators, rand
 
@@ -235,10 +235,11 @@ class Absorbing(DiscreteProcess):
 
     def __post_init__(self) -> None:
         check_choice(self.schedule, SCHEDULES, "schedule")
-        check_least(self.vocabulary, 1 if self.mask is None else 2, "vocabulary")
+        check_whole(self.vocabulary, 1 if self.mask is None else 2, "vocabulary")
         if self.mask is None:
             object.__setattr__(self, "mask", self.vocabulary)
         assert self.mask is not None
+        check_whole(self.mask, 0, "mask")
         if not 0 <= self.mask <= self.vocabulary:
             raise SigdegError(f"mask must be one of 0 to {self.vocabulary}, got {self.mask}")
 

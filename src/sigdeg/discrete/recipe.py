@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import fields
 from typing import Any
 
 from torch import nn
@@ -10,6 +11,7 @@ from sigdeg.discrete.config import DiscreteConfig
 from sigdeg.discrete.denoiser import GuidedTokens, TokenDenoiser
 from sigdeg.discrete.latent import Latent
 from sigdeg.discrete.model import TokenModel
+from sigdeg.errors import SigdegError
 
 __all__ = ["configure", "default_latent", "reveals"]
 
@@ -39,6 +41,9 @@ def configure(teacher: TokenModel, elastic: bool = False, **options: Any) -> Dis
     short = teacher.denoiser.length <= SHORT
     single = short and reveals(teacher.denoiser) and not elastic
     told = {**KINDS["short" if short else "long"], "single": single, **options}
+    known = {field.name for field in fields(DiscreteConfig)}
+    if unknown := [name for name in options if name not in known]:
+        raise SigdegError(f"unknown option {unknown[0]!r}: there are {', '.join(sorted(known))}")
     return DiscreteConfig(**{"alpha": 0.1 if told["single"] else 1.0, **told})
 
 

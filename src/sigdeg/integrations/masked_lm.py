@@ -140,7 +140,10 @@ def asked(value: int | None, config: Any, names: tuple[str, ...], what: str, opt
     told = [value, *(getattr(config, name, None) for name in names)]
     found = next((v for v in told if v is not None), None)
     if found is None:
-        raise SigdegError(f"the network does not say {what}: give {option}")
+        raise SigdegError(
+            f"the network does not say {what}: give {option}, as in "
+            f"sigdeg.integrations.load_token_teacher(..., {option}=...)"
+        )
     if not isinstance(found, int) or isinstance(found, bool) or found < 0:
         raise SigdegError(f"{option} must be a whole number, got {found!r}")
     return found

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, fields
-from numbers import Integral
+from numbers import Real
 from typing import Literal
 
-from sigdeg.errors import SigdegError, check_choice, check_least
+from sigdeg.errors import SigdegError, check_choice, check_least, check_whole
 
 __all__ = ["TrainConfig", "learning_rate"]
 
@@ -57,12 +57,14 @@ class TrainConfig:
             )
 
     def at_least(self, least: int, *names: str) -> None:
-        """Refuse fields below a bound, and whole numbers that are none."""
+        """Refuse fields below a bound, whole numbers that are none, and infinite ones."""
         whole = {field.name for field in fields(self) if field.type == "int"}
         for name in names:
             value = getattr(self, name)
-            if name in whole and (isinstance(value, bool) or not isinstance(value, Integral)):
-                raise SigdegError(f"{name} must be a whole number, got {value!r:.60}")
+            if name in whole:
+                check_whole(value, least, name)
+            elif not isinstance(value, Real) or not math.isfinite(value):
+                raise SigdegError(f"{name} must be a finite number, got {value!r:.60}")
             check_least(value, least, name)
 
 

@@ -73,6 +73,8 @@ def load_tokens(path: str | Path, model: TokenModel) -> Tensor:
         return codec.encode(load_images(path, (1, codec.height, codec.width)))
     if not path.is_file():
         raise SigdegError(f"there is no file {path}")
+    if path.suffix not in (".npy", ".safetensors"):
+        raise SigdegError(f"tokens are a .npy or .safetensors file, got {path}")
     found = read_array(path)
     if not np.issubdtype(found.dtype, np.integer) or found.shape[1:] != (length,):
         raise SigdegError(
