@@ -149,6 +149,7 @@ def test_runs_from_end_to_end(tmp_path, capsys):
 
 
 @pytest.mark.usefixtures("toy")
+@pytest.mark.slow
 def test_a_run_that_is_killed_goes_on(tmp_path, monkeypatch):
     """Interrupted after its teacher paths, the run ends as one that never stopped."""
     single = replace(SETTINGS, peers=(), guided=None, specs=SETTINGS.specs[:1], draws=1)
