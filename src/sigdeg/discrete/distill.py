@@ -35,7 +35,17 @@ from sigdeg.results import versions
 from sigdeg.rng import Stream, derive_generator, seeded
 from sigdeg.runs import fingerprint
 from sigdeg.sampling import sample
-from sigdeg.training import LEAST, Job, check_data, claim, make_accelerator, train
+from sigdeg.training import (
+    LEAST,
+    Job,
+    check_data,
+    check_labels,
+    claim,
+    draw_labels,
+    make_accelerator,
+    split_batches,
+    train,
+)
 
 __all__ = ["Distilled", "distill", "distill_model", "make_student", "train_student"]
 
@@ -145,8 +155,7 @@ def train_student(
         check_sequences(data, student.process, student.length)
         check_data(data, LEAST)
     count = config.paths if data is None else len(data)
-    if labels is not None and labels.shape != (count,):
-        raise SigdegError(f"{count:,} samples need as many labels, got {tuple(labels.shape)}")
+    check_labels(labels, count)
     accelerator = make_accelerator(config, out_dir, device)
     identity = {
         **dataclasses.asdict(config),
@@ -245,20 +254,12 @@ def make_job(
     say: bool,
 ) -> Job[MixtureObjective]:
     """What is trained, and on what."""
-    kept = len(data) - len(data) // 20
 
     def take(rows: Tensor, generator: Generator) -> Drawn:
-        condition = {}
-        if labels is not None:
-            withheld = torch.rand(len(rows), generator=generator) < config.unlabelled
-            condition["class_labels"] = torch.where(withheld, labels.max() + 1, labels[rows])
+        condition = draw_labels(labels, rows, config.unlabelled, generator)
         return draw(data[rows], condition, learner, teacher, config, generator)
 
-    def batch(generator: Generator) -> Drawn:
-        return take(torch.randint(kept, (config.batch_size,), generator=generator), generator)
-
-    unseen = torch.arange(kept, len(data))[: 2 * config.batch_size]
-    held_out = take(unseen, derive_generator(config.seed, Stream.HELD_OUT))
+    batch, held_out = split_batches(len(data), 2 * config.batch_size, config, take)
     return Job(MixtureObjective(learner, teacher, config, say), batch, held_out, identity)
 
 

@@ -28,9 +28,8 @@ from sigdeg.discrete.likelihood import check_sequences
 from sigdeg.discrete.process import Absorbing
 from sigdeg.discrete.student import MixtureStudent
 from sigdeg.errors import SigdegError, check_least
-from sigdeg.rng import Stream, derive_generator
 from sigdeg.runs import fingerprint
-from sigdeg.training import LEAST, Job, TrainConfig, check_data, train
+from sigdeg.training import LEAST, Job, TrainConfig, check_data, split_batches, train
 
 __all__ = ["RecognitionObjective", "Seen", "train_mixture"]
 
@@ -135,7 +134,6 @@ def train_mixture(
         "recognition": fingerprint(recognition),
         "data": fingerprint(data),
     }
-    kept = len(data) - len(data) // 20
 
     def draw(rows: Tensor, generator: Generator) -> Seen:
         n = len(rows)
@@ -145,12 +143,7 @@ def train_mixture(
         normal = torch.randn(n, student.latent.size, generator=generator)
         return Seen(data[rows], t, uniform[:, 2:], normal)
 
-    def batch(generator: Generator) -> Seen:
-        return draw(torch.randint(kept, (config.batch_size,), generator=generator), generator)
-
-    unseen = draw(
-        torch.arange(kept, len(data))[:HELD_OUT], derive_generator(config.seed, Stream.HELD_OUT)
-    )
+    batch, unseen = split_batches(len(data), HELD_OUT, config, draw)
     learner = copy.deepcopy(RecognitionObjective(student, recognition))
     job = Job(learner.train().requires_grad_(True), batch, unseen, identity)
     trained = train(job, Path(out_dir), config, device=device, progress=progress, label="student")

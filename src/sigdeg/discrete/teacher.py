@@ -13,9 +13,17 @@ from torch import Generator, Tensor, nn
 from sigdeg.discrete.denoiser import NetworkTokenDenoiser
 from sigdeg.discrete.likelihood import check_sequences, step_divergence
 from sigdeg.errors import SigdegError, check_choice
-from sigdeg.rng import Stream, derive_generator
 from sigdeg.runs import fingerprint
-from sigdeg.training import LEAST, Job, TrainConfig, check_data, train
+from sigdeg.training import (
+    LEAST,
+    Job,
+    TrainConfig,
+    check_data,
+    check_labels,
+    draw_labels,
+    split_batches,
+    train,
+)
 
 __all__ = ["Weighting", "train_teacher"]
 
@@ -97,8 +105,7 @@ def train_teacher(
         raise SigdegError("a mixture has a latent: it is distilled, or trained without a teacher")
     check_sequences(data, denoiser.process, denoiser.length)
     check_data(data, LEAST)
-    if labels is not None and labels.shape != (len(data),):
-        raise SigdegError(f"{len(data):,} samples need as many labels, got {tuple(labels.shape)}")
+    check_labels(labels, len(data))
     identity = {
         **dataclasses.asdict(config),
         "weighting": weighting,
@@ -107,24 +114,15 @@ def train_teacher(
     }
     if labels is not None:
         identity |= {"labels": fingerprint(labels), "unlabelled": unlabelled}
-    kept = len(data) - len(data) // 20
 
     def draw(rows: Tensor, generator: Generator) -> Drawn:
         clean, n = data[rows], len(rows)
         uniform = torch.rand(clean.shape, generator=generator, dtype=torch.float64)
         t = 1 - (torch.arange(n) + torch.rand(n, generator=generator, dtype=torch.float64)) / n
-        condition = {}
-        if labels is not None:
-            withheld = torch.rand(n, generator=generator) < unlabelled
-            condition["class_labels"] = torch.where(withheld, labels.max() + 1, labels[rows])
+        condition = draw_labels(labels, rows, unlabelled, generator)
         return clean, uniform, t, condition
 
-    def batch(generator: Generator) -> Drawn:
-        return draw(torch.randint(kept, (config.batch_size,), generator=generator), generator)
-
-    unseen = draw(
-        torch.arange(kept, len(data))[:HELD_OUT], derive_generator(config.seed, Stream.HELD_OUT)
-    )
+    batch, unseen = split_batches(len(data), HELD_OUT, config, draw)
     learner = copy.deepcopy(denoiser).train().requires_grad_(True)
     job = Job(TokenObjective(learner, weighting), batch, unseen, identity)
     trained = train(job, Path(out_dir), config, device=device, progress=progress, label="teacher")

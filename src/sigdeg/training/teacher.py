@@ -11,19 +11,23 @@ import torch
 from torch import Generator, Tensor, nn
 
 from sigdeg.denoiser import NetworkDenoiser
-from sigdeg.errors import SigdegError
 from sigdeg.networks import class_labels, set_null_class
 from sigdeg.prediction import network_target
-from sigdeg.rng import Stream, derive_generator
 from sigdeg.runs import fingerprint
 from sigdeg.schedule import expand
 from sigdeg.training.config import TrainConfig
+from sigdeg.training.data import (
+    LEAST,
+    check_data,
+    check_labels,
+    draw_labels,
+    split_batches,
+)
 from sigdeg.training.job import Job, train
 
-__all__ = ["LEAST", "check_data", "train_teacher"]
+__all__ = ["train_teacher"]
 
 HELD_OUT = 1024
-LEAST = 20  # samples: every twentieth is held out
 Drawn = tuple[Tensor, Tensor, Tensor, dict[str, Tensor]]  # as DenoisingObjective takes it
 
 
@@ -49,18 +53,6 @@ class DenoisingObjective(nn.Module):
         target = network_target(clean, noise, alpha, sigma, kind, std)
         output = self.denoiser.output(schedule.corrupt(clean, t, noise), t, **condition)
         return {"loss": nn.functional.mse_loss(output, target)}
-
-
-def check_data(data: Tensor, least: int = 1) -> None:
-    """Refuse too small a set and samples that are not finite: they would spoil every weight."""
-    if not len(data):
-        raise SigdegError("there are no samples to train on")
-    if len(data) < least:
-        raise SigdegError(f"at least {least} samples are needed to train on, got {len(data)}")
-    if bad := int((~data.isfinite()).flatten(1).any(1).sum()):
-        raise SigdegError(
-            f"{bad:,} of {len(data):,} samples hold NaN or infinite values: remove them"
-        )
 
 
 def train_teacher(
@@ -97,8 +89,7 @@ def train_teacher(
     """
     config = dataclasses.replace(config or TrainConfig(), **options)
     check_data(data, LEAST)
-    if labels is not None and labels.shape != (len(data),):
-        raise SigdegError(f"{len(data):,} samples need as many labels, got {tuple(labels.shape)}")
+    check_labels(labels, len(data))
     if labels is not None and unlabelled and class_labels(denoiser.network) is not None:
         denoiser = copy.deepcopy(denoiser)
         set_null_class(denoiser.network, int(labels.max()) + 1)
@@ -110,24 +101,15 @@ def train_teacher(
     }
     if labels is not None:
         identity |= {"labels": fingerprint(labels), "unlabelled": unlabelled}
-    kept = len(data) - len(data) // 20
 
     def draw(rows: Tensor, generator: Generator) -> Drawn:
         clean, n = data[rows], len(rows)
         noise = torch.randn(clean.shape, generator=generator)
         position = (torch.arange(n) + torch.rand(n, generator=generator, dtype=torch.float64)) / n
-        condition = {}
-        if labels is not None:
-            withheld = torch.rand(n, generator=generator) < unlabelled
-            condition["class_labels"] = torch.where(withheld, labels.max() + 1, labels[rows])
+        condition = draw_labels(labels, rows, unlabelled, generator)
         return clean, noise, position, condition
 
-    def batch(generator: Generator) -> Drawn:
-        return draw(torch.randint(kept, (config.batch_size,), generator=generator), generator)
-
-    unseen = draw(
-        torch.arange(kept, len(data))[:HELD_OUT], derive_generator(config.seed, Stream.HELD_OUT)
-    )
+    batch, unseen = split_batches(len(data), HELD_OUT, config, draw)
     job = Job(DenoisingObjective(denoiser, time_power), batch, unseen, identity)
     trained = train(job, Path(out_dir), config, device=device, progress=progress, label="teacher")
     return trained.objective.denoiser, trained.history
