@@ -1,0 +1,1 @@
+"""Any diffusers pipeline as a teacher, and as a student."""
