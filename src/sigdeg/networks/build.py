@@ -133,7 +133,8 @@ def uncompiled() -> Iterator[None]:
     That is most of what it costs. It marks functions for torch's compiler as it defines them:
     where nothing is going to be compiled these marks can be left out. It imports `scipy.stats`
     for schedulers of one kind, which then find it as an attribute of `scipy`, at first use. And it
-    takes transformers, where that is installed, for pipelines of text: without it there are none.
+    takes transformers and peft, where they are installed, for pipelines of text: without them there
+    are none.
     """
 
     def unmarked(function: Callable[..., Any] | None = None, *_: Any, **__: Any) -> Any:
@@ -146,7 +147,7 @@ def uncompiled() -> Iterator[None]:
         return
     mark, compiler.disable = compiler.disable, unmarked
     modules["torch._dynamo"] = None  # an import of it now fails, which diffusers is prepared for
-    later = {"scipy.stats": ModuleType("scipy.stats"), "transformers": None}
+    later = {"scipy.stats": ModuleType("scipy.stats"), "transformers": None, "peft": None}
     later = {name: value for name, value in later.items() if name not in modules}
     modules.update(later)
     try:
