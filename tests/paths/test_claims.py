@@ -36,12 +36,9 @@ class Worker:
 
 
 def test_workers_side_by_side_make_each_file_once(tmp_path: Path) -> None:
-    """All return when all is there; what takes longer than a claim stays fresh is not redone."""
+    """And all return when all is there."""
     workers = [Worker(tmp_path / "new", 0.1) for _ in range(3)]
-    threads = [
-        threading.Thread(target=work, args=(worker.folder, NAMES, worker, 0.08))
-        for worker in workers
-    ]
+    threads = [threading.Thread(target=work, args=(w.folder, NAMES, w)) for w in workers]
     for thread in threads:
         thread.start()
     for thread in threads:
@@ -49,6 +46,22 @@ def test_workers_side_by_side_make_each_file_once(tmp_path: Path) -> None:
     assert sorted(name for worker in workers for name in worker.made) == NAMES
     assert all(worker.made for worker in workers)
     assert sorted(os.listdir(tmp_path / "new")) == NAMES  # and no claim is left
+
+
+def test_a_worker_gives_signs_of_life(tmp_path: Path) -> None:
+    """Its claim is touched for as long as it works."""
+    seen = []
+
+    def make(name: str) -> None:
+        claim = tmp_path / ".slow.claim-0"
+        for _ in range(3):
+            seen.append(claim.stat().st_mtime_ns)
+            while claim.stat().st_mtime_ns == seen[-1]:
+                time.sleep(0.01)
+        (tmp_path / name).write_text(name)
+
+    work(tmp_path, ["slow"], make, stale=0.2)
+    assert sorted(set(seen)) == seen
 
 
 def test_what_is_there_is_not_made_again(tmp_path: Path) -> None:

@@ -15,6 +15,7 @@ from tqdm.auto import tqdm
 from sigdeg.errors import SigdegError
 from sigdeg.files import read_identified, save_tensors
 from sigdeg.paths.batch import Batch, Part
+from sigdeg.paths.claims import arrived, work
 from sigdeg.paths.simulate import TeacherPaths
 from sigdeg.rng import Stream, derive_generator
 
@@ -70,8 +71,8 @@ class FreshPaths:
 class CachedPaths:
     """Segments simulated once into memory-mapped safetensors shards, and reused over epochs.
 
-    The last ones are held out. The noise of a segment depends on the seed and its number alone; of
-    several processes, each simulates some of the shards.
+    The last ones are held out. The noise of a segment depends on the seed and its number alone, so
+    that any number of processes share the work, see `sigdeg.paths.claims`.
     Shards are written atomically: an interrupted simulation goes on where it stopped.
 
     Arguments:
@@ -106,32 +107,31 @@ class CachedPaths:
         identity = {**paths.identity(), "seed": seed, "count": count, "shard_size": shard_size}
         # Seeds side by side: no two segments of a simulation have one stream.
         first_seed = derive_generator(seed, Stream.CACHED_PATHS).initial_seed()
-        files = {
-            first: folder / f"paths-{index:05d}.safetensors"
+        parts = {
+            f"paths-{index:05d}.safetensors": range(first, min(first + shard_size, count))
             for index, first in enumerate(range(0, count, shard_size))
         }
-
-        def read(first: int) -> dict[str, Tensor]:
-            return read_identified(files[first], json.dumps({**identity, "first": first}))
-
-        known = {first: read(first) for first, file in files.items() if file.exists()}
-        missing = [first for first in files if first not in known]
-        done = sum(len(shard["start"]) for shard in known.values())
+        told = {name: json.dumps({**identity, "first": part.start}) for name, part in parts.items()}
+        known = {
+            name: read_identified(folder / name, told[name]) for name in arrived(folder, parts)
+        }
+        done = sum(len(parts[name]) for name in known)
         with tqdm(
             total=count, initial=done, desc="teacher paths", unit="path", disable=not progress
         ) as bar:
-            for first in missing:
-                numbers = range(first, min(first + shard_size, count))
-                if first // shard_size % processes() == rank():
-                    seeds = ((first_seed + number) % 2**32 for number in numbers)
-                    streams = [Generator().manual_seed(own) for own in seeds]
-                    segments = paths.segments(len(streams), streams)
-                    told = json.dumps({**identity, "first": first})
-                    save_tensors(files[first], segments, {"identity": told})
-                bar.update(len(numbers))
-        if processes() > 1:
-            distributed.barrier()
-        self.shards = [known.get(first) or read(first) for first in files]
+
+            def make(name: str) -> None:
+                seeds = ((first_seed + number) % 2**32 for number in parts[name])
+                streams = [Generator().manual_seed(own) for own in seeds]
+                segments = paths.segments(len(streams), streams)
+                save_tensors(folder / name, segments, {"identity": told[name]})
+                bar.update(len(streams))
+
+            work(folder, parts, make)
+            bar.update(count - bar.n)  # what others have made
+        self.shards = [
+            known.get(name) or read_identified(folder / name, told[name]) for name in parts
+        ]
 
     @property
     def unseen(self) -> bool:
