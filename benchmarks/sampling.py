@@ -17,10 +17,10 @@ from torch import Generator, Tensor, nn
 
 from benchmarks import Row, compare
 from sigdeg.denoiser import NetworkDenoiser
-from sigdeg.integrations import load_teacher
+from sigdeg.integrations import from_scheduler, load_teacher
 from sigdeg.networks import ResidualMLP
 from sigdeg.sampling import sample
-from sigdeg.schedule import VPLinear, from_scheduler
+from sigdeg.schedule import VPLinear
 from sigdeg.student import SignatureStudent
 
 __all__ = ["image_denoiser", "measure", "shipped", "vector_denoiser"]

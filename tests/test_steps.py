@@ -22,8 +22,9 @@ from sigdeg.denoiser import (
     NetworkDenoiser,
 )
 from sigdeg.errors import SigdegError
+from sigdeg.integrations import from_scheduler
 from sigdeg.response import exponential_coefficients, response, weigh
-from sigdeg.schedule import EDM, Cosine, RectifiedFlow, Schedule, VPLinear, expand, from_scheduler
+from sigdeg.schedule import EDM, Cosine, RectifiedFlow, Schedule, VPLinear, expand
 from sigdeg.signature import PartialSignature
 from sigdeg.steps import (
     DenoiserStep,

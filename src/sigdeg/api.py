@@ -10,7 +10,7 @@ from sigdeg.distillation import DistillConfig
 from sigdeg.errors import SigdegError, TrainingError
 from sigdeg.grids import coarse_grid, fine_grid, refine
 from sigdeg.guidance import AutoGuidance, ClassifierFreeGuidance
-from sigdeg.integrations import as_teacher, load_model, load_teacher
+from sigdeg.integrations import as_teacher, from_scheduler, load_model, load_teacher
 from sigdeg.model import Card, Model
 from sigdeg.networks import ModulatedMLP, ResidualMLP
 from sigdeg.sampling import march, sample
@@ -21,7 +21,6 @@ from sigdeg.schedule import (
     RectifiedFlow,
     Schedule,
     VPLinear,
-    from_scheduler,
 )
 from sigdeg.signature import PartialSignature
 from sigdeg.steps import EulerMaruyama, Exponential, GaussianStep, ShARK, Step, StochasticTaylor

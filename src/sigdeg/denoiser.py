@@ -92,7 +92,7 @@ class CalledNetwork(nn.Module):
         schedule: The schedule it was trained with.
         prediction_type: What it predicts, see `sigdeg.prediction`.
         clip: Clamp the mean to [-clip, clip], as diffusers' `clip_sample` does for pixel models.
-        data_std: The data's standard deviation, for `edm` only.
+        data_std: The data's standard deviation, for `edm` and `edm_v` only.
         timesteps: `integer` gives the network whole timesteps, the nearest, in int64: a table or an
             embedding of them takes no others. `time` gives it the time in [0, 1] itself, whatever
             the schedule counts.
@@ -208,7 +208,7 @@ def check_timesteps(schedule: Schedule, timesteps: str) -> None:
     check_choice(timesteps, get_args(Timesteps), "timesteps")
     ends = torch.tensor([schedule.t_min, schedule.t_max], dtype=torch.float64)
     first, last = schedule.timestep(ends).tolist()
-    if timesteps == "integer" and last - first < MIN_TIMESTEPS:
+    if timesteps == "integer" and abs(last - first) < MIN_TIMESTEPS:
         raise SigdegError(
             f"the timesteps of this {type(schedule).__name__} run from {first:.4g} to {last:.4g}: "
             "integer ones need a schedule that counts them, such as from_scheduler gives"

@@ -1,4 +1,4 @@
-r"""What networks predict: six kinds, each one row of one table.
+r"""What networks predict: eight kinds, each one row of one table.
 
 Around every network stand three numbers of the noise level,
 
@@ -14,11 +14,14 @@ predicts:
 | `sample` | $x_0$ | 1 | 0 | 1 |
 | `score` | $-\varepsilon / \sigma$ | 1 | $1 / \alpha$ | $\sigma^2 / \alpha$ |
 | `flow` | $\varepsilon - x_0$ | 1 | $1 / p$ | $-\sigma / p$ |
+| `flow_to_data` | $x_0 - \varepsilon$ | 1 | $1 / p$ | $\sigma / p$ |
 | `edm` | what is left | $n$ | $\alpha v / n^2$ | $\sigma \sqrt v / n$ |
+| `edm_v` | its negative | $n$ | $\alpha v / n^2$ | $-\sigma \sqrt v / n$ |
 
 given $x_t$, with $p = \alpha + \sigma$, $q^2 = \alpha^2 + \sigma^2$ and
 $n^2 = \alpha^2 v + \sigma^2$. `edm` is theirs for any $\alpha$: with data of variance $v$ the
-network sees unit variance and predicts unit variance at every time.
+network sees unit variance and predicts unit variance at every time. With $v = 1$, `edm_v` is
+`v_prediction` for the variance-preserving state $x / q$.
 """
 
 from __future__ import annotations
@@ -29,9 +32,12 @@ from torch import Tensor
 
 from sigdeg.errors import SigdegError
 
-__all__ = ["Preconditioning", "Prediction", "network_target", "preconditioning"]
+__all__ = ["OF_DATA_STD", "Preconditioning", "Prediction", "network_target", "preconditioning"]
 
-Prediction = Literal["epsilon", "v_prediction", "sample", "score", "flow", "edm"]
+Prediction = Literal[
+    "epsilon", "v_prediction", "sample", "score", "flow", "flow_to_data", "edm", "edm_v"
+]
+OF_DATA_STD = ("edm", "edm_v")  # that assume the data's standard deviation
 
 
 class Preconditioning(NamedTuple):
@@ -63,7 +69,7 @@ def preconditioning(
         alpha: Signal scale.
         sigma: Noise scale.
         prediction: What the network predicts.
-        data_std: $\sqrt v$, the data's standard deviation that `edm` assumes.
+        data_std: $\sqrt v$, the data's standard deviation that `edm` and `edm_v` assume.
 
     Raises:
         SigdegError: If the prediction is unknown.
@@ -79,10 +85,13 @@ def preconditioning(
             return Preconditioning(1, 1, sigma**2, alpha)
         case "flow":
             return Preconditioning(1, 1, -sigma, alpha + sigma)
-        case "edm":
+        case "flow_to_data":
+            return Preconditioning(1, 1, sigma, alpha + sigma)
+        case "edm" | "edm_v":
             n2 = alpha**2 * data_std**2 + sigma**2
             n = n2.sqrt()
-            return Preconditioning(n, alpha * data_std**2, sigma * data_std * n, n2)
+            out = sigma * data_std * n
+            return Preconditioning(n, alpha * data_std**2, out if prediction == "edm" else -out, n2)
     raise SigdegError(f"unknown prediction {prediction!r}: choose from {get_args(Prediction)}")
 
 
@@ -106,7 +115,7 @@ def network_target(
         alpha: Signal scale, broadcast against `clean`.
         sigma: Noise scale, broadcast against `clean`.
         prediction: What the network predicts.
-        data_std: The data's standard deviation, for `edm` only.
+        data_std: The data's standard deviation, for `edm` and `edm_v` only.
     """
     alpha, sigma = alpha.double(), sigma.double()  # near the data the first weight cancels
     _, skip, out, norm = preconditioning(alpha, sigma, prediction, data_std)

@@ -17,10 +17,9 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import inspect
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -37,9 +36,9 @@ __all__ = [
     "DiscreteVP",
     "RectifiedFlow",
     "Schedule",
+    "VEGeometric",
     "VPLinear",
     "expand",
-    "from_scheduler",
     "schedule_from_config",
 ]
 
@@ -208,26 +207,38 @@ class VPLinear(Schedule):
 class Cosine(Schedule):
     r"""Cosine: $\alpha_t = \cos(\pi t / 2)$, $\sigma_t = \sin(\pi t / 2)$.
 
-    $f = -\tfrac{\pi}{2} \tan(\pi t / 2)$ is infinite at $t = 1$, hence `t_max` < 1; $g^2 = -2 f$.
+    With the offset $o$ of Nichol and Dhariwal (arXiv 2102.09672)
+    $\alpha_t = \cos\theta_t / \cos\theta_0$ at
+    $\theta_t = \tfrac{\pi}{2} \tfrac{t + o}{1 + o}$, and $\sigma_t^2 = 1 - \alpha_t^2$.
+    $f = -\dot\theta \tan \theta_t$ is infinite at $t = 1$, hence `t_max` < 1; $g^2 = -2 f$.
     """
 
     t_min: float = 1e-3
     t_max: float = 0.995
+    offset: float = 0.0
+
+    def _angle(self, t: Tensor | float) -> Any:
+        return math.pi / 2 * (t + self.offset) / (1 + self.offset)
 
     def alpha(self, t: Tensor) -> Tensor:
-        return torch.cos(math.pi / 2 * t)
+        return torch.cos(self._angle(t)) / math.cos(self._angle(0.0))
 
     def sigma(self, t: Tensor) -> Tensor:
-        return torch.sin(math.pi / 2 * t)
+        angle, first = self._angle(t), self._angle(0.0)
+        squared = torch.sin(angle - first) * torch.sin(angle + first)  # without cancellation
+        return squared.sqrt() / math.cos(first)
 
     def drift(self, t: Tensor) -> Tensor:
-        return -math.pi / 2 * torch.tan(math.pi / 2 * t)
+        return -math.pi / 2 / (1 + self.offset) * torch.tan(self._angle(t))
 
     def diffusion(self, t: Tensor) -> Tensor:
-        return torch.sqrt(math.pi * torch.tan(math.pi / 2 * t))
+        return torch.sqrt(math.pi / (1 + self.offset) * torch.tan(self._angle(t)))
 
     def time_at(self, log_snr: Tensor) -> Tensor:
-        return 2 / math.pi * torch.atan(torch.exp(-log_snr))
+        first = self._angle(0.0)
+        tangent = torch.exp(-log_snr).hypot(log_snr.new_tensor(math.sin(first))) / math.cos(first)
+        time = (1 + self.offset) * 2 / math.pi * torch.atan(tangent) - self.offset
+        return time.clamp(min=0)
 
 
 @dataclass(frozen=True)
@@ -273,17 +284,57 @@ class EDM(Schedule):
 
 
 @dataclass(frozen=True)
+class VEGeometric(Schedule):
+    r"""Variance exploding, $\sigma_t = \sigma_{min} (\sigma_{max} / \sigma_{min})^t$ (Song et al.).
+
+    $\alpha_t = 1$, $g = \sigma_t \sqrt{2 \log(\sigma_{max} / \sigma_{min})}$; at $t = 0$ there is
+    no noise. Networks see $\sigma$.
+    """
+
+    sigma_min: float = 0.01
+    sigma_max: float = 1348.0
+    t_min: float = 1e-5
+    t_max: float = 1.0
+
+    @property
+    def _rate(self) -> float:
+        """Derivative of log sigma."""
+        return math.log(self.sigma_max / self.sigma_min)
+
+    def alpha(self, t: Tensor) -> Tensor:
+        return torch.ones_like(t)
+
+    def sigma(self, t: Tensor) -> Tensor:
+        return torch.where(t > 0, self.sigma_min * torch.exp(self._rate * t), 0)
+
+    def drift(self, t: Tensor) -> Tensor:
+        return torch.zeros_like(t)
+
+    def diffusion(self, t: Tensor) -> Tensor:
+        return self.sigma(t) * math.sqrt(2 * self._rate)
+
+    def time_at(self, log_snr: Tensor) -> Tensor:
+        return ((-log_snr - math.log(self.sigma_min)) / self._rate).clamp(min=0)
+
+    def timestep(self, t: Tensor) -> Tensor:
+        return self.sigma(t)
+
+
+@dataclass(frozen=True)
 class RectifiedFlow(Schedule):
     r"""Straight paths: $\alpha_t = 1 - \sigma_t$, $\sigma_t = k t / (1 + (k - 1) t)$, shift $k$.
 
-    With $k = 1$, $f = -1 / (1 - t)$ and $g^2 = 2 t / (1 - t)$. A shift (SD3, Flux) spends more of a
-    uniform grid at high noise. Networks see `timesteps` * sigma.
+    With $k = 1$, $f = -1 / (1 - t)$ and $g^2 = 2 t / (1 - t)$, infinite at $t = 1$: `t_max` is 1
+    only for the exponential step, which needs neither there. A shift (SD3, Flux) spends more of a
+    uniform grid at high noise. Networks see a time that goes from `clean` at the data to
+    `timesteps` at pure noise, linear in sigma.
     """
 
     shift: float = 1.0
     timesteps: float = 1.0
     t_min: float = 1e-3
     t_max: float = 0.999
+    clean: float = 0.0
 
     def sigma(self, t: Tensor) -> Tensor:
         return self.shift * t / (1 + (self.shift - 1) * t)
@@ -305,7 +356,7 @@ class RectifiedFlow(Schedule):
         return 1 / (1 + self.shift * torch.exp(log_snr))
 
     def timestep(self, t: Tensor) -> Tensor:
-        return self.timesteps * self.sigma(t)
+        return self.clean + (self.timesteps - self.clean) * self.sigma(t)
 
 
 @dataclass(frozen=True)
@@ -323,12 +374,19 @@ class DiscreteVP(Schedule):
     log_snrs: tuple[float, ...]
 
     @classmethod
-    def from_alphas_cumprod(cls, alphas_cumprod: Tensor) -> DiscreteVP:
-        """From the table of diffusers' schedulers; a terminal SNR of zero is kept just above it."""
+    def from_alphas_cumprod(cls, alphas_cumprod: Tensor, least: float = 1.0) -> DiscreteVP:
+        r"""From the table of diffusers' schedulers; a terminal SNR of zero is kept just above it.
+
+        Arguments:
+            alphas_cumprod: $\bar\alpha$ at the timesteps, shape (N,).
+            least: What stands for a zero at their end, half the value before it at most. A small
+                one is nearer to what the network was trained with, and makes the drift of the last
+                interval steep.
+        """
         a = alphas_cumprod.double().clamp(max=1 - 2.0**-24)
         # Some schedulers write 2^-24 for zero, which may lie above the value before it.
         if len(a) > 1 and not 0 < float(a[-1]) < float(a[-2]):
-            a[-1] = a[-2] / 2
+            a[-1] = min(least, float(a[-2]) / 2)
         return cls(tuple((torch.log(a / (1 - a)) / 2).tolist()))
 
     def __post_init__(self) -> None:
@@ -427,58 +485,3 @@ def same_numbers(one: Any, other: Any) -> bool:
     if isinstance(one, float) and isinstance(other, float):
         return math.isclose(one, other, rel_tol=1e-6, abs_tol=1e-9)
     return bool(one == other)
-
-
-# Their networks do not give E[x_0 | x_t], though they may have alphas_cumprod.
-CONSISTENCY = (
-    "CMStochasticIterativeScheduler",
-    "FlowMatchLCMScheduler",
-    "LCMScheduler",
-    "TCDScheduler",
-)
-
-
-def scheduler_config(scheduler: Any) -> dict[str, Any]:
-    """The settings that a diffusers scheduler heeds: a file may hold those of another one too."""
-    heeded = inspect.signature(type(scheduler).__init__).parameters
-    config = getattr(scheduler, "config", None)
-    known = config if isinstance(config, Mapping) else {}
-    return {key: value for key, value in known.items() if key in heeded}
-
-
-def from_scheduler(scheduler: Any) -> Schedule:
-    """The schedule behind a diffusers scheduler.
-
-    Any scheduler with `alphas_cumprod` (DDPM, DDIM, Euler, DPM-Solver, UniPC ...) becomes a
-    `DiscreteVP`, in variance-preserving coordinates; EDM schedulers become `EDM`; flow-matching
-    ones become `RectifiedFlow` with their shift.
-
-    Raises:
-        SigdegError: If the scheduler belongs to none of these families.
-    """
-    name, config = type(scheduler).__name__, scheduler_config(scheduler)
-    if name in CONSISTENCY:
-        raise SigdegError(
-            f"{name} is for consistency models, which jump to the data: they are no teachers"
-        )
-    if config.get("timestep_type", "discrete") != "discrete" or config.get("invert_sigmas"):
-        raise SigdegError(
-            f"{name} tells its network other times than its training steps "
-            "(timestep_type, invert_sigmas): no schedule here does"
-        )
-    if name.startswith("EDM"):
-        if config.get("sigma_schedule", "karras") != "karras":
-            raise SigdegError("only the karras sigma_schedule of EDM schedulers is supported")
-        return EDM(
-            **{key: config[key] for key in ("sigma_min", "sigma_max", "rho") if key in config}
-        )
-    if config.get("use_flow_sigmas"):  # such a scheduler has alphas_cumprod too, and ignores them
-        return RectifiedFlow(config["flow_shift"], float(config["num_train_timesteps"]))
-    if hasattr(scheduler, "alphas_cumprod"):
-        return DiscreteVP.from_alphas_cumprod(scheduler.alphas_cumprod)
-    if "shift" in config:
-        return RectifiedFlow(config["shift"] or 1.0, float(config["num_train_timesteps"]))
-    raise SigdegError(
-        f"no schedule is known for {type(scheduler).__name__}: "
-        "it has neither alphas_cumprod, nor sigma_data, nor a flow shift"
-    )

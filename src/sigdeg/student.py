@@ -46,7 +46,7 @@ from sigdeg.networks import (
     sinusoidal,
     widen,
 )
-from sigdeg.prediction import Preconditioning
+from sigdeg.prediction import OF_DATA_STD, Preconditioning
 from sigdeg.response import LinearResponse, exponential_coefficients, remember
 from sigdeg.schedule import Schedule, expand
 from sigdeg.signature import PartialSignature
@@ -108,7 +108,8 @@ class SignatureStudent(CalledNetwork, GaussianStep):
         schedule: The schedule of the teacher.
         channels: Channels of the state: its size along dimension 1.
         order: The number m of signature coefficients the network sees.
-        data_std: The data's standard deviation: the linear response assumes it, and `edm` does.
+        data_std: The data's standard deviation: the linear response assumes it, `edm` and `edm_v`
+            do.
             0 makes the untrained step the ancestral one.
         covariance: The data's covariance over all elements of a sample, shape (d, d), in place of
             `data_std` in the linear response: where elements are strongly correlated, as along a
@@ -246,7 +247,7 @@ class SignatureStudent(CalledNetwork, GaussianStep):
         inputs = cls.in_channels(channels, order, options["residual_noise"])
         network = getattr(denoiser, "network", None)
         if isinstance(denoiser, NetworkDenoiser) and not (inside or isinstance(network, Function)):
-            own = denoiser.data_std if denoiser.prediction_type == "edm" else 0.0
+            own = denoiser.data_std if denoiser.prediction_type in OF_DATA_STD else 0.0
             if options.setdefault("data_std", own) != own and own:
                 raise SigdegError(
                     f"the teacher's network was trained with data_std={own}: leave it out"

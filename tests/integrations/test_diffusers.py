@@ -17,6 +17,7 @@ from diffusers import (
     EDMEulerScheduler,
     EulerDiscreteScheduler,
     FlowMatchEulerDiscreteScheduler,
+    HeliosScheduler,
     HeunDiscreteScheduler,
     LCMScheduler,
     UNet2DModel,
@@ -305,9 +306,9 @@ BROKEN = {
     ),
     "thresholding": (lambda f: edit(f, SCHEDULER, thresholding=True), "dynamic thresholding"),
     "prediction": (lambda f: edit(f, SCHEDULER, prediction_type="x"), "prediction_type 'x' is not"),
-    "edm that predicts v": (
-        schedule_with(EDMEulerScheduler(prediction_type="v_prediction")),
-        "a EDMEulerScheduler of prediction_type 'v_prediction' is not supported: it must predict",
+    "edm that predicts the data": (
+        schedule_with(EDMDPMSolverMultistepScheduler(prediction_type="sample")),
+        "of prediction_type 'sample' is not supported: it must predict epsilon or v_prediction",
     ),
     "flow that predicts noise": (
         schedule_with(DPMSolverMultistepScheduler(use_flow_sigmas=True)),
@@ -329,9 +330,9 @@ BROKEN = {
         schedule_with(LCMScheduler()),
         "LCMScheduler is for consistency models, which jump to the data",
     ),
-    "times of another kind": (
-        schedule_with(EulerDiscreteScheduler(timestep_type="continuous")),
-        "tells its network other times than its training steps",
+    "stages of several resolutions": (
+        schedule_with(HeliosScheduler()),
+        "HeliosScheduler: stages of several resolutions are not supported, stages=1 is",
     ),
     "no clip": (
         lambda f: edit(f, SCHEDULER, clip_sample_range="abc"),

@@ -14,9 +14,9 @@ from torch import Tensor, nn
 from sigdeg.denoiser import NetworkDenoiser
 from sigdeg.distillation import distill
 from sigdeg.errors import SigdegError
+from sigdeg.integrations import from_scheduler
 from sigdeg.networks import Widened
 from sigdeg.sampling import sample
-from sigdeg.schedule import from_scheduler
 from sigdeg.steps import Exponential
 from sigdeg.student import SignatureStudent
 

@@ -31,6 +31,7 @@ from sigdeg.paths import (
     SharedPaths,
     TeacherPaths,
 )
+from sigdeg.prediction import OF_DATA_STD
 from sigdeg.rng import Stream, derive_generator
 from sigdeg.runs import fingerprint
 from sigdeg.steps import GaussianStep
@@ -205,7 +206,7 @@ def scale_student(student: SignatureStudent, samples: Tensor) -> None:
     if student.response.stds is not None or student.data_std:
         return
     covariance = covariance_of(samples) if student.lookahead else None
-    if student.prediction_type == "edm" or (student.lookahead and covariance is None):
+    if student.prediction_type in OF_DATA_STD or (student.lookahead and covariance is None):
         student.set_data_std(float(samples.std()))
     if covariance is not None:
         student.response.set_covariance(covariance)

@@ -28,12 +28,11 @@ from sigdeg.experiments.mnist_networks import (
 from sigdeg.experiments.mnist_presets import Settings
 from sigdeg.files import SHIPPED
 from sigdeg.grids import refine
-from sigdeg.integrations import load_teacher, save_latent_pipeline
+from sigdeg.integrations import from_scheduler, load_teacher, save_latent_pipeline
 from sigdeg.metrics import ClassifierExtractor, class_histogram
 from sigdeg.paths import CachedPaths, TeacherPaths
 from sigdeg.results import Summary, summarise
 from sigdeg.rng import Stream, derive_generator, seeded
-from sigdeg.schedule import from_scheduler
 from sigdeg.student import SignatureStudent
 from sigdeg.training import TrainConfig, train_teacher
 

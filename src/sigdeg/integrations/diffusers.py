@@ -16,6 +16,7 @@ from sigdeg.errors import SigdegError, extra, reason
 from sigdeg.files import find_folder, find_student, load_weights, read_json, save_json
 from sigdeg.integrations.masked_lm import is_language_model, load_token_teacher
 from sigdeg.integrations.models import load_model
+from sigdeg.integrations.schedulers import describe
 from sigdeg.model import Model, as_model, conditions_of
 from sigdeg.networks import (
     Call,
@@ -26,7 +27,7 @@ from sigdeg.networks import (
     set_null_class,
 )
 from sigdeg.prediction import Prediction
-from sigdeg.schedule import EDM, RectifiedFlow, Schedule, from_scheduler, scheduler_config
+from sigdeg.schedule import Schedule
 from sigdeg.schema import listed, maybe, number, record, whole
 
 __all__ = ["as_teacher", "load_guided", "load_teacher", "save_latent_pipeline"]
@@ -41,13 +42,6 @@ SCHEDULER = record(  # where diffusers itself takes anything
         "clip_sample_range": number(0),
     },
 )
-PREDICTIONS: dict[str, Prediction] = {
-    "epsilon": "epsilon",
-    "v_prediction": "v_prediction",
-    "sample": "sample",
-}
-EDM_PREDICTIONS: dict[str, Prediction] = {"epsilon": "edm"}  # its preconditioning, as diffusers
-FLOW_PREDICTIONS: dict[str, Prediction] = {"flow_prediction": "flow", "sample": "sample"}
 
 
 def load_teacher(path: Any, *, null_class: int | None = None) -> Model:
@@ -135,10 +129,13 @@ def assemble(
     where: str,
 ) -> Model:
     """The parts of a pipeline as a teacher."""
-    schedule, kind, clip, data_std = read_scheduler(scheduler, where)
+    try:
+        said = describe(scheduler, exact=False)
+    except SigdegError as error:
+        raise SigdegError(f"{where}: {error}") from None
     if decoder is not None:
         check_decoder(decoder, shape, Path(where) / "vqvae")
-    denoiser = NetworkDenoiser(network, schedule, kind, clip, data_std)
+    denoiser = NetworkDenoiser(network, said.schedule, said.prediction, said.clip, said.data_std)
     teacher = with_null_class(as_model(denoiser.eval(), shape, name), null_class)
     return replace(teacher, codec=decoder or Identity())
 
@@ -206,7 +203,7 @@ def as_teacher(
         shape: Shape of one sample, such as (3, 32, 32).
         prediction_type: What it predicts (default: what the scheduler says, else `epsilon`).
         clip: Clamp the mean to [-clip, clip].
-        data_std: The data's standard deviation, for `edm` only.
+        data_std: The data's standard deviation, for `edm` and `edm_v` only.
         timesteps: `integer` for a network that looks whole timesteps up in a table.
         call: How the network is called, where that is different, see `NetworkDenoiser`.
         name: Its name.
@@ -221,8 +218,10 @@ def as_teacher(
     if schedule is None:
         raise SigdegError("a network is told the schedule it was trained with, such as VPLinear()")
     if not isinstance(schedule, Schedule):
-        schedule, said, limit, data_std = read_scheduler(schedule, type(schedule).__name__)
-        prediction_type, clip = prediction_type or said, limit if clip is None else clip
+        said = describe(schedule, exact=False)
+        schedule, data_std = said.schedule, said.data_std
+        prediction_type = prediction_type or said.prediction
+        clip = said.clip if clip is None else clip
     kind: Prediction = prediction_type or "epsilon"
     denoiser = NetworkDenoiser(network, schedule, kind, clip, data_std, timesteps, call)
     return as_model(denoiser.eval(), shape, name or type(network).__name__)
@@ -264,37 +263,6 @@ def load_scheduler(folder: Path) -> Any:
     except Exception as error:  # parameters of a wrong kind may break anything inside
         said = f"{folder}: the scheduler {name} cannot be built: {reason(error)}"
         raise SigdegError(said) from None
-
-
-def read_scheduler(scheduler: Any, where: str) -> tuple[Schedule, Prediction, float | None, float]:
-    """Schedule, prediction type, clip and the data's deviation that a scheduler tells."""
-    name, config = type(scheduler).__name__, scheduler_config(scheduler)
-    if config.get("thresholding"):
-        raise SigdegError(f"{where}: dynamic thresholding is not supported, clip_sample is")
-    try:
-        schedule = from_scheduler(scheduler)
-        number(1e-6)(config.get("sigma_data", 0.5), "sigma_data")
-    except (SigdegError, TypeError, ValueError) as error:
-        raise SigdegError(f"{where}: {error}") from None
-    kinds, default = PREDICTIONS, "epsilon"
-    if isinstance(schedule, EDM):
-        kinds = EDM_PREDICTIONS
-    elif isinstance(schedule, RectifiedFlow):
-        kinds, default = FLOW_PREDICTIONS, "flow_prediction"
-    prediction = config.get("prediction_type", default)
-    if prediction not in kinds:
-        raise SigdegError(
-            f"{where}: a {name} of prediction_type {prediction!r} is not supported: it must "
-            f"predict {' or '.join(kinds)}"
-        )
-    last = getattr(scheduler, "alphas_cumprod", torch.ones(1))[-1]
-    if prediction == "epsilon" and (config.get("rescale_betas_zero_snr") or float(last) == 0):
-        raise SigdegError(
-            f"{where}: noise tells nothing of the data where there is nothing else: a schedule of "
-            "zero terminal SNR (rescale_betas_zero_snr) needs v_prediction or sample, got epsilon"
-        )
-    clip = float(config.get("clip_sample_range", 1.0)) if config.get("clip_sample") else None
-    return schedule, kinds[prediction], clip, config.get("sigma_data", 0.5)
 
 
 def load_unet(folder: Path, name: str = UNET) -> tuple[nn.Module, tuple[int, int, int]]:
