@@ -1,1 +1,24 @@
 """Any diffusers pipeline as a teacher, and as a student."""
+
+from sigdeg.pipelines.calls import Calls
+from sigdeg.pipelines.network import add_signature, served, signature_class
+from sigdeg.pipelines.paths import PipelinePaths
+from sigdeg.pipelines.scheduler import SigDEGScheduler, replaced
+from sigdeg.pipelines.student import PipelineStudent
+from sigdeg.pipelines.teacher import PipelineTeacher
+from sigdeg.pipelines.trace import Trace, trace, unguided
+
+__all__ = [
+    "Calls",
+    "PipelinePaths",
+    "PipelineStudent",
+    "PipelineTeacher",
+    "SigDEGScheduler",
+    "Trace",
+    "add_signature",
+    "replaced",
+    "served",
+    "signature_class",
+    "trace",
+    "unguided",
+]

@@ -1,0 +1,205 @@
+r"""The calls that a pipeline makes of its network, kept to be made again with other states.
+
+Training needs no pipeline: text encoders, masks, rotary ids and what ControlNet says of a state are
+in the arguments that the network was called with. They are kept by row, so that rows of many runs
+join into one batch.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+import torch.utils._pytree as pytree
+from torch import Tensor
+
+from sigdeg.errors import SigdegError
+from sigdeg.grids import Grid
+from sigdeg.pipelines.trace import Called, Trace, first_tensor
+
+__all__ = ["Calls", "Kept", "keep_calls", "read_calls"]
+
+
+@dataclass(frozen=True)
+class Kept:
+    """One call of a network: of each leaf of its arguments a tensor or a value, and how they nest.
+
+    Arguments:
+        name: The network.
+        structure: How the leaves nest, as pytree writes it.
+        leaves: Tensors and values; the state itself is None.
+        by_row: Which of the leaves have a row a sample.
+    """
+
+    name: str
+    structure: str
+    leaves: tuple[Any, ...]
+    by_row: tuple[bool, ...]
+    kind: str = field(init=False)  # calls of one kind join into one
+
+    def __post_init__(self) -> None:
+        told = [self.name, self.structure]
+        for leaf, rows in zip(self.leaves, self.by_row, strict=True):
+            if rows:
+                told.append(f"{tuple(leaf.shape[1:])} {leaf.dtype}")
+            elif isinstance(leaf, Tensor):
+                told.append(f"{leaf.dtype} {leaf.flatten().tolist()}")
+            else:
+                told.append(repr(leaf))
+        object.__setattr__(self, "kind", " ".join(told))
+
+    @classmethod
+    def of(cls, called: Called, trace: Trace, samples: int) -> Kept:
+        """A call as it was recorded, of so many samples.
+
+        Raises:
+            SigdegError: If an argument is neither a tensor nor a plain value.
+        """
+        args, kwargs = list(called.args), dict(called.kwargs)
+        if trace.axis is None:
+            place: Any = args if isinstance(trace.state, int) else kwargs
+            place[trace.state] = None
+        if trace.time is not None:
+            place = args if isinstance(trace.time, int) else kwargs
+            time = place[trace.time]
+            if isinstance(time, Tensor) and time.numel() == 1:
+                place[trace.time] = time.reshape(1).expand(samples)
+        leaves, structure = pytree.tree_flatten((args, kwargs))
+        kept, by_row = [], []
+        for leaf in leaves:
+            if isinstance(leaf, Tensor):
+                leaf = leaf.detach().cpu().contiguous().clone()
+            elif leaf is not None and not isinstance(leaf, bool | int | float | str):
+                raise SigdegError(
+                    f"the {called.name} is called with a {type(leaf).__name__}, which cannot be "
+                    "kept: tensors and plain values can"
+                )
+            kept.append(leaf)
+            by_row.append(isinstance(leaf, Tensor) and leaf.ndim > 0 and len(leaf) == samples)
+        written = pytree.treespec_dumps(structure)
+        return cls(called.name, written, tuple(kept), tuple(by_row))
+
+
+def keep_calls(kept: Mapping[str, Kept]) -> tuple[dict[str, Tensor], str]:
+    """Calls by place as tensors by name and JSON; what is the same in several is there once."""
+    tensors: dict[str, Tensor] = {}
+    told: dict[str, Any] = {}
+    for place, call in kept.items():
+        leaves: list[Any] = []
+        for number, leaf in enumerate(call.leaves):
+            if not isinstance(leaf, Tensor):
+                leaves.append({"value": leaf})
+                continue
+            same = (n for n, v in tensors.items() if n.endswith(f".{number}") and alike(v, leaf))
+            name = next(same, f"{place}.{number}")
+            tensors.setdefault(name, leaf)
+            leaves.append({"tensor": name, "rows": call.by_row[number]})
+        told[place] = {"name": call.name, "structure": call.structure, "leaves": leaves}
+    return tensors, json.dumps(told)
+
+
+def read_calls(tensors: Mapping[str, Tensor], told: str) -> dict[str, Kept]:
+    """What `keep_calls` gave."""
+    calls = {}
+    for place, call in json.loads(told).items():
+        leaves = [tensors[v["tensor"]] if "tensor" in v else v["value"] for v in call["leaves"]]
+        by_row = tuple(v.get("rows", False) for v in call["leaves"])
+        calls[place] = Kept(call["name"], call["structure"], tuple(leaves), by_row)
+    return calls
+
+
+def alike(one: Tensor, other: Tensor) -> bool:
+    """Whether two tensors are the same."""
+    return one.dtype == other.dtype and one.shape == other.shape and torch.equal(one, other)
+
+
+class Calls:
+    """The calls of many runs, by row: of a run of several samples each is a row.
+
+    Arguments:
+        trace: What is known of the network.
+        runs: Calls by place, `"K.k"` for step k of K, one mapping a run.
+        rows: Of each row the run and the place in it, shape (rows, 2).
+    """
+
+    def __init__(self, trace: Trace, runs: Sequence[Mapping[str, Kept]], rows: Tensor) -> None:
+        self.trace, self.runs, self.rows = trace, runs, rows
+        self._places: dict[tuple[float, float], str] = {}
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Calls:
+        return self  # large, and never changed
+
+    def place(self, t: float, s: float, grids: Grid) -> str:
+        """The place of a step of one of the student's grids."""
+        key = round(t, 9), round(s, 9)
+        if key not in self._places:
+            for count in grids.steps:
+                times = grids.at(count).tolist()
+                for k in range(count):
+                    step = round(times[k], 9), round(times[k + 1], 9)
+                    self._places.setdefault(step, f"{count}.{k}")
+        return self._places[key]
+
+    def replay(
+        self,
+        networks: Any,
+        states: Tensor,
+        beside: tuple[Tensor, Tensor],
+        starts: Tensor,
+        row: Tensor,
+        grids: Grid,
+    ) -> Tensor:
+        r"""What the network says of states, called as it was in some rows, shape (batch, \*).
+
+        Arguments:
+            networks: The networks by name.
+            states: What they are to see, shape (batch, \*).
+            beside: Coefficients (batch, order, \*) of the steps, and their ends (batch,).
+            starts: Starts of the steps, shape (batch,).
+            row: Numbers of the rows, shape (batch,).
+            grids: The student's.
+        """
+        coefficients, ends = beside
+        groups: dict[str, list[tuple[int, Kept, int]]] = {}
+        steps = zip(starts.tolist(), ends.tolist(), self.rows[row.cpu()].tolist(), strict=True)
+        for i, (t, s, (run, place)) in enumerate(steps):
+            kept = self.runs[run][self.place(t, s, grids)]
+            groups.setdefault(kept.kind, []).append((i, kept, place))
+        outputs, order = [], []
+        for members in groups.values():
+            own = torch.tensor([i for i, _, _ in members], device=states.device)
+            args, kwargs, name = self.joined(members, states[own])
+            given = coefficients[own], ends[own.cpu()]
+            output = first_tensor(networks[name](*args, **kwargs, sigdeg=given))
+            outputs.append(self.related(output, states))
+            order.append(own)
+        return torch.cat(outputs)[torch.cat(order).argsort()]
+
+    def joined(
+        self, members: Sequence[tuple[int, Kept, int]], states: Tensor
+    ) -> tuple[list[Any], dict[str, Any], str]:
+        """Calls of one kind as one call."""
+        first = members[0][1]
+        leaves = []
+        for number, (leaf, rows) in enumerate(zip(first.leaves, first.by_row, strict=True)):
+            if rows:
+                leaf = torch.stack([kept.leaves[number][place] for _, kept, place in members])
+            if isinstance(leaf, Tensor):
+                leaf = leaf.to(states.device)
+            leaves.append(leaf)
+        structure = pytree.treespec_loads(first.structure)
+        args, kwargs = pytree.tree_unflatten(leaves, structure)
+        place = args if isinstance(self.trace.state, int) else kwargs
+        argument = place[self.trace.state]
+        filled = states if argument is None else self.trace.filled(argument, states.to(argument))
+        place[self.trace.state] = filled
+        return args, kwargs, first.name
+
+    def related(self, output: Tensor, states: Tensor) -> Tensor:
+        """What a scheduler is given of the network's output."""
+        for axis in range(1, output.ndim):
+            output = output.narrow(axis, 0, states.shape[axis])
+        return -output if self.trace.relation == "negated" else output

@@ -1,0 +1,204 @@
+r"""A student's network: the teacher's, with a layer beside its input layer that sees the path.
+
+$$ \text{input}(x) + E\, (c_0, \dots, c_{m-1}) + F\, \varphi(s), $$
+
+E a layer like the input layer, without bias, of the coefficients of the step's path; F a linear map
+of sinusoidal features of where it ends. Both start at zero: the network is then its teacher's to
+the bit. Class, configuration and weights of the teacher are untouched: adapters, ControlNet and
+`from_pretrained` find what they expect.
+"""
+
+from __future__ import annotations
+
+import inspect
+import threading
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from sigdeg.errors import SigdegError, extra
+from sigdeg.networks import sinusoidal
+from sigdeg.pipelines.noise import tiled
+from sigdeg.pipelines.scheduler import SigDEGScheduler, running
+from sigdeg.pipelines.trace import Called, Trace, find_layer
+
+with extra("pipelines"):
+    import diffusers
+    from diffusers.configuration_utils import register_to_config
+
+__all__ = ["SignatureInput", "add_signature", "signature_class"]
+
+FEATURES = 16  # sinusoidal ones, of the end of a step
+PREFIX = "SigDEG"
+MADE: dict[Any, Any] = {}  # classes of networks' classes
+
+
+class Added(threading.local):
+    """What the input layers of a thread's networks are to add: their inputs, by layer."""
+
+    def __init__(self) -> None:
+        self.by: dict[int, tuple[Tensor, Tensor]] = {}
+
+
+ADDED = Added()
+
+
+class SignatureInput(nn.Module):
+    """The layer beside a network's input layer, and the hooks that feed it.
+
+    Arguments:
+        network: The network.
+        trace: What is known of it.
+        order: Coefficients that it sees.
+        student: The id by which the scheduler of a run is found.
+    """
+
+    def __init__(self, network: nn.Module, trace: Trace, order: int, student: str) -> None:
+        super().__init__()
+        layer: Any = network.get_submodule(trace.layer)
+        self.trace, self.order, self.student = trace, order, student
+        self.extra: nn.Linear | nn.Conv1d | nn.Conv2d | nn.Conv3d
+        if isinstance(layer, nn.Linear):
+            width = layer.out_features
+            self.extra = nn.Linear(order * layer.in_features, width, bias=False)
+        else:
+            width = layer.out_channels
+            names = ("kernel_size", "stride", "padding", "dilation", "padding_mode")
+            options = {name: getattr(layer, name) for name in names}
+            self.extra = type(layer)(order * layer.in_channels, width, bias=False, **options)
+        self.features = nn.Linear(FEATURES, width, bias=False)
+        for own in (self.extra, self.features):
+            nn.init.zeros_(own.weight)
+        self.to(layer.weight.device, layer.weight.dtype)
+        self._places: dict[tuple[int, ...], Tensor] = {}
+        # Bound methods: a copy of the network has hooks of its own.
+        network.register_forward_pre_hook(self.before, with_kwargs=True)
+        layer.register_forward_hook(self.after)
+
+    @torch.compiler.disable  # type: ignore[untyped-decorator]  # a run's state is in no graph
+    def before(self, network: nn.Module, args: Any, kwargs: Any) -> tuple[Any, dict[str, Any]]:
+        """Take the path from the call or from the run, and the state that is to be seen."""
+        args, kwargs = list(args), dict(kwargs)
+        given = kwargs.pop("sigdeg", None)
+        place: Any = args if isinstance(self.trace.state, int) else kwargs
+        try:
+            argument = place[self.trace.state]
+        except (KeyError, IndexError):
+            name = type(network).__name__
+            raise SigdegError(f"{name} is called without its state, {self.trace.state}") from None
+        state = self.trace.part(argument)
+        if given is None:
+            look = running(self.student).look(state, self.timestep(args, kwargs))
+            coefficients, ends = look.coefficients, look.end
+            if look.state is not state:
+                argument = place[self.trace.state] = self.trace.filled(argument, look.state)
+        else:
+            coefficients, ends = given
+        called = Called("", 0, tuple(args), kwargs)
+        maps = self.maps(network, called, tiled(coefficients.to(argument), len(argument)))
+        features = sinusoidal(ends.to(argument.device), FEATURES).to(argument)
+        ADDED.by[id(self)] = maps, tiled(features, len(argument))
+        return tuple(args), kwargs
+
+    def timestep(self, args: Any, kwargs: Any) -> Tensor | None:
+        """The timestep of a call, in the units of the scheduler."""
+        key = self.trace.time
+        if key is None:
+            return None
+        told = args[key] if isinstance(key, int) else kwargs[key]
+        told = torch.as_tensor(told).detach().float()
+        return (told - self.trace.time_shift) / self.trace.time_scale
+
+    def maps(self, network: nn.Module, called: Called, coefficients: Tensor) -> Tensor:
+        """The coefficients on the way of the state to the input layer, channels side by side."""
+        argument = called.argument(self.trace.state)
+        shape = tuple(argument.shape)
+        if shape not in self._places:
+            _, place = find_layer(network, called, self.trace.state, self.trace.layer)
+            if place is None:
+                kind = type(network).__name__
+                raise SigdegError(f"{kind}: its layer {self.trace.layer} no longer sees the state")
+            self._places[shape] = place
+        place = self._places[shape].to(argument.device)
+        if self.trace.axis is not None:  # other channels have no path
+            rest = list(coefficients.shape)
+            rest[self.trace.axis + 1] = shape[self.trace.axis] - self.trace.channels
+            zeros = coefficients.new_zeros(rest)
+            coefficients = torch.cat([coefficients, zeros], dim=self.trace.axis + 1)
+        rows = [coefficients[:, j].flatten()[place.flatten()] for j in range(self.order)]
+        axis = -1 if isinstance(self.extra, nn.Linear) else 1
+        return torch.cat([row.reshape(place.shape) for row in rows], dim=axis)
+
+    def after(self, layer: nn.Module, args: Any, output: Tensor) -> Tensor:
+        """What the input layer gives, with what is seen beside it added."""
+        given = ADDED.by.get(id(self))
+        if given is None or given[0].shape[0] != args[0].shape[0]:
+            return output
+        maps, features = given
+        told: Tensor = self.features(features.to(self.features.weight.dtype))
+        if not isinstance(self.extra, nn.Linear):
+            told = told.repeat_interleave(len(output) // len(told), 0)
+            told = told.reshape(*told.shape, *(1,) * (output.ndim - 2))
+        else:
+            told = told.reshape(len(told), *(1,) * (output.ndim - 2), -1)
+        seen: Tensor = self.extra(maps.to(args[0].dtype))
+        return output + seen + told
+
+
+def signature_class(base: Any) -> Any:
+    """The class of a student's network: `base` with one more registered argument, `sigdeg`.
+
+    That is JSON: the trace, `order` and `student`. Where it is None there is no layer beside.
+    """
+    if base in MADE:
+        return MADE[base]
+    init = base.__init__
+    parameters = inspect.signature(init).parameters
+    inner = inspect.unwrap(init)
+
+    def __init__(self: Any, *args: Any, sigdeg: dict[str, Any] | None = None, **own: Any) -> None:  # noqa: N807
+        inner(self, *args, **own)
+        if sigdeg is not None:
+            trace = Trace.read(sigdeg["trace"])
+            self.signature = SignatureInput(self, trace, sigdeg["order"], sigdeg["student"])
+
+    told = inspect.Parameter("sigdeg", inspect.Parameter.KEYWORD_ONLY, default=None)
+    made: Any = __init__
+    made.__signature__ = inspect.Signature([*parameters.values(), told])
+    name = PREFIX + base.__name__
+    body = {"__init__": register_to_config(made), "__module__": "sigdeg", "__qualname__": name}
+    MADE[base] = type(name, (base,), body)
+    return MADE[base]
+
+
+def add_signature(network: Any, trace: Trace, order: int, student: str) -> Any:
+    """The network of a student: of `signature_class`, with the weights of the network, shared.
+
+    Its layer beside the input layer is at zero.
+    """
+    base = type(network)
+    if hasattr(network, "signature"):
+        raise SigdegError(f"this {base.__name__} is a student's already")
+    written = {"trace": trace.written, "order": order, "student": student}
+    made = signature_class(base)
+    network.__class__ = made
+    network.register_to_config(sigdeg=written)
+    network.signature = SignatureInput(network, trace, order, student)
+    return network
+
+
+def served(name: str) -> Any:
+    """A class of this package that diffusers looks for by its name.
+
+    Raises:
+        AttributeError: If there is none.
+    """
+    if name in ("ModelMixin", "SchedulerMixin"):  # where it takes its loading methods from
+        return getattr(diffusers, name)
+    if name == SigDEGScheduler.__name__:
+        return SigDEGScheduler
+    base = getattr(diffusers, name.removeprefix(PREFIX), None)
+    if not name.startswith(PREFIX) or not isinstance(base, type):
+        raise AttributeError(f"module 'sigdeg' has no attribute {name!r}")
+    return signature_class(base)

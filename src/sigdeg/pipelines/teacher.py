@@ -1,0 +1,187 @@
+r"""A pipeline as a teacher: its own run over a fine grid, seen at the coarse times.
+
+`pipe(**call)` under a `SigDEGScheduler` of many steps is the reverse SDE of whatever the pipeline
+does, guidance and all. Its states at the coarse times and its folded noise are what a student
+learns from; a second run, without guidance, whose network answers at once and whose scheduler is
+forced through those states, records how the student's network will be called.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import torch
+from torch import Generator, Tensor
+
+from sigdeg.errors import SigdegError
+from sigdeg.grids import join_rows
+from sigdeg.pipelines.calls import Kept
+from sigdeg.pipelines.scheduler import Logged, SigDEGScheduler, replaced
+from sigdeg.pipelines.student import PipelineStudent
+from sigdeg.pipelines.trace import Trace, call_pipeline, recorded
+from sigdeg.signature import PartialSignature
+
+__all__ = ["PipelineTeacher", "Run"]
+
+
+class Run(NamedTuple):
+    r"""One run of a pipeline as a teacher, of some samples.
+
+    Attributes:
+        start: Number of the coarse step that it begins with: later ones where it starts from an
+            image.
+        states: At the coarse times, shape (samples, q + 1, \*).
+        coefficients: Of the coarse steps, shape (samples, q, order, \*).
+        calls: How the student's network is called at step k of K, by place `"K.k"`.
+    """
+
+    start: int
+    states: Tensor
+    coefficients: Tensor
+    calls: dict[str, Kept]
+
+
+@dataclass(frozen=True)
+class PipelineTeacher:
+    """A pipeline whose runs a student learns from.
+
+    Arguments:
+        pipe: The pipeline, with its own scheduler and network.
+        off: Arguments that turn its guidance off, as `unguided` finds them.
+        trace: What is known of its network.
+        student: The student's step: its grids, and the order of its paths.
+        rows: Fine times in each of the student's coarse steps.
+    """
+
+    pipe: Any
+    off: Mapping[str, Any]
+    trace: Trace
+    student: PipelineStudent
+    rows: Sequence[Tensor]
+
+    @property
+    def fine_steps(self) -> int:
+        """Steps of the teacher: of one sample each is a call, or more where it is guided."""
+        return sum(len(row) - 1 for row in self.rows)
+
+    def run(self, call: Mapping[str, Any], seed: int) -> Run:
+        """Run a call, and record the student's calls of it.
+
+        Arguments:
+            call: Arguments of the pipeline.
+            seed: Of its noise: a run depends on call and seed alone.
+
+        Raises:
+            SigdegError: If the pipeline fails, gives values that are not finite, or starts between
+                the student's coarse times.
+        """
+        log = self.march(call, seed)
+        start, states, coefficients = self.coarsen(log)
+        if not bool(torch.isfinite(states).all()):
+            raise SigdegError(
+                f"{type(self.pipe).__name__} gave NaN or infinite values: check its weights, "
+                "their precision and its scheduler's prediction_type"
+            )
+        calls: dict[str, Kept] = {}
+        longest = len(self.rows)
+        for count in self.student.steps:
+            stride = longest // count
+            calls |= self.record(call, seed, count, start // stride, states[:, ::stride])
+        return Run(start, states, coefficients, calls)
+
+    def march(self, call: Mapping[str, Any], seed: int) -> list[Logged]:
+        """The steps of the teacher over its fine grid."""
+        fine = join_rows(self.rows)
+        step = {"times": fine.tolist(), "steps": [len(fine) - 1], "student": ""}
+        scheduler = SigDEGScheduler.like(self.pipe.scheduler, **step)
+        scheduler.order_drawn = self.student.order
+        log: list[Logged] = []
+        scheduler.log = log
+        with replaced(self.pipe, scheduler):
+            call_pipeline(self.pipe, call, len(fine) - 1, Generator().manual_seed(seed))
+        if not log:
+            raise SigdegError(f"{type(self.pipe).__name__} made no step of this call")
+        return log
+
+    def coarsen(self, log: Sequence[Logged]) -> tuple[int, Tensor, Tensor]:
+        """Where a run starts, its states at the coarse times, and the folded noise."""
+        fine, first = join_rows(self.rows), log[0].k
+        ends = torch.tensor([0, *(len(row) - 1 for row in self.rows)]).cumsum(0).tolist()
+        start = next((k for k, end in enumerate(ends[:-1]) if end >= first), None)
+        if start is None or len(log) != self.fine_steps - first:
+            raise SigdegError(
+                f"{type(self.pipe).__name__} took {len(log)} of {self.fine_steps} steps: less than "
+                "one of the student's"
+            )
+        samples = len(log[0].coefficients) // copies_of(log[0].coefficients)
+        log = log[ends[start] - first :]
+        at = [end - ends[start] for end in ends[start:]]
+        states = [log[i].before[:samples] for i in at[:-1]] + [log[-1].after[:samples]]
+        joined = []
+        for left, right in itertools.pairwise(at):
+            times = fine[ends[start] + left : ends[start] + right + 1]
+            parts = [
+                PartialSignature((times[j] - times[j + 1]).float(), logged.coefficients[:samples])
+                for j, logged in enumerate(log[left:right])
+            ]
+            joined.append(PartialSignature.fold(parts).coefficients)
+        return start, torch.stack(states, 1).float().cpu(), torch.stack(joined, 1).float().cpu()
+
+    def record(
+        self, call: Mapping[str, Any], seed: int, count: int, start: int, states: Tensor
+    ) -> dict[str, Kept]:
+        """The student's calls of its network over a grid of `count` steps, through given states."""
+        step = {**self.student.written, "steps": [count], "student": ""}
+        if self.student.times is not None:
+            step["times"] = self.student.grid(count).tolist()
+        scheduler = SigDEGScheduler.like(self.pipe.scheduler, **step)
+        scheduler.forced = [*states[:, :1].unbind(1)] * start + [*states[:, 1:].unbind(1)]
+        pipe, names = self.pipe, self.trace.networks
+        with (
+            replaced(pipe, scheduler),
+            answered(pipe, names),
+            recorded(pipe, scheduler, names) as calls,
+        ):
+            call_pipeline(pipe, {**call, **self.off}, count, Generator().manual_seed(seed))
+        samples = len(states)
+        return {f"{count}.{c.k}": Kept.of(c, self.trace, samples) for c in calls if c.k >= start}
+
+
+def copies_of(coefficients: Tensor) -> int:
+    """How often a batch repeats itself: pipelines double it for guidance."""
+    n = len(coefficients)
+    return next(
+        m
+        for m in range(n, 0, -1)
+        if n % m == 0
+        and all(torch.equal(part, coefficients[: n // m]) for part in coefficients.split(n // m))
+    )
+
+
+@contextmanager
+def answered(pipe: Any, names: Sequence[str]) -> Iterator[None]:
+    """Networks that answer at once in here: what they said the first time they saw such a shape."""
+    said: dict[tuple[Any, ...], Any] = {}
+
+    def answer(own: Callable[..., Any], name: str) -> Callable[..., Any]:
+        def forward(*args: Any, **kwargs: Any) -> Any:
+            given = [*args, *kwargs.values()]
+            key = name, *(tuple(v.shape) for v in given if isinstance(v, Tensor))
+            if key not in said:
+                said[key] = own(*args, **kwargs)
+            return said[key]
+
+        return forward
+
+    networks = [pipe.components[name] for name in names]
+    for name, network in zip(names, networks, strict=True):
+        network.forward = answer(network.forward, name)
+    try:
+        yield
+    finally:
+        for network in networks:
+            del network.forward

@@ -1,0 +1,403 @@
+r"""What one run of a pipeline tells of its network: nothing of it has to be written down by hand.
+
+The user's own call runs for two steps. What the network is called with is compared with the state
+that the scheduler steps on: that gives the argument of the state, the copies for guidance, the
+timestep in its own units and what becomes of the output. Then the network is called with numbered
+elements in the place of the state, until a layer sees all of them: its input layer.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import inspect
+import math
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import Generator, Tensor, nn
+
+from sigdeg.errors import SigdegError, reason
+from sigdeg.pipelines.scheduler import Logged, SigDEGScheduler, replaced
+
+__all__ = ["Called", "Trace", "call_pipeline", "find_layer", "recorded", "trace", "unguided"]
+
+LAYERS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Linear)
+DIGIT = 128  # numbers that half precision tells apart
+CLOSE = 1e-5
+# Guidance is off at 1, but for those of attention that add to what is there.
+SCALES = ("guidance_scale", "cfg_scale")
+ADDED = ("pag_scale", "pag_adaptive_scale")
+
+Relation = Literal["same", "negated"]
+Key = int | str
+
+
+@dataclass(frozen=True)
+class Trace:
+    """Facts of a pipeline's network, found by `trace`; JSON in a student's configuration.
+
+    Arguments:
+        networks: Components that are called with the state, in the order of their first calls.
+        state: Argument of the state, its position or its name.
+        axis: Axis along which other channels follow those of the state, if any.
+        channels: Those of the state along that axis.
+        copies: Copies of the batch in one call.
+        calls: Calls a step.
+        time: Argument of the timestep, if one was found.
+        time_scale: What the network is told, in timesteps of the scheduler: so many times ...
+        time_shift: ... and so much more.
+        relation: How the network's output becomes that of the scheduler.
+        layer: The network's input layer.
+    """
+
+    networks: tuple[str, ...]
+    state: Key
+    axis: int | None
+    channels: int
+    copies: int
+    calls: int
+    time: Key | None
+    time_scale: float
+    time_shift: float
+    relation: Relation | None
+    layer: str
+
+    @property
+    def written(self) -> dict[str, Any]:
+        """It as JSON."""
+        return {**dataclasses.asdict(self), "networks": list(self.networks)}
+
+    @classmethod
+    def read(cls, written: Mapping[str, Any]) -> Trace:
+        """What `written` gave."""
+        return cls(**{**written, "networks": tuple(written["networks"])})
+
+    def part(self, argument: Tensor) -> Tensor:
+        """The state in its argument."""
+        return argument if self.axis is None else argument.narrow(self.axis, 0, self.channels)
+
+    def filled(self, argument: Tensor, state: Tensor) -> Tensor:
+        """The argument with another state in it."""
+        if self.axis is None:
+            return state
+        rest = argument.shape[self.axis] - self.channels
+        others = argument.narrow(self.axis, self.channels, rest)
+        return torch.cat([state, tiled_to(others, len(state))], dim=self.axis)
+
+
+def tiled_to(values: Tensor, rows: int) -> Tensor:
+    """As many rows, where there is one for all or as many already."""
+    return values if len(values) == rows else values.expand(rows, *values.shape[1:])
+
+
+@dataclass
+class Called:
+    """A call of a component: its name, the step it was made in, and what it was called with."""
+
+    name: str
+    k: int
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+    output: Any = None
+
+    def argument(self, key: Key) -> Any:
+        """An argument by position or name."""
+        return self.args[key] if isinstance(key, int) else self.kwargs[key]
+
+    def items(self) -> Iterator[tuple[Key, Any]]:
+        """All arguments."""
+        yield from enumerate(self.args)
+        yield from self.kwargs.items()
+
+
+def call_pipeline(pipe: Any, call: Mapping[str, Any], steps: int, generator: Any = None) -> Any:
+    """Run a pipeline without gradient, for so many steps.
+
+    Raises:
+        SigdegError: If it refuses the call: what it says, in one line.
+    """
+    given = {"num_inference_steps": steps, "generator": generator, **call}
+    quiet = getattr(pipe, "_progress_bar_config", None)
+    pipe.set_progress_bar_config(disable=True)
+    try:
+        with torch.no_grad():
+            return pipe(**given)
+    except SigdegError:
+        raise
+    except Exception as error:  # whatever a pipeline makes of its arguments
+        raise SigdegError(f"{type(pipe).__name__} fails: {reason(error)}") from error
+    finally:
+        if quiet is None:
+            del pipe._progress_bar_config
+        else:
+            pipe._progress_bar_config = quiet
+
+
+@contextmanager
+def recorded(
+    pipe: Any, scheduler: SigDEGScheduler, names: tuple[str, ...] = ()
+) -> Iterator[list[Called]]:
+    """The calls of a pipeline's networks (default: of all its components) are recorded in here."""
+    calls: list[Called] = []
+    handles = []
+
+    def listen(name: str, module: nn.Module) -> None:
+        def before(_: nn.Module, args: Any, kwargs: Any) -> None:
+            calls.append(Called(name, scheduler.k, args, dict(kwargs)))
+
+        def after(_: nn.Module, args: Any, output: Any) -> None:
+            mine = next(c for c in reversed(calls) if c.name == name)
+            mine.output = output
+
+        handles.append(module.register_forward_pre_hook(before, with_kwargs=True))
+        handles.append(module.register_forward_hook(after))
+
+    for name, module in pipe.components.items():
+        if isinstance(module, nn.Module) and name in (names or pipe.components):
+            listen(name, module)
+    try:
+        yield calls
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def observe(
+    pipe: Any, call: Mapping[str, Any], steps: int
+) -> tuple[SigDEGScheduler, list[Logged], list[Called]]:
+    """Run a call, and see what its scheduler and its components are called with."""
+    scheduler = SigDEGScheduler.like(pipe.scheduler, student="")
+    scheduler.log = []
+    with replaced(pipe, scheduler), recorded(pipe, scheduler) as calls:
+        call_pipeline(pipe, call, steps, Generator().manual_seed(0))
+    return scheduler, scheduler.log, calls
+
+
+def trace(pipe: Any, call: Mapping[str, Any]) -> Trace:
+    """Find out how a pipeline calls its network, by one run of a call.
+
+    Arguments:
+        pipe: The pipeline; its scheduler is replaced while it runs.
+        call: Arguments of the pipeline.
+
+    Raises:
+        SigdegError: If the pipeline fails, or its network cannot be made out.
+    """
+    scheduler, log, calls = observe(pipe, call, 2)
+    if len(log) == 1:  # a part of the way, from an image
+        scheduler, log, calls = observe(pipe, call, 20)
+    name = type(pipe).__name__
+    if not log:
+        raise SigdegError(f"{name} never steps its scheduler: it is no pipeline of a diffusion")
+    first, found = log[0], None
+    in_steps = [c for c in calls if c.k < len(scheduler.grid) - 1]
+    for called in reversed([c for c in in_steps if c.k == first.k]):
+        found = find_state(called, first.before, scheduler)
+        if found is not None:
+            break
+    if found is None:
+        raise SigdegError(f"{name}: no component is called with the state that its scheduler steps")
+    state, axis, copies = found
+    kind = type(pipe.components[called.name])
+    mine = [c for c in in_steps if type(pipe.components[c.name]) is kind]
+    time, scale, shift = find_time(mine, scheduler, state)
+    own = [c for c in mine if c.k == first.k]
+    relation = find_relation(own, first) if copies == 1 and len(own) == 1 else None
+    net = pipe.components[called.name]
+    channels = first.before.shape[1 if axis is None else axis]
+    names = tuple(dict.fromkeys(c.name for c in mine))
+    layer = find_layer(net, called, state)[0]
+    if layer is None:
+        raise SigdegError(f"{name}: no layer of its {called.name} sees the whole state as it is")
+    return Trace(
+        names, state, axis, channels, copies, len(own), time, scale, shift, relation, layer
+    )
+
+
+def find_state(
+    called: Called, state: Tensor, scheduler: SigDEGScheduler
+) -> tuple[Key, int | None, int] | None:
+    """The argument that is the state, the axis of other channels in it, and its copies."""
+    t = scheduler.grid[called.k]
+    seen = scheduler.core.preconditioning(state, t).scale(state)
+    for key, value in called.items():
+        if not isinstance(value, Tensor) or value.ndim != state.ndim or len(value) % len(state):
+            continue
+        if not value.is_floating_point():
+            continue
+        wider = [i for i in range(1, value.ndim) if value.shape[i] != state.shape[i]]
+        if len(wider) > 1 or any(value.shape[i] < state.shape[i] for i in wider):
+            continue
+        axis = wider[0] if wider else None
+        part = value if axis is None else value.narrow(axis, 0, state.shape[axis])
+        copies = len(value) // len(state)
+        for expected in (seen, state):
+            whole = expected.repeat(copies, *(1,) * (state.ndim - 1)).to(part)
+            if float((part - whole).abs().max()) <= CLOSE * float(whole.abs().max()):
+                return key, axis, copies
+    return None
+
+
+def find_time(
+    calls: list[Called], scheduler: SigDEGScheduler, state: Key
+) -> tuple[Key | None, float, float]:
+    """The argument that is the timestep, and how it follows from the scheduler's."""
+    first, last = calls[0], calls[-1]
+    if first.k == last.k:
+        return None, 1.0, 0.0
+    own = [float(scheduler.timesteps[c.k]) for c in (first, last)]
+    best: tuple[Key | None, float, float] = None, 1.0, 0.0
+    for key, _ in first.items():
+        if key == state or (isinstance(key, int) and key >= len(last.args)):
+            continue
+        try:
+            told = [float(torch.as_tensor(v.argument(key)).flatten()[0]) for v in (first, last)]
+        except (TypeError, ValueError, RuntimeError, IndexError, KeyError):
+            continue
+        if told[0] == told[1]:
+            continue
+        scale = (told[0] - told[1]) / (own[0] - own[1])
+        if best[0] is None or "time" in str(key):
+            best = key, scale, told[0] - scale * own[0]
+    return best
+
+
+def find_relation(calls: list[Called], logged: Logged) -> Relation | None:
+    """How the one output of a step's one call became what the scheduler was given."""
+    output, given = first_tensor(calls[0].output), logged.output
+    if output.ndim != given.ndim or any(
+        o < g for o, g in zip(output.shape, given.shape, strict=True)
+    ):
+        return None
+    for axis in range(1, output.ndim):
+        output = output.narrow(axis, 0, given.shape[axis])
+    size = float(given.abs().max())
+    relations: dict[Relation, Tensor] = {"same": output, "negated": -output}
+    for relation, value in relations.items():
+        if float((value.to(given) - given).abs().max()) <= CLOSE * size:
+            return relation
+    return None
+
+
+def first_tensor(output: Any) -> Tensor:
+    """The tensor of a network's output, whatever it is wrapped in."""
+    while not isinstance(output, Tensor):
+        output = next(iter(output.values())) if isinstance(output, Mapping) else output[0]
+    return output
+
+
+class Seen(Exception):  # noqa: N818  # a signal, no error
+    """Raised when a layer has seen what was looked for."""
+
+
+def find_layer(
+    net: nn.Module, called: Called, state: Key, only: str | None = None
+) -> tuple[str | None, Tensor | None]:
+    """The first layer that sees exactly the numbers of the state's argument.
+
+    Arguments:
+        net: The network.
+        called: A call of it.
+        state: Argument of the state.
+        only: The layer, where it is known.
+
+    Returns:
+        Its name, and which element of the argument stands at each place of its input, with the
+        input's shape; None for both where there is none.
+    """
+    shape = called.argument(state).shape
+    size = math.prod(shape)
+    numbers = torch.arange(size)
+    found: dict[str, Tensor] = {}
+    place: Tensor | None = None
+    # Digit by digit: half precision holds no large whole numbers.
+    for power in range(max(1, math.ceil(math.log(size, DIGIT)))):
+        digits = numbers // DIGIT**power % DIGIT
+        expected = digits.sort().values
+        found.clear()
+
+        def look(layer: nn.Module, args: Any, name: str, expected: Tensor = expected) -> None:
+            if not args or not isinstance(args[0], Tensor) or args[0].numel() != size:
+                return
+            seen = args[0].detach().float().cpu()
+            if torch.equal(seen.flatten().sort().values, expected.float()):
+                found[name] = seen.round().long()
+                raise Seen
+
+        layers = {
+            n: m for n, m in net.named_modules() if isinstance(m, LAYERS) and only in (None, n)
+        }
+        probe(net, called, state, digits.reshape(shape), layers, look)
+        if not found:
+            return None, None
+        only = next(iter(found))
+        place = found[only] * DIGIT**power + (0 if place is None else place)
+    return only, place
+
+
+def probe(
+    net: nn.Module,
+    called: Called,
+    state: Key,
+    numbers: Tensor,
+    layers: Mapping[str, nn.Module],
+    look: Callable[..., None],
+) -> None:
+    """Call a network with numbers in the place of the state, until a layer has been looked at."""
+    argument = called.argument(state)
+    args, kwargs = list(called.args), dict(called.kwargs)
+    given = numbers.to(argument)
+    if isinstance(state, int):
+        args[state] = given
+    else:
+        kwargs[state] = given
+
+    def hook(name: str) -> Callable[..., None]:
+        return lambda layer, args: look(layer, args, name)
+
+    handles = [layer.register_forward_pre_hook(hook(name)) for name, layer in layers.items()]
+    try:
+        with torch.no_grad():
+            net.forward(*args, **kwargs)
+    except Seen:
+        pass
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def unguided(pipe: Any, call: Mapping[str, Any]) -> tuple[dict[str, Any], Trace]:
+    """A call without guidance, one network call a step, and its trace.
+
+    Guidance that the network is told of by an input (`FluxPipeline`'s) stays. What else guides is
+    turned off by the arguments that scale it.
+
+    Raises:
+        SigdegError: If no scale turns the guidance off.
+    """
+    known = inspect.signature(type(pipe).__call__).parameters
+    scales = [name for name in known if name.endswith(SCALES) and name not in ADDED]
+    added = {name: 0.0 for name in ADDED if name in known}
+    inner = [name for name in scales if name != "guidance_scale"]
+    tries: list[dict[str, Any]] = [
+        {},
+        {**dict.fromkeys(inner, 1.0), **added},
+        {**dict.fromkeys(scales, 1.0), **added},
+        {**dict.fromkeys(scales, 0.0), **added},
+    ]
+    said = ""
+    for off in tries:
+        try:
+            found = trace(pipe, {**call, **off})
+        except SigdegError as error:
+            said = f": {error}"
+            continue
+        if found.relation is not None:
+            return {**call, **off}, found
+    raise SigdegError(
+        f"{type(pipe).__name__}: {', '.join(scales) or 'no argument'} cannot turn guidance off, so "
+        f"that a step is one call of its network{said}"
+    )
