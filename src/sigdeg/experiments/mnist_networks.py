@@ -19,9 +19,11 @@ from sigdeg.training import Job, TrainConfig, train
 __all__ = [
     "BATCH",
     "CLASSES",
+    "Objective",
     "in_batches",
     "train_autoencoder",
     "train_classifier",
+    "train_on",
     "unet",
 ]
 
