@@ -25,6 +25,7 @@ from sigdeg.distillation.objective import Objective, Segments
 from sigdeg.errors import SigdegError
 from sigdeg.grids import refine
 from sigdeg.paths import Batch
+from sigdeg.pipelines.inputs import check_calls
 from sigdeg.pipelines.network import add_signature
 from sigdeg.pipelines.paths import PipelinePaths
 from sigdeg.pipelines.scheduler import SigDEGScheduler
@@ -113,8 +114,7 @@ def distill_pipeline(
     """
     recipe, out = recipe or PipelineRecipe(), Path(out)
     config = config or pipeline_config(recipe.steps)
-    if not calls:
-        raise SigdegError("there are no calls to distil: give one or more, such as {'prompt': ...}")
+    check_calls(pipe, calls)
     step = first_step(pipe, recipe)
     accelerator = make_accelerator(config, out, device)
     pipe = pipe.to(accelerator.device)
