@@ -75,6 +75,10 @@ class PipelineStudent(SignatureStudent):
         self.response.set_data_std(response_std)
         self.recorded = recorded
 
+    def train(self, mode: bool = True) -> Self:
+        """Networks learn as they sample: dropout, of labels too, would teach them another law."""
+        return super().train(False)
+
     def set_scale(self, samples: Tensor) -> None:
         """Take the standard deviation of samples, where the step looks ahead and needs one."""
         if self.lookahead and not self.response.data_std:
