@@ -82,11 +82,11 @@ def prompts(n: int) -> dict[str, Any]:
     return {"prompt": ["one", "seven"][:n], "negative_prompt": ["blurred"] * n}
 
 
-def clip_tokenizer() -> transformers.CLIPTokenizer:
+def clip_tokenizer(length: int = 2 * TOKENS) -> transformers.CLIPTokenizer:
     """Spells its words: every letter is a token."""
     letters = [c + end for end in ("", "</w>") for c in string.ascii_lowercase]
     vocabulary = {word: i for i, word in enumerate(["<|startoftext|>", "<|endoftext|>", *letters])}
-    return transformers.CLIPTokenizer(vocab=vocabulary, merges=[], model_max_length=2 * TOKENS)
+    return transformers.CLIPTokenizer(vocab=vocabulary, merges=[], model_max_length=length)
 
 
 def clip_text_encoder(
