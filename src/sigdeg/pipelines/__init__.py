@@ -1,6 +1,12 @@
 """Any diffusers pipeline as a teacher, and as a student."""
 
 from sigdeg.pipelines.calls import Calls
+from sigdeg.pipelines.distill import (
+    DistilledPipeline,
+    PipelineRecipe,
+    distill_pipeline,
+    pipeline_config,
+)
 from sigdeg.pipelines.network import add_signature, served, signature_class
 from sigdeg.pipelines.paths import PipelinePaths
 from sigdeg.pipelines.scheduler import SigDEGScheduler, replaced
@@ -10,12 +16,16 @@ from sigdeg.pipelines.trace import Trace, trace, unguided
 
 __all__ = [
     "Calls",
+    "DistilledPipeline",
     "PipelinePaths",
+    "PipelineRecipe",
     "PipelineStudent",
     "PipelineTeacher",
     "SigDEGScheduler",
     "Trace",
     "add_signature",
+    "distill_pipeline",
+    "pipeline_config",
     "replaced",
     "served",
     "signature_class",

@@ -87,7 +87,7 @@ class PipelinePaths:
         self.rows = torch.tensor([(i, j) for i, n in enumerate(sizes) for j in range(n)])
         self.train = sum(sizes[: count - held_out])
         self.runs = [run for run, _ in runs]
-        self.calls_made = Calls(teacher.trace, [calls for _, calls in runs], self.rows)
+        self.recorded = Calls(teacher.trace, [calls for _, calls in runs], self.rows)
 
     @property
     def ends(self) -> Tensor:

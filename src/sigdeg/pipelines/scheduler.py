@@ -38,6 +38,7 @@ __all__ = ["Look", "SigDEGScheduler", "Stepped", "replaced", "running"]
 KEEP = "this network is a Sig-DEG student: keep its SigDEGScheduler, and call it by its pipeline"
 
 
+@dataclass
 class Stepped(BaseOutput):  # type: ignore[misc]  # diffusers is not typed
     r"""What `SigDEGScheduler.step` returns.
 
@@ -280,6 +281,10 @@ class SigDEGScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]  # dif
         """
         if self.k >= len(self.grid) - 1:
             raise SigdegError("all steps of this run are done: set_timesteps begins another")
+        if self.forced is not None:  # through states that are known: nothing is to be computed
+            new = tiled(self.forced[self.k].to(sample), len(sample))
+            self.k += 1
+            return Stepped(new, new) if return_dict else (new, new)
         if self.student and self.k not in self.asked:
             raise SigdegError(
                 "this scheduler belongs to a Sig-DEG student, and another network was called: keep "
@@ -292,8 +297,6 @@ class SigDEGScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]  # dif
         given = self.core.inputs(sample.float(), t, s, PartialSignature((t - s).float(), c))
         mean = self.core.mean(model_output.float(), given.state, given.around)
         new = (given.carried + given.gain * mean + given.noise).to(sample.dtype)
-        if self.forced is not None:
-            new = tiled(self.forced[self.k].to(sample), len(sample))
         if self.log is not None:
             self.log.append(Logged(self.k, sample, new, c, model_output))
         self.k += 1

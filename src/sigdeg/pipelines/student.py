@@ -7,7 +7,7 @@ channels of it (`sigdeg.pipelines.network`), and whatever else the pipeline give
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Self
 
 import torch
 from torch import Tensor
@@ -75,6 +75,15 @@ class PipelineStudent(SignatureStudent):
         self.response.set_data_std(response_std)
         self.recorded = recorded
 
+    def train(self, mode: bool = True) -> Self:
+        """Networks learn as they sample: dropout, of labels too, would teach them another law."""
+        return super().train(False)
+
+    def set_scale(self, samples: Tensor) -> None:
+        """Take the standard deviation of samples, where the step looks ahead and needs one."""
+        if self.lookahead and not self.response.data_std:
+            self.response.set_data_std(float(samples.std()))
+
     @property
     def written(self) -> dict[str, Any]:
         """The step as JSON, without network and calls: see `read`."""
@@ -94,7 +103,7 @@ class PipelineStudent(SignatureStudent):
         }
 
     @classmethod
-    def read(cls, written: Mapping[str, Any], network: Any = None, **more: Any) -> PipelineStudent:
+    def read(cls, written: Mapping[str, Any], network: Any = None, **more: Any) -> Self:
         """The step that `written` gave.
 
         Raises:

@@ -51,6 +51,7 @@ class Trace:
         time_shift: ... and so much more.
         relation: How the network's output becomes that of the scheduler.
         layer: The network's input layer.
+        samples: Samples of the call that it was found by.
     """
 
     networks: tuple[str, ...]
@@ -64,6 +65,7 @@ class Trace:
     time_shift: float
     relation: Relation | None
     layer: str
+    samples: int
 
     @property
     def written(self) -> dict[str, Any]:
@@ -212,8 +214,21 @@ def trace(pipe: Any, call: Mapping[str, Any]) -> Trace:
     layer = find_layer(net, called, state)[0]
     if layer is None:
         raise SigdegError(f"{name}: no layer of its {called.name} sees the whole state as it is")
+    samples = len(scheduler.noise.seeds or [])
+    own_calls = len(own)
     return Trace(
-        names, state, axis, channels, copies, len(own), time, scale, shift, relation, layer
+        names,
+        state,
+        axis,
+        channels,
+        copies,
+        own_calls,
+        time,
+        scale,
+        shift,
+        relation,
+        layer,
+        samples,
     )
 
 

@@ -42,7 +42,7 @@ TRAINING = {field.name for field in dataclasses.fields(DistillConfig)}
 def distill(student: SignatureStudent, /, *given: Any, **options: Any) -> Distilled: ...
 @overload
 def distill(teacher: Any, /, **options: Any) -> Model: ...
-def distill(*given: Any, **options: Any) -> Distilled | Model:
+def distill(*given: Any, **options: Any) -> Any:
     """Distil: a teacher into a new student, or into one that is given.
 
     `distill(teacher, steps=(10, 5), out="runs/cifar")` takes a `Model`, a diffusers pipeline, or
@@ -53,6 +53,10 @@ def distill(*given: Any, **options: Any) -> Distilled | Model:
     - `out`: The run folder (default: runs/distilled).
     - `samples`: Samples in each of the two sets that the student is judged by (default: 256).
     - `device`, `progress`: Where to compute; whether to show progress.
+
+    With `calls`, or `prompts`, the teacher is a diffusers pipeline of any kind, or the folder or
+    hub id of one, and what comes back is that pipeline with the student in it, see
+    `sigdeg.workflows.pipelines.distill_calls`.
 
     Of a teacher of tokens they are those of `sigdeg.discrete.distill` and `DiscreteConfig`, with
     `samples`.
@@ -73,6 +77,10 @@ def distill(*given: Any, **options: Any) -> Distilled | Model:
         return distill_step(*given, **options)
     if len(given) != 1:
         raise SigdegError("a teacher is followed by named options: steps=10, out='runs/distilled'")
+    if "calls" in options or "prompts" in options:
+        from sigdeg.workflows.pipelines import distill_calls
+
+        return distill_calls(given[0], **options)
     teacher = load_teacher(given[0])
     if isinstance(teacher, TokenModel):
         return tokens_of(teacher, **options)

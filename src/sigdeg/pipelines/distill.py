@@ -1,0 +1,284 @@
+"""Distil a pipeline: from its own calls to the same pipeline with a student inside."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import hashlib
+import json
+import math
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import PartialState
+from torch import Generator, Tensor, nn
+
+from sigdeg.distillation import DistillConfig, Verdict
+from sigdeg.distillation.checks import check_fit
+from sigdeg.distillation.judgement import advice, compare
+from sigdeg.distillation.levels import Levels
+from sigdeg.distillation.objective import Objective, Segments
+from sigdeg.errors import SigdegError
+from sigdeg.grids import refine
+from sigdeg.paths import Batch
+from sigdeg.pipelines.inputs import check_calls
+from sigdeg.pipelines.network import add_signature
+from sigdeg.pipelines.paths import PipelinePaths
+from sigdeg.pipelines.scheduler import SigDEGScheduler
+from sigdeg.pipelines.student import PipelineStudent
+from sigdeg.pipelines.teacher import PipelineTeacher
+from sigdeg.pipelines.trace import Trace, unguided
+from sigdeg.rng import Stream, derive_generator
+from sigdeg.runs import fingerprint
+from sigdeg.student import ResidualNoise
+from sigdeg.training import Job, claim, make_accelerator, train
+
+__all__ = ["DistilledPipeline", "PipelineRecipe", "distill_pipeline", "pipeline_config"]
+
+LOOKAHEAD = 0.5  # of each step's way, as for images
+
+
+@dataclass(frozen=True)
+class PipelineRecipe:
+    """What student a pipeline gets.
+
+    Arguments:
+        steps: Step counts of the student; several, each dividing the largest, make it elastic.
+        order: Signature coefficients that the network sees.
+        residual_noise: What to do about what the coefficients leave open: learn its law (`energy`,
+            at twice the cost of training) or its mean (None).
+        lookahead: Fraction of a step after which the network looks, see `SignatureStudent`. With 0
+            the untrained student is the teacher's ancestral sampler.
+        times: The largest step count's times (default: power spacing).
+    """
+
+    steps: tuple[int, ...] = (4,)
+    order: int = 4
+    residual_noise: ResidualNoise | None = "energy"
+    lookahead: float = LOOKAHEAD
+    times: tuple[float, ...] | None = None
+
+
+@dataclass(frozen=True)
+class DistilledPipeline:
+    """What distilling a pipeline gives back.
+
+    Arguments:
+        pipe: The teacher's pipeline with student and scheduler in it.
+        off: Arguments of a call that belong to it: without guidance, which is baked in.
+        history: Columns step, training loss, held-out loss; shape (points, 3).
+        seconds: Time spent on runs and training, that before interruptions included.
+        teacher_calls: Steps of the teacher, over samples.
+        verdict: Whether it worked, on the main process.
+    """
+
+    pipe: Any
+    off: dict[str, Any]
+    history: Tensor
+    seconds: float
+    teacher_calls: float
+    verdict: Verdict | None = None
+
+
+def distill_pipeline(
+    pipe: Any,
+    calls: Sequence[Mapping[str, Any]],
+    out: str | Path,
+    recipe: PipelineRecipe | None = None,
+    config: DistillConfig | None = None,
+    *,
+    device: str | None = None,
+    progress: bool = True,
+) -> DistilledPipeline:
+    """Distil a pipeline by its own calls.
+
+    Whatever `pipe(**call)` does is the teacher, guidance included; the student is called without.
+
+    Arguments:
+        pipe: The pipeline; it is left as it is.
+        calls: Arguments of `pipe(...)`, of one sample or of several each. Runs go through them
+            again and again, with other noise.
+        out: Folder for `student/`, `checkpoints/`, `runs/` and `events/`.
+        recipe: What student.
+        config: How to train; `paths` are samples of the teacher.
+        device: Where to compute (default: what accelerate finds).
+        progress: Show progress bars.
+
+    Raises:
+        SigdegError: If pipeline, calls and recipe do not fit, or the folder holds another run.
+        TrainingError: If the loss stops being finite; the last good checkpoint is kept.
+    """
+    recipe, out = recipe or PipelineRecipe(), Path(out)
+    config = config or pipeline_config(recipe.steps)
+    check_calls(pipe, calls)
+    step = first_step(pipe, recipe)
+    accelerator = make_accelerator(config, out, device)
+    pipe = pipe.to(accelerator.device)
+    off, trace = unguided(pipe, calls[0])
+    turned = {name: off[name] for name in off if off[name] is not calls[0].get(name)}
+    levels = Levels.of(step, config.q or max(step.steps))
+    check_fit(step, config, levels, None, None, accelerator.num_processes)
+    rows = list(refine(step.schedule, step.grid(), config.refinement, config.fine_power))
+    teacher = PipelineTeacher(pipe, turned, trace, step, rows)
+    identity = {
+        "pipeline": identify(pipe),
+        "calls": [written(call) for call in calls],
+        "step": step.written,
+        **dataclasses.asdict(config),
+    }
+    claim(accelerator, out, identity)
+    student_id = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:16]
+    shown = progress and accelerator.is_main_process
+    began = time.perf_counter()
+    source = open_runs(teacher, out / "runs", calls, config, identity, shown)
+    step.set_scale(source.ends)
+    student = new_student(pipe, trace, step, student_id, source)
+    whole = source.held_out(max(1, config.held_out))
+
+    def draw(generator: Generator) -> Segments:
+        return Segments(levels.cut(source.batch(config.batch_size, generator), generator))
+
+    job = Job(
+        Objective(student, levels.grids, draws=config.draws),
+        draw,
+        Segments(levels.cut(whole, derive_generator(config.seed, Stream.HELD_OUT))),
+        identity,
+        (lambda o: o.normalise(whole.to(accelerator.device))) if config.normalise else None,
+        Segments.share,
+    )
+    spent = time.perf_counter() - began
+    trained = train(job, out, config, device=device, progress=shown, label="distil", spent=spent)
+    found = trained.objective.student
+    assert isinstance(found, PipelineStudent)
+    made = student_pipeline(pipe, found, student_id)
+    if not PartialState().is_main_process:
+        return DistilledPipeline(made, turned, trained.history, trained.seconds, source.calls(0))
+    made.save_pretrained(out / "student")
+    untrained = new_student(pipe, trace, step, student_id, source)
+    verdict = judge_pipeline(found, untrained, whole, teacher, accelerator.device)
+    verdict.save(out / "verdict.json")
+    made.to(accelerator.device)
+    return DistilledPipeline(
+        made, turned, trained.history, trained.seconds, source.calls(0), verdict
+    )
+
+
+def pipeline_config(steps: Sequence[int], **options: Any) -> DistillConfig:
+    """How pipelines are distilled: as images are, whatever their states are."""
+    return DistillConfig.for_samples((1, 1, 1), max(steps, default=1), **options)
+
+
+def first_step(pipe: Any, recipe: PipelineRecipe) -> PipelineStudent:
+    """The step of a student, without its network."""
+    asked = {
+        "steps": list(recipe.steps),
+        "order": recipe.order,
+        "residual_noise": recipe.residual_noise,
+        "lookahead": recipe.lookahead,
+        "times": None if recipe.times is None else list(recipe.times),
+    }
+    scheduler = SigDEGScheduler.like(pipe.scheduler)
+    if scheduler.student:
+        raise SigdegError("this pipeline is a student already: distil its teacher")
+    return PipelineStudent.read({**scheduler.core.written, **asked})
+
+
+def open_runs(
+    teacher: PipelineTeacher,
+    folder: Path,
+    calls: Sequence[Mapping[str, Any]],
+    config: DistillConfig,
+    identity: Mapping[str, Any],
+    progress: bool,
+) -> PipelinePaths:
+    """The teacher's runs: those that there are, and those that are missing."""
+    each = teacher.trace.samples
+    held_out = max(1, math.ceil(config.held_out / each))
+    count = max(held_out + 1, math.ceil(config.paths / each))
+    told = {name: value for name, value in identity.items() if name in ("pipeline", "step")}
+    told |= {"fine": [row.tolist() for row in teacher.rows], "seed": config.seed}
+    told["calls"] = hashlib.sha256(json.dumps(identity["calls"]).encode()).hexdigest()
+    return PipelinePaths(teacher, folder, calls, count, told, config.seed, held_out, progress)
+
+
+def new_student(
+    pipe: Any, trace: Trace, step: PipelineStudent, student_id: str, source: PipelinePaths
+) -> PipelineStudent:
+    """The student to train: copies of the pipeline's networks, with the path beside them."""
+    networks = {name: copy.deepcopy(pipe.components[name]) for name in trace.networks}
+    for network in networks.values():
+        add_signature(network, trace, step.order, student_id)
+    shape = tuple(source.ends.shape[1:])
+    student = PipelineStudent.read(
+        step.written, nn.ModuleDict(networks), sample_shape=shape, recorded=source.recorded
+    )
+    student.train().requires_grad_(True)
+    return student
+
+
+def student_pipeline(pipe: Any, student: PipelineStudent, student_id: str) -> Any:
+    """The pipeline with a student in the place of its network, and its scheduler."""
+    made = copy.copy(pipe)
+    step = student.written
+    scheduler = SigDEGScheduler.like(pipe.scheduler, **step, student=student_id)
+    made.register_modules(scheduler=scheduler, **dict(student.network.eval().named_children()))
+    return made
+
+
+@torch.no_grad()
+def judge_pipeline(
+    student: PipelineStudent,
+    untrained: PipelineStudent,
+    held_out: Batch,
+    teacher: PipelineTeacher,
+    device: torch.device,
+) -> Verdict:
+    """Judge a student by the teacher's runs that training has not seen, at each step count."""
+    finest = student.grid()
+    models = [model.to(device).eval() for model in (student, untrained)]
+    levels = []
+    for count in sorted(student.steps, reverse=True):
+        seen = held_out.coarsen(finest, (len(finest) - 1) // count).to(device)
+        grid = student.grid(count)[int(seen.start[0]) :]
+        ends = [seen.replay(model, grid).cpu() for model in models]
+        levels.append(compare(count, seen.states[:, -1].cpu(), *ends))
+    n = len(held_out) // 2
+    return Verdict(n, teacher.fine_steps, 0.0, advice(student), levels)
+
+
+def identify(pipe: Any) -> dict[str, Any]:
+    """What tells a pipeline from others: its class, its scheduler, and all of its weights."""
+    networks = {
+        name: fingerprint(part)
+        for name, part in pipe.components.items()
+        if isinstance(part, nn.Module)
+    }
+    scheduler = {k: v for k, v in dict(pipe.scheduler.config).items() if not k.startswith("_")}
+    return {
+        "class": type(pipe).__name__,
+        "scheduler": json.loads(json.dumps(scheduler, default=str)),
+        "networks": networks,
+    }
+
+
+def written(call: Mapping[str, Any]) -> dict[str, Any]:
+    """A call as JSON: of tensors and images their fingerprints."""
+
+    def one(value: Any) -> Any:
+        if isinstance(value, Tensor):
+            return fingerprint(value)
+        if isinstance(value, Mapping):
+            return {str(k): one(v) for k, v in value.items()}
+        if isinstance(value, list | tuple):
+            return [one(v) for v in value]
+        if value is None or isinstance(value, bool | int | float | str):
+            return value
+        if hasattr(value, "tobytes"):  # an image, an array
+            return hashlib.sha256(value.tobytes()).hexdigest()[:16]
+        raise SigdegError(f"a call holds a {type(value).__name__}, which cannot be told apart")
+
+    return {name: one(value) for name, value in call.items()}

@@ -1,0 +1,101 @@
+"""Distilling a pipeline: what comes back is the pipeline, with a student that learnt in it."""
+
+import pytest
+import torch
+
+from sigdeg.errors import SigdegError
+from sigdeg.pipelines import PipelineRecipe, SigDEGScheduler, distill_pipeline, pipeline_config
+from sigdeg.pipelines.trace import call_pipeline
+from tests.pipelines.zoo import FAMILIES
+
+RECIPE = PipelineRecipe(steps=(4, 2), order=2)
+BUDGET = dict(paths=60, held_out=20, batch_size=16, learning_rate=3e-3, refinement=4, warmup=5)
+
+
+def config(iterations, **options):
+    return pipeline_config(RECIPE.steps, iterations=iterations, tracker="none", **BUDGET, **options)
+
+
+@pytest.fixture(scope="module")
+def distilled(tmp_path_factory):
+    family, out = FAMILIES["sd3"](2), tmp_path_factory.mktemp("sd3")
+    made = distill_pipeline(family.pipe, [family.call], out, RECIPE, config(40), progress=False)
+    return family, out, made
+
+
+def sample(pipe, call, steps, seed=1):
+    images = call_pipeline(pipe, call, steps, torch.Generator().manual_seed(seed))[0]
+    return torch.as_tensor(images)
+
+
+def test_the_student_learns_and_says_so(distilled):
+    _, _, made = distilled
+    assert made.history[-1, 2] < 0.6  # 1 is the untrained student
+    assert made.verdict.n == 10
+    near = made.verdict.levels[0].path
+    assert near.student.mean < near.untrained.mean
+
+
+def test_the_student_is_the_pipeline_of_its_teacher(distilled):
+    from diffusers import DiffusionPipeline
+
+    family, out, made = distilled
+    gone = {name: None for name, part in made.pipe.components.items() if part is None}
+    loaded = DiffusionPipeline.from_pretrained(out / "student", **gone)
+    assert type(loaded) is type(family.pipe)
+    assert isinstance(loaded.scheduler, SigDEGScheduler)
+    call = {**family.call, **made.off}
+    for steps in (4, 2):
+        found = sample(loaded, call, steps)
+        assert torch.equal(found, sample(made.pipe, call, steps))
+    assert not isinstance(family.pipe.scheduler, SigDEGScheduler)
+    assert not hasattr(family.pipe.transformer, "signature")
+
+
+def test_an_interrupted_run_goes_on_to_the_same_weights(distilled, tmp_path):
+    family, _, made = distilled
+    with pytest.raises(KeyboardInterrupt):
+        stop_after(
+            2,
+            lambda: distill_pipeline(
+                family.pipe, [family.call], tmp_path, RECIPE, config(40), progress=False
+            ),
+        )
+    runs = sorted(path.name for path in (tmp_path / "runs").glob("run-*"))
+    assert runs == ["run-00000.safetensors", "run-00001.safetensors"]
+    again = distill_pipeline(
+        family.pipe, [family.call], tmp_path, RECIPE, config(40), progress=False
+    )
+    own, other = (m.pipe.transformer.state_dict() for m in (made, again))
+    assert all(torch.equal(own[name], other[name]) for name in own)
+
+
+def stop_after(runs, work):
+    """Interrupt work once so many runs of the teacher are kept."""
+    from sigdeg.pipelines.teacher import PipelineTeacher
+
+    own, count = PipelineTeacher.run, 0
+
+    def run(*args):
+        nonlocal count
+        if count == runs:
+            raise KeyboardInterrupt
+        count += 1
+        return own(*args)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(PipelineTeacher, "run", run)
+        work()
+
+
+def test_a_folder_of_another_run_is_refused(distilled):
+    family, out, _ = distilled
+    with pytest.raises(SigdegError, match="another run"):
+        distill_pipeline(family.pipe, [family.call], out, RECIPE, config(41), progress=False)
+
+
+def test_a_student_is_no_teacher_of_itself(distilled, tmp_path):
+    family, _, made = distilled
+    with pytest.raises(SigdegError, match="student already"):
+        distill_pipeline(made.pipe, [{**family.call, **made.off}], tmp_path / "new", RECIPE)
+    assert not (tmp_path / "new").exists()
