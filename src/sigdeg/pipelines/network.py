@@ -115,6 +115,7 @@ class SignatureInput(nn.Module):
         argument = called.argument(self.trace.state)
         shape = tuple(argument.shape)
         if shape not in self._places:
+            ADDED.by.pop(id(self), None)  # the network is called with numbers, and as it is
             _, place = find_layer(network, called, self.trace.state, self.trace.layer)
             if place is None:
                 kind = type(network).__name__

@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from torch import Generator, Tensor
 
+from sigdeg.errors import SigdegError
 from sigdeg.signature import PartialSignature
 
 __all__ = ["PathNoise", "path_seed", "tiled"]
@@ -70,12 +71,18 @@ class PathNoise:
         r"""Take the seeds of a run from the first state that it shows, shape (rows, \*).
 
         Rows may be copies of the samples, which guidance makes as `torch.cat([x] * copies)`.
+
+        Raises:
+            SigdegError: If there is not one generator a sample.
         """
         own = [path_seed(row) for row in x]
         samples = next(n for n in range(1, len(x) + 1) if len(x) % n == 0 and repeats(own, n))
         if isinstance(self.generators, Generator):
             self.seeds = [draw_seed(self.generators) for _ in range(samples)]
         elif self.generators is not None:
+            if not self.generators or len(x) % len(self.generators):
+                count = len(self.generators)
+                raise SigdegError(f"{count} generators were set for the noise of {len(x)} samples")
             self.seeds = [draw_seed(generator) for generator in self.generators]
         else:
             self.seeds = own[:samples]
@@ -86,8 +93,9 @@ class PathNoise:
             self.start(x)
         assert self.seeds is not None
         if k not in self.drawn:
-            self.drawn = {k: self.draw(k, x.shape[1:])}  # of a video they are large: one step's
-        return tiled(self.drawn[k].to(x.device), len(x))
+            drawn = self.draw(k, x.shape[1:]).to(x.device)
+            self.drawn = {k: drawn}  # of a video they are large: one step's
+        return tiled(self.drawn[k], len(x))
 
     def draw(self, k: int, shape: torch.Size) -> Tensor:
         """Draw steps of the finest grid and join them, by Chen's identity."""

@@ -205,6 +205,7 @@ class SigDEGScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]  # dif
         noisy = sigma if flow else sigma / alpha  # as the schedulers of each kind have it
         self.sigmas = torch.cat([noisy, torch.zeros(1, dtype=noisy.dtype)]).float()
         self.asked: set[int] = set()
+        self.begun = False  # whether a call has said with which step the run begins
         finest = self.core.grid() if self.core.elastic else None
         self.noise = PathNoise(grid, self.order_drawn, finest, self._generators)
         self._generators = None
@@ -222,6 +223,18 @@ class SigDEGScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]  # dif
     def set_begin_index(self, begin_index: int = 0) -> None:
         """Begin the run with a later step, as pipelines do that start from an image."""
         self.k = begin_index
+
+    def begin(self, timestep: Any) -> None:
+        """Begin the run with the step of a timestep, unless it has begun: not all pipelines say."""
+        if not self.begun:
+            k = self.index_for_timestep(timestep)
+            self.k = k if self.is_at(k, timestep) else self.k
+        self.begun = True
+
+    def is_at(self, k: int, timestep: Any) -> bool:
+        """Whether a timestep, which half precision may have rounded, is that of a step."""
+        told, own = float(torch.as_tensor(timestep).flatten()[0]), float(self.timesteps[k])
+        return abs(told - own) <= 0.01 * max(abs(own), float(self.timesteps[0]) / 1000)
 
     def index_for_timestep(self, timestep: Any) -> int:
         """The step of a timestep: the nearest."""
@@ -247,8 +260,9 @@ class SigDEGScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]  # dif
         if self.k >= len(self.grid) - 1:
             raise SigdegError(KEEP)
         if timestep is not None:
-            told, own = float(timestep.flatten()[0]), float(self.timesteps[self.k])
-            if abs(told - own) > 0.01 * max(abs(own), float(self.timesteps[0]) / 1000):
+            self.begin(timestep)
+            if not self.is_at(self.k, timestep):
+                told, own = float(timestep.flatten()[0]), float(self.timesteps[self.k])
                 raise SigdegError(f"{KEEP} (it was told timestep {told:.5g} for {own:.5g})")
         self.asked.add(self.k)
         t, s = self.grid[self.k], self.grid[self.k + 1]
@@ -270,7 +284,7 @@ class SigDEGScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]  # dif
         Arguments:
             model_output: What the pipeline made of the network's outputs; of twice as many channels
                 as the state has, a learned variance, half go.
-            timestep: Of no account: steps follow one another.
+            timestep: That of the step which the run begins with; later steps follow one another.
             sample: The state, shape (batch, \*).
             generator: Of no account: the path is the run's.
             return_dict: Whether to return a `Stepped`, not a tuple.
@@ -281,6 +295,7 @@ class SigDEGScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]  # dif
         """
         if self.k >= len(self.grid) - 1:
             raise SigdegError("all steps of this run are done: set_timesteps begins another")
+        self.begin(timestep)
         if self.forced is not None:  # through states that are known: nothing is to be computed
             new = tiled(self.forced[self.k].to(sample), len(sample))
             self.k += 1
@@ -306,6 +321,9 @@ class SigDEGScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]  # dif
     def add_noise(self, original_samples: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
         r"""Noised data $\alpha x_0 + \sigma \varepsilon$ at the start of the steps of timesteps.
 
+        Where a run begins with them, its path is a function of this noise: the data would tell in
+        the signs of its first state.
+
         Raises:
             SigdegError: If there is no timestep: of a few steps a small strength leaves none.
         """
@@ -313,7 +331,11 @@ class SigDEGScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]  # dif
         if not len(told):
             count = self.num_inference_steps
             raise SigdegError(f"0 of {count} steps are left: strength must be at least 1/{count}")
-        times = self.grid[[self.index_for_timestep(v) for v in told]].to(original_samples.device)
+        steps = [self.index_for_timestep(v) for v in told]
+        if self.noise.seeds is None:
+            self.k = steps[0]
+            self.noise.start(noise)
+        times = self.grid[steps].to(original_samples.device)
         times = times if len(times) == len(original_samples) else times[0]
         alpha, sigma = (expand(f(times), original_samples) for f in self.scales)
         return (alpha * original_samples + sigma * noise).to(original_samples.dtype)

@@ -342,9 +342,11 @@ def find_layer(
                 found[name] = seen.round().long()
                 raise Seen
 
-        layers = {
-            n: m for n, m in net.named_modules() if isinstance(m, LAYERS) and only in (None, n)
-        }
+        modules = dict(net.named_modules())
+        if only is None:
+            layers = {n: m for n, m in modules.items() if isinstance(m, LAYERS)}
+        else:  # by name: an adapter may stand around it
+            layers = {only: modules[only]}
         probe(net, called, state, digits.reshape(shape), layers, look)
         if not found:
             return None, None
