@@ -16,8 +16,8 @@ from diffusers import (
     EDMDPMSolverMultistepScheduler,
     EDMEulerScheduler,
     EulerDiscreteScheduler,
+    FlowMapEulerDiscreteScheduler,
     FlowMatchEulerDiscreteScheduler,
-    HeliosScheduler,
     HeunDiscreteScheduler,
     LCMScheduler,
     UNet2DModel,
@@ -330,9 +330,9 @@ BROKEN = {
         schedule_with(LCMScheduler()),
         "LCMScheduler is for consistency models, which jump to the data",
     ),
-    "stages of several resolutions": (
-        schedule_with(HeliosScheduler()),
-        "HeliosScheduler: stages of several resolutions are not supported, stages=1 is",
+    "a flow map": (
+        schedule_with(FlowMapEulerDiscreteScheduler()),
+        "FlowMapEulerDiscreteScheduler is for flow maps, which jump to the data",
     ),
     "no clip": (
         lambda f: edit(f, SCHEDULER, clip_sample_range="abc"),
