@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 import torch
@@ -19,7 +19,7 @@ from sigdeg.denoiser import (
 )
 from sigdeg.errors import SigdegError
 from sigdeg.guidance import AutoGuidance, ClassifierFreeGuidance
-from sigdeg.prediction import Prediction, preconditioning
+from sigdeg.prediction import OF_DATA_STD, Prediction, preconditioning
 from sigdeg.schedule import (
     EDM,
     Cosine,
@@ -90,14 +90,17 @@ def exact_output(schedule: Schedule, x: Tensor, t: Tensor, prediction: Predictio
             return -(x - alpha * MEAN) / (alpha**2 * STD**2 + sigma**2)
         case "flow":
             return epsilon - x0
-        case "edm":  # Karras et al., Table 1, on the variance-exploding state x / alpha
+        case "flow_to_data":
+            return x0 - epsilon
+        case "edm" | "edm_v":  # Karras et al., Table 1, on the variance-exploding state x / alpha
             s = sigma / alpha
             c_skip = STD**2 / (s**2 + STD**2)
             c_out = s * STD / (s**2 + STD**2).sqrt()
-            return (x0 - c_skip * x / alpha) / c_out
+            sign = 1 if prediction == "edm" else -1
+            return sign * (x0 - c_skip * x / alpha) / c_out
 
 
-PREDICTIONS: list[Prediction] = ["epsilon", "v_prediction", "sample", "score", "flow", "edm"]
+PREDICTIONS: tuple[Prediction, ...] = get_args(Prediction)
 
 
 # --- networks -------------------------------------------------------------------------------------
@@ -115,7 +118,7 @@ def test_every_prediction_becomes_the_same_mean(schedule: Schedule, prediction: 
     close(denoiser(x, t), expected)
     ((seen, timestep, _),) = network.seen
     close(timestep, schedule.timestep(t))
-    if prediction == "edm":  # c_in of Karras et al.
+    if prediction in OF_DATA_STD:  # c_in of Karras et al.
         alpha, sigma = expand(schedule.alpha(t), x), expand(schedule.sigma(t), x)
         close(seen, x / alpha / ((sigma / alpha) ** 2 + STD**2).sqrt())
     else:

@@ -61,6 +61,7 @@ TOKENS = (
     "EntropyBoundScheduler",
     "VQDiffusionScheduler",
 )
+NEVER_CLIP = ("CogVideoXDDIMScheduler", "CogVideoXDPMScheduler")  # whatever their clip_sample
 ALPHA_BAR_MIN = 1e-4  # where Würstchen's noise ends
 ZERO_SNR = 1e-14  # for alphas_cumprod of zero: alpha is 1e-7, the rounding of single precision
 
@@ -131,7 +132,8 @@ def describe(scheduler: Any, exact: bool = True) -> Described:
             f"{name}: noise tells nothing of the data where there is nothing else: a schedule of "
             "zero terminal SNR (rescale_betas_zero_snr) needs v_prediction or sample, got epsilon"
         )
-    clip = float(config.get("clip_sample_range", 1.0)) if config.get("clip_sample") else None
+    clips = config.get("clip_sample") and name not in NEVER_CLIP
+    clip = float(config.get("clip_sample_range", 1.0)) if clips else None
     return Described(schedule, predictions[said], clip, data_std)
 
 
