@@ -8,6 +8,7 @@ from PIL import Image
 import sigdeg
 from sigdeg.errors import SigdegError
 from sigdeg.pipelines.inputs import check_calls, join_rows, read_rows
+from sigdeg.results import read_results
 from tests.pipelines.zoo import FAMILIES
 
 
@@ -108,3 +109,7 @@ def test_options_of_distilling_and_of_the_pipeline_are_told_apart(pipe, tmp_path
     made = sigdeg.distill(pipe, **given, **size, **budget, tracker="none")
     assert made.off == {"guidance_scale": 1.0}
     assert made.pipe.scheduler.core.steps == (2,)
+    results = read_results(tmp_path / "run" / "results.json")
+    assert [row["method"] for row in results["rows"]] == ["teacher", "sig-deg", "untrained"]
+    assert [figure["file"] for figure in results["figures"]] == ["figures/samples.png"]
+    assert (tmp_path / "run" / "report.html").stat().st_size > 10_000

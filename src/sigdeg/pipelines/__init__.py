@@ -3,6 +3,7 @@
 from sigdeg.pipelines.calls import Calls
 from sigdeg.pipelines.distill import (
     DistilledPipeline,
+    Judged,
     PipelineRecipe,
     distill_pipeline,
     pipeline_config,
@@ -17,6 +18,7 @@ from sigdeg.pipelines.trace import Trace, trace, unguided
 __all__ = [
     "Calls",
     "DistilledPipeline",
+    "Judged",
     "PipelinePaths",
     "PipelineRecipe",
     "PipelineStudent",

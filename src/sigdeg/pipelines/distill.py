@@ -37,7 +37,7 @@ from sigdeg.runs import fingerprint
 from sigdeg.student import ResidualNoise
 from sigdeg.training import Job, claim, make_accelerator, train
 
-__all__ = ["DistilledPipeline", "PipelineRecipe", "distill_pipeline", "pipeline_config"]
+__all__ = ["DistilledPipeline", "Judged", "PipelineRecipe", "distill_pipeline", "pipeline_config"]
 
 LOOKAHEAD = 0.5  # of each step's way, as for images
 
@@ -64,6 +64,25 @@ class PipelineRecipe:
 
 
 @dataclass(frozen=True)
+class Judged:
+    r"""A verdict, and the states that it rests on: of the same noise, shape (n, \*).
+
+    Arguments:
+        verdict: The verdict.
+        asked: Call, seed and samples of each run that they are of.
+        teacher: Where the teacher's runs end.
+        student: Where the student ends, by step count.
+        untrained: Where the untrained step ends, by step count.
+    """
+
+    verdict: Verdict
+    asked: list[tuple[Mapping[str, Any], int, int]]
+    teacher: Tensor
+    student: dict[int, Tensor]
+    untrained: dict[int, Tensor]
+
+
+@dataclass(frozen=True)
 class DistilledPipeline:
     """What distilling a pipeline gives back.
 
@@ -73,7 +92,8 @@ class DistilledPipeline:
         history: Columns step, training loss, held-out loss; shape (points, 3).
         seconds: Time spent on runs and training, that before interruptions included.
         teacher_calls: Steps of the teacher, over samples.
-        verdict: Whether it worked, on the main process.
+        teacher: What it learned from.
+        judged: On the main process, whether it worked, and what that rests on.
     """
 
     pipe: Any
@@ -81,7 +101,19 @@ class DistilledPipeline:
     history: Tensor
     seconds: float
     teacher_calls: float
-    verdict: Verdict | None = None
+    teacher: PipelineTeacher
+    judged: Judged | None = None
+
+    @property
+    def verdict(self) -> Verdict:
+        """Whether it worked.
+
+        Raises:
+            SigdegError: On another process than the main one.
+        """
+        if self.judged is None:
+            raise SigdegError("the verdict is the main process's")
+        return self.judged.verdict
 
 
 def distill_pipeline(
@@ -137,7 +169,7 @@ def distill_pipeline(
     source = open_runs(teacher, out / "runs", calls, config, identity, shown)
     step.set_scale(source.ends)
     student = new_student(pipe, trace, step, student_id, source)
-    whole = source.held_out(max(1, config.held_out))
+    whole = source.held_out(len(source.rows))  # whole runs
 
     def draw(generator: Generator) -> Segments:
         return Segments(levels.cut(source.batch(config.batch_size, generator), generator))
@@ -155,16 +187,16 @@ def distill_pipeline(
     found = trained.objective.student
     assert isinstance(found, PipelineStudent)
     made = student_pipeline(pipe, found, student_id)
+    spent, calls_made = trained.seconds, source.calls(0)
+    done = DistilledPipeline(made, turned, trained.history, spent, calls_made, teacher)
     if not PartialState().is_main_process:
-        return DistilledPipeline(made, turned, trained.history, trained.seconds, source.calls(0))
+        return done
     made.save_pretrained(out / "student")
     untrained = new_student(pipe, trace, step, student_id, source)
-    verdict = judge_pipeline(found, untrained, whole, teacher, accelerator.device)
-    verdict.save(out / "verdict.json")
+    judged = judge_pipeline(found, untrained, source, whole, teacher, accelerator.device)
+    judged.verdict.save(out / "verdict.json")
     made.to(accelerator.device)
-    return DistilledPipeline(
-        made, turned, trained.history, trained.seconds, source.calls(0), verdict
-    )
+    return dataclasses.replace(done, judged=judged)
 
 
 def pipeline_config(steps: Sequence[int], **options: Any) -> DistillConfig:
@@ -233,21 +265,26 @@ def student_pipeline(pipe: Any, student: PipelineStudent, student_id: str) -> An
 def judge_pipeline(
     student: PipelineStudent,
     untrained: PipelineStudent,
+    source: PipelinePaths,
     held_out: Batch,
     teacher: PipelineTeacher,
     device: torch.device,
-) -> Verdict:
+) -> Judged:
     """Judge a student by the teacher's runs that training has not seen, at each step count."""
     finest = student.grid()
     models = [model.to(device).eval() for model in (student, untrained)]
     levels = []
+    found: tuple[dict[int, Tensor], dict[int, Tensor]] = ({}, {})
     for count in sorted(student.steps, reverse=True):
         seen = held_out.coarsen(finest, (len(finest) - 1) // count).to(device)
         grid = student.grid(count)[int(seen.start[0]) :]
-        ends = [seen.replay(model, grid).cpu() for model in models]
-        levels.append(compare(count, seen.states[:, -1].cpu(), *ends))
-    n = len(held_out) // 2
-    return Verdict(n, teacher.fine_steps, 0.0, advice(student), levels)
+        for model, ends in zip(models, found, strict=True):
+            ends[count] = seen.replay(model, grid).cpu()
+        levels.append(compare(count, held_out.states[:, -1], *(ends[count] for ends in found)))
+    verdict = Verdict(len(held_out) // 2, teacher.fine_steps, 0.0, advice(student), levels)
+    runs, sizes = source.rows[held_out.condition["row"], 0].unique(return_counts=True)
+    asked = [(*source.asked[run], n) for run, n in zip(runs.tolist(), sizes.tolist(), strict=True)]
+    return Judged(verdict, asked, held_out.states[:, -1], *found)
 
 
 def identify(pipe: Any) -> dict[str, Any]:

@@ -38,6 +38,10 @@ class PipelinePaths:
         held_out: Runs that are held out, below count.
         progress: Show a progress bar.
 
+    Attributes:
+        asked: The call and the seed of each run.
+        rows: The run of each row, and its place in it, shape (rows, 2).
+
     Raises:
         SigdegError: If a call fails, or the folder holds other runs or a damaged one.
     """
@@ -59,6 +63,10 @@ class PipelinePaths:
             raise SigdegError(f"held_out must lie between 1 and the {count} runs, got {held_out}")
         self.teacher = teacher
         names = {f"run-{number:05d}.safetensors": number for number in range(count)}
+        self.asked = [
+            (calls[i % len(calls)], derive_generator(seed, Stream.CACHED_PATHS, i).initial_seed())
+            for i in range(count)
+        ]
         told = {name: json.dumps({**identity, "run": number}) for name, number in names.items()}
         with tqdm(
             total=count,
@@ -69,9 +77,7 @@ class PipelinePaths:
         ) as bar:
 
             def make(name: str) -> None:
-                number = names[name]
-                own = derive_generator(seed, Stream.CACHED_PATHS, number).initial_seed()
-                run = teacher.run(calls[number % len(calls)], own)
+                run = teacher.run(*self.asked[names[name]])
                 kept, written = keep_calls(run.calls)
                 kept |= {"states": run.states, "coefficients": run.coefficients}
                 kept |= {"start": torch.tensor(run.start), "calls": as_bytes(written)}

@@ -238,7 +238,8 @@ class SigDEGScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]  # dif
 
     def index_for_timestep(self, timestep: Any) -> int:
         """The step of a timestep: the nearest."""
-        apart = self.timesteps.cpu() - torch.as_tensor(timestep).cpu()
+        told = torch.as_tensor(timestep).flatten()[:1]  # one for all samples, or one a sample
+        apart = self.timesteps.cpu() - told.cpu()
         return int(apart.abs().argmin())
 
     def scale_model_input(self, sample: Tensor, timestep: Any = None) -> Tensor:

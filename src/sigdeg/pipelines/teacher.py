@@ -131,15 +131,29 @@ class PipelineTeacher:
             joined.append(PartialSignature.fold(parts).coefficients)
         return start, torch.stack(states, 1).float().cpu(), torch.stack(joined, 1).float().cpu()
 
+    def decode(self, call: Mapping[str, Any], seed: int, states: Tensor) -> Any:
+        """What the pipeline makes of the states at the end of a run, its first output."""
+        count = min(self.student.steps)
+        scheduler = self.forced(count, [states] * count)
+        with replaced(self.pipe, scheduler), answered(self.pipe, self.trace.networks):
+            generator = Generator().manual_seed(seed)
+            return call_pipeline(self.pipe, {**call, **self.off}, count, generator)[0]
+
+    def forced(self, count: int, states: Sequence[Tensor]) -> SigDEGScheduler:
+        """A scheduler of the student's grid that goes through given states, whatever it is told."""
+        step = {**self.student.written, "steps": [count], "student": ""}
+        if self.student.times is not None:
+            step["times"] = self.student.grid(count).tolist()
+        scheduler: SigDEGScheduler = SigDEGScheduler.like(self.pipe.scheduler, **step)
+        scheduler.forced = states
+        return scheduler
+
     def record(
         self, call: Mapping[str, Any], seed: int, count: int, start: int, states: Tensor
     ) -> dict[str, Kept]:
         """The student's calls of its network over a grid of `count` steps, through given states."""
-        step = {**self.student.written, "steps": [count], "student": ""}
-        if self.student.times is not None:
-            step["times"] = self.student.grid(count).tolist()
-        scheduler = SigDEGScheduler.like(self.pipe.scheduler, **step)
-        scheduler.forced = [*states[:, :1].unbind(1)] * start + [*states[:, 1:].unbind(1)]
+        through = [*states[:, :1].unbind(1)] * start + [*states[:, 1:].unbind(1)]
+        scheduler = self.forced(count, through)
         pipe, names = self.pipe, self.trace.networks
         with (
             replaced(pipe, scheduler),

@@ -5,15 +5,26 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import inspect
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
 
 from sigdeg.distillation import DistillConfig
 from sigdeg.errors import SigdegError, extra, reason
 from sigdeg.files import find_folder
+from sigdeg.results import Row, add_speed, count_calls, make_row, save_results
+from sigdeg.timing import paired_seconds
+from sigdeg.workflows.evaluate import CAPTION, PICTURES, metrics
 
-__all__ = ["distill_calls", "load_pipeline"]
+if TYPE_CHECKING:
+    from sigdeg.pipelines import DistilledPipeline, Judged
+
+__all__ = ["distill_calls", "load_pipeline", "report_pipeline"]
 
 TRAINING = {field.name for field in dataclasses.fields(DistillConfig)}
 OWN = ("out", "device", "progress", "batch")
@@ -89,7 +100,118 @@ def distill_calls(
     made = join_rows(rows, options.pop("batch", BATCH)) if calls is None else list(calls)
     recipe = PipelineRecipe(counts, **{k: options.pop(k) for k in recipes & options.keys()})
     config = pipeline_config(counts, **{k: options.pop(k) for k in TRAINING & options.keys()})
-    out = options.pop("out", "runs/distilled")
-    return distill_pipeline(
-        pipe, [{**shared, **call} for call in made], out, recipe, config, **options
-    )
+    out = Path(options.pop("out", "runs/distilled"))
+    asked = [{**shared, **call} for call in made]
+    found = distill_pipeline(pipe, asked, out, recipe, config, **options)
+    if found.judged is not None:
+        report_pipeline(found, out, config, options.get("device"))
+    return found
+
+
+def report_pipeline(
+    made: DistilledPipeline, out: Path, config: DistillConfig, device: str | None = None
+) -> Path:
+    """Write results, pictures and report of a distilled pipeline into its run folder.
+
+    The picture shows teacher, untrained step and student of the same noise, as the pipeline decodes
+    them, where that gives images.
+    """
+    from sigdeg.report import image_grid, write_report  # an extra, which distilling can do without
+
+    judged, verdict = made.judged, made.verdict
+    assert judged is not None
+    name, step = type(made.pipe).__name__, made.pipe.scheduler.core
+    networks = nn.ModuleList(made.pipe.components[n] for n in made.teacher.trace.networks)
+    table = [
+        make_row("teacher", networks, verdict.teacher_calls, metrics(verdict.levels[0], "floor"))
+    ]
+    for level in verdict.levels:
+        told: dict[str, Any] = {"order": step.seen, "grid": "power"}
+        kind: dict[str, Any] = {
+            "elastic": step.elastic,
+            "head": step.residual_noise,
+            "q": config.q,
+            "verdict": {"says": level.says, "equal": level.equal, "failed": level.failed},
+            "train_seconds": made.seconds,
+            "teacher_nfe": made.teacher_calls,
+        }
+        table.append(
+            make_row("sig-deg", networks, level.calls, metrics(level, "student"), **told | kind)
+        )
+        table.append(
+            make_row("untrained", networks, level.calls, metrics(level, "untrained"), **told)
+        )
+    add_speed(table, time_runs(made, judged, table), teacher=0)
+    results: dict[str, Any] = {
+        "title": f"{name}, distilled",
+        "experiment": "distill",
+        "preset": None,
+        "summary": (
+            f"Teacher, student and untrained step of the same noise: two sets of {verdict.n:,} "
+            "that training has not seen. Distances are to other samples of the teacher, in the "
+            "states that the pipeline diffuses; ± is the noise of one such distance."
+        ),
+        "seed": config.seed,
+        "quality": {
+            "metric": "sliced_w1",
+            "label": "Sliced W1 distance to other samples of the teacher",
+            "lower_is_better": True,
+        },
+        "rows": table,
+        "paper": [],
+        "floor": {},
+        "training": {"student": made.history.tolist()},
+        "warnings": verdict.warnings,
+        "figures": [],
+    }
+    save_results(out, results, device)
+    if shown := decoded(made, judged):
+        image_grid([*shown.values()], out / "figures" / "samples.png", titles=[*shown])
+        results["figures"] = [{"file": "figures/samples.png", "caption": CAPTION}]
+        save_results(out, results, device)
+    return write_report(out)
+
+
+def time_runs(made: DistilledPipeline, judged: Judged, rows: Sequence[Row]) -> dict[int, float]:
+    """Seconds of a run of teacher and student, by row."""
+    call, seed, _ = judged.asked[0]
+    unguided = {**call, **made.off}
+    from sigdeg.pipelines.trace import call_pipeline
+
+    timed: dict[int, Callable[[], object]] = {0: lambda: made.teacher.march(call, seed)}
+    for i, row in enumerate(rows):
+        if row["role"] == "student":
+            timed[i] = partial(call_pipeline, made.pipe, unguided, row["nfe"])
+    return paired_seconds(timed, rounds=1)
+
+
+def decoded(made: DistilledPipeline, judged: Judged) -> dict[str, Tensor]:
+    """Images of each method by name, as the pipeline decodes its states; none of other outputs."""
+    sets = {f"teacher, {count_calls(judged.verdict.teacher_calls)}": judged.teacher}
+    for count, ends in judged.student.items():
+        sets[f"untrained, {count_calls(count)}"] = judged.untrained[count]
+        sets[f"student, {count_calls(count)}"] = ends
+    shown: dict[str, Tensor] = {}
+    for name, states in sets.items():
+        parts: list[Tensor] = []
+        ends = states
+        for call, seed, n in judged.asked:
+            if sum(map(len, parts)) >= PICTURES:
+                break
+            call = {k: v for k, v in call.items() if k != "output_type"}
+            images = as_images(made.teacher.decode(call, seed, ends[:n]))
+            if images is None:
+                return {}
+            parts.append(images)
+            ends = ends[n:]
+        shown[name] = torch.cat(parts)[:PICTURES]
+    return shown
+
+
+def as_images(output: Any) -> Tensor | None:
+    """Images (n, channels, height, width) in [0, 1] of a pipeline's output, if it is images."""
+    if isinstance(output, list) and output and hasattr(output[0], "getbands"):
+        output = np.stack([np.asarray(image.convert("RGB")) / 255 for image in output])
+    if isinstance(output, np.ndarray) and output.ndim == 4 and output.shape[-1] in (1, 3):
+        return torch.from_numpy(output).movedim(-1, 1).float()
+    return None
