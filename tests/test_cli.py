@@ -94,7 +94,7 @@ def test_sample_writes_what_the_seeds_say(saved: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (("run", "nothing"), "unknown experiment 'nothing': choose from discrete, grammar"),
+        (("run", "nothing"), "unknown experiment 'nothing': choose from digits, discrete"),
         (("run", "mixture1d", "--preset", "huge"), "unknown preset 'huge': choose from quick"),
         (("sample", "nowhere"), "nor a hub id such as user/name"),
         (("sample", "mnist-teacher"), "is a diffusers pipeline, a teacher: sigdeg distill it"),

@@ -75,6 +75,11 @@ class Stream(IntEnum):
 
     MNIST_TOKENS_DRAWS = 101
 
+    DIGITS_DRAWS = 111
+
+    OWN_PIPELINE_DRAWS = 121
+    OWN_PIPELINE_FLOOR = 122
+
 
 def derive_generator(seed: int, stream: Stream, *place: int) -> Generator:
     """A generator that depends on its key alone: work can stop and resume anywhere."""

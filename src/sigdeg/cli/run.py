@@ -21,8 +21,8 @@ class Run:
     """Run a benchmark and write its results, figures and report; the same command resumes it.
 
     Arguments:
-        experiment: discrete, grammar, laws, mixture1d, mnist, mnist-tokens, planning, rbergomi or
-            text.
+        experiment: digits, discrete, grammar, laws, mixture1d, mnist, mnist-tokens, own-pipeline,
+            planning, rbergomi or text.
         preset: How much work: quick, default or paper, as the experiment has it.
         out: Run folder (default: runs/EXPERIMENT-PRESET).
         seed: First seed.

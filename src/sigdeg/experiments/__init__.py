@@ -8,12 +8,14 @@ __all__ = ["EXPERIMENTS"]
 
 # Names, not modules: these import everything, and drawing samples should not wait for that.
 EXPERIMENTS = (
+    "digits",
     "discrete",
     "grammar",
     "laws",
     "mixture1d",
     "mnist",
     "mnist-tokens",
+    "own-pipeline",
     "planning",
     "rbergomi",
     "text",
