@@ -6,7 +6,7 @@ import shlex
 import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from sigdeg.cli.shared import Refinement, TeacherName, refuse, tell
 from sigdeg.options import AnyText, Folder, Samples, Seed, Text, number, whole
@@ -29,6 +29,31 @@ PATHS = (
     "q",
     "matching",
 )
+ASKED = ("guidance_scale", "arguments")
+TRAINED = (
+    "iterations",
+    "batch_size",
+    "learning_rate",
+    "paths",
+    "refinement",
+    "q",
+    "times",
+    "lookahead",
+)
+OTHERS = (
+    "data",
+    "latents",
+    "alpha",
+    "start",
+    "plan",
+    "grid",
+    "matching",
+    "weak",
+    "guidance",
+    "guidance_until",
+    "null_class",
+    "samples",
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,8 +64,14 @@ class Distill(Guided, Recipe):
         teacher: Folder or hub id of a DDPMPipeline, DDIMPipeline or LDMPipeline, or mnist-teacher,
             which comes with the package. FOLDER:unet_ema takes that network of it. Or the folder of
             a model of this package: a teacher that train_teacher made, a student of more steps, a
-            model of tokens.
+            model of tokens. With prompts or calls a diffusers pipeline of any kind.
         out: Run folder.
+        prompts: What a pipeline is asked for, by sample: a text of a prompt a line, a CSV whose
+            head names arguments of the pipeline, or JSON, a list of objects.
+        calls: Calls of a pipeline as they are, in JSON: a list of objects of its arguments.
+        guidance_scale: Guidance of a pipeline in all its calls; the student has it baked in.
+        arguments: Further arguments of a pipeline for all its calls, a JSON object such as
+            '{"height": 512, "negative_prompt": "blurred"}'.
         iterations: Optimiser steps (default: by the kind of data, 3000 for images).
         batch_size: Segments a step (default: by the kind of data, 64 for images).
         learning_rate: Peak learning rate (default: by the kind of data, 2e-4 for images).
@@ -67,6 +98,10 @@ class Distill(Guided, Recipe):
 
     teacher: TeacherName
     out: Folder = Path("runs/distilled")
+    prompts: AnyText = None
+    calls: AnyText = None
+    guidance_scale: Annotated[float | None, number(-1000, 1000)] = None
+    arguments: AnyText = None
     iterations: Annotated[int | None, whole(1, 10**9)] = None
     batch_size: Annotated[int | None, whole(1, 10**7)] = None
     learning_rate: Annotated[float | None, number(1e-12, 1e12)] = None
@@ -86,9 +121,14 @@ class Distill(Guided, Recipe):
 
     def __call__(self) -> None:
         """Distil it."""
+        if self.prompts is not None or self.calls is not None:
+            self.distill_pipeline()
+            tell(self.out / "report.html")
+            return
         from sigdeg.discrete import TokenModel
         from sigdeg.workflows.distill import configure, distill_teacher
 
+        refuse(self, ASKED, "for pipelines that are given --prompts or --calls")
         teacher = self.load(self.teacher)
         command = shlex.join(["sigdeg", *sys.argv[1:]])
         if isinstance(teacher, TokenModel):
@@ -103,6 +143,33 @@ class Distill(Guided, Recipe):
             teacher, self.out, self, config, self.samples, self.device, self.progress, command
         )
         tell(self.out / "report.html")
+
+    def distill_pipeline(self) -> None:
+        """Distil a pipeline of any kind by its calls."""
+        from sigdeg.workflows.pipelines import distill_calls, parse_arguments, read_calls
+
+        refuse(self, OTHERS, "for other teachers than pipelines with prompts or calls")
+        given: dict[str, Any] = {
+            name: value for name in TRAINED if (value := getattr(self, name)) is not None
+        }
+        if self.residual_noise == "none":
+            given["residual_noise"] = None
+        if self.guidance_scale is not None:
+            given["guidance_scale"] = self.guidance_scale
+        distill_calls(
+            self.teacher,
+            **read_calls(self.prompts, self.calls),
+            arguments=parse_arguments(self.arguments),
+            steps=self.steps,
+            out=self.out,
+            order=self.order,
+            mixed_precision=self.mixed_precision,
+            tracker=self.tracker,
+            seed=self.seed,
+            device=self.device,
+            progress=self.progress,
+            **given,
+        )
 
     def distill_tokens(self, teacher: TokenModel, command: str) -> None:
         """Distil a teacher of tokens."""

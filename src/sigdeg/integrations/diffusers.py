@@ -104,8 +104,8 @@ def check_pipeline(kind: str, where: str) -> None:
     """Refuse pipelines of other kinds."""
     if kind not in PIPELINES:
         raise SigdegError(
-            f"{where} a {kind}: only image pipelines without text "
-            f"({', '.join(PIPELINES)}) can be teachers so far"
+            f"{where} a {kind}: a pipeline that is no {', '.join(PIPELINES[:-1])} or "
+            f"{PIPELINES[-1]} is distilled by calls or prompts of it (--prompts, --calls)"
         )
 
 

@@ -56,7 +56,7 @@ class PipelineRecipe:
         times: The largest step count's times (default: power spacing).
     """
 
-    steps: tuple[int, ...] = (4,)
+    steps: tuple[int, ...] = (10,)
     order: int = 4
     residual_noise: ResidualNoise | None = "energy"
     lookahead: float = LOOKAHEAD

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import inspect
+import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -51,12 +52,45 @@ def load_pipeline(path: Any) -> Any:
         raise SigdegError(f"{folder} cannot be loaded: {reason(error)}") from None
 
 
+def read_calls(prompts: str | None, calls: str | None) -> dict[str, Any]:
+    """What `distill_calls` takes of files of prompts or of calls.
+
+    Raises:
+        SigdegError: If a file cannot be read, or both are given.
+    """
+    from sigdeg.pipelines.inputs import read_rows
+
+    if prompts is not None and calls is not None:
+        raise SigdegError("a pipeline is distilled by calls or by prompts: give one of them")
+    if prompts is not None:
+        return {"prompts": read_rows(prompts)}
+    return {"calls": read_rows(str(calls))}
+
+
+def parse_arguments(text: str | None) -> dict[str, Any]:
+    """Arguments of a pipeline from a JSON object.
+
+    Raises:
+        SigdegError: If the text is none.
+    """
+    try:
+        found = json.loads(text or "{}")
+    except (json.JSONDecodeError, RecursionError) as error:
+        raise SigdegError(f"--arguments is no JSON: {reason(error)}") from None
+    if not isinstance(found, dict):
+        raise SigdegError(
+            f'--arguments is a JSON object, such as {{"height": 512}}, got {text!r:.60}'
+        )
+    return found
+
+
 def distill_calls(
     pipe: Any,
     *,
     calls: Sequence[Mapping[str, Any]] | None = None,
     prompts: Iterable[str | Mapping[str, Any]] | None = None,
-    steps: int | Sequence[int] = (4,),
+    arguments: Mapping[str, Any] | None = None,
+    steps: int | Sequence[int] = (10,),
     **options: Any,
 ) -> Any:
     """Distil a pipeline by its calls; see `distill_pipeline`.
@@ -69,6 +103,7 @@ def distill_calls(
         pipe: The pipeline, or its folder or hub id.
         calls: Arguments of `pipe(...)`, as they are, of one sample or of several each.
         prompts: Prompts, or arguments of one sample each: joined into calls of several.
+        arguments: Arguments of the pipeline for all its calls, beside those among `options`.
         steps: Step counts of the student.
         options: See above.
 
@@ -87,7 +122,7 @@ def distill_calls(
     pipe = load_pipeline(pipe)
     takes = inspect.signature(type(pipe).__call__).parameters
     recipes = {field.name for field in dataclasses.fields(PipelineRecipe)}
-    shared = {}
+    shared = dict(arguments or {})
     for name in [*options]:
         if name in recipes | TRAINING or name in OWN:
             continue

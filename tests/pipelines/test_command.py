@@ -1,0 +1,66 @@
+"""`sigdeg distill PIPELINE --prompts FILE`: a saved pipeline of any kind, from the command line."""
+
+import pytest
+
+from sigdeg.cli import main
+from tests.pipelines.zoo import FAMILIES
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    place = tmp_path_factory.mktemp("pipelines") / "cats"
+    FAMILIES["sd15"]().pipe.save_pretrained(place)
+    (place.parent / "prompts.txt").write_text("a cat\na dog\n")
+    return place
+
+
+def run(folder, *options):
+    return main(["distill", str(folder), "--out", str(folder.parent / "run"), *options])
+
+
+def test_it_makes_a_pipeline_and_a_report(folder, capsys):
+    from diffusers import DiffusionPipeline
+
+    prompts = str(folder.parent / "prompts.txt")
+    size = '{"height": 16, "width": 16}'
+    budget = [
+        "--iterations",
+        "2",
+        "--paths",
+        "20",
+        "--batch-size",
+        "4",
+        "--refinement",
+        "2",
+        "--tracker",
+        "none",
+    ]
+    asked = ["--prompts", prompts, "--guidance-scale", "3", "--arguments", size, "--steps", "2"]
+    assert run(folder, *asked, *budget, "--no-progress") == 0
+    assert capsys.readouterr().out.splitlines()[-1].endswith("report.html")
+    student = DiffusionPipeline.from_pretrained(folder.parent / "run" / "student")
+    student.set_progress_bar_config(disable=True)
+    image = student("a cat", num_inference_steps=2, guidance_scale=1.0, height=16, width=16)
+    assert image.images[0].size == (16, 16)
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ((), "--prompts, --calls"),
+        (("--guidance-scale", "3"), "given --prompts or --calls"),
+        (("--prompts", "none.txt"), "No such file"),
+        (("--prompts", "PROMPTS", "--calls", "PROMPTS"), "one of them"),
+        (("--prompts", "PROMPTS", "--plan", "vanilla"), "--plan"),
+        (("--prompts", "PROMPTS", "--arguments", "[1]"), "JSON object"),
+        (("--prompts", "PROMPTS", "--arguments", '{"heigt": 16}'), "did you mean height"),
+    ],
+)
+def test_bad_input_is_one_line_and_claims_nothing(folder, capsys, options, said):
+    given = [o.replace("PROMPTS", str(folder.parent / "prompts.txt")) for o in options]
+    out = folder.parent / "refused"
+    assert main(["distill", str(folder), "--out", str(out), *given]) == 2
+    told = [line for line in capsys.readouterr().err.splitlines() if line.startswith("sigdeg: ")]
+    assert len(told) == 1
+    assert said in told[0]
+    assert not out.exists()
