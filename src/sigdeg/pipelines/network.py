@@ -25,9 +25,9 @@ from sigdeg.pipelines.trace import Called, Trace, find_layer
 
 with extra("pipelines"):
     import diffusers
-    from diffusers.configuration_utils import register_to_config
+    from diffusers.configuration_utils import FrozenDict, register_to_config
 
-__all__ = ["SignatureInput", "add_signature", "signature_class"]
+__all__ = ["SignatureInput", "add_signature", "remove_signature", "signature_class"]
 
 FEATURES = 16  # sinusoidal ones, of the end of a step
 PREFIX = "SigDEG"
@@ -143,8 +143,8 @@ class SignatureInput(nn.Module):
             told = told.reshape(*told.shape, *(1,) * (output.ndim - 2))
         else:
             told = told.reshape(len(told), *(1,) * (output.ndim - 2), -1)
-        seen: Tensor = self.extra(maps.to(args[0].dtype))
-        return output + seen + told
+        seen: Tensor = self.extra(maps.to(self.extra.weight.dtype))
+        return output + seen.to(output.dtype) + told.to(output.dtype)
 
 
 def signature_class(base: Any) -> Any:
@@ -181,12 +181,26 @@ def add_signature(network: Any, trace: Trace, order: int, student: str) -> Any:
     base = type(network)
     if hasattr(network, "signature"):
         raise SigdegError(f"this {base.__name__} is a student's already")
-    written = {"trace": trace.written, "order": order, "student": student}
-    made = signature_class(base)
-    network.__class__ = made
-    network.register_to_config(sigdeg=written)
     network.signature = SignatureInput(network, trace, order, student)
+    network.__class__ = signature_class(base)
+    network.register_to_config(
+        sigdeg={"trace": trace.written, "order": order, "student": student}
+    )
     return network
+
+
+def remove_signature(network: Any) -> None:
+    """Undo `add_signature`: the network is what it was."""
+    layer = network.get_submodule(network.signature.trace.layer)
+    for hooks in (network._forward_pre_hooks, layer._forward_hooks):
+        for key, hook in list(hooks.items()):
+            if getattr(hook, "__self__", None) is network.signature:
+                del hooks[key]
+    del network.signature
+    network.__class__ = type(network).__base__
+    network._internal_dict = FrozenDict(
+        {key: value for key, value in network.config.items() if key != "sigdeg"}
+    )
 
 
 def served(name: str) -> Any:

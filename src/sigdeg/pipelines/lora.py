@@ -1,0 +1,202 @@
+r"""Students of large networks: low-rank adapters beside a base that is left as it is.
+
+A layer $W$ of the network becomes $W + B A$, with $A$ of `rank` rows and $B$ at zero; the layer
+beside the input layer is trained in full. What was trained is a small folder that any pipeline of
+the family takes:
+
+- `pytorch_lora_weights.safetensors`: the adapters, by their names in peft after that of the
+  component. Under diffusers' older names some would be lost on the way back.
+- `signature.safetensors`: what is trained in full; its metadata say what it belongs to.
+
+Reference:
+    Hu et al., *LoRA: low-rank adaptation of large language models* (arXiv 2106.09685).
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from sigdeg.errors import SigdegError, check_whole, extra, reason
+from sigdeg.files import read_tensors, save_tensors
+from sigdeg.pipelines.network import add_signature, remove_signature
+from sigdeg.pipelines.trace import LAYERS, Trace
+
+with extra("pipelines"):
+    from peft import LoraConfig, inject_adapter_in_model
+    from peft.tuners.lora import LoraLayer
+    from peft.utils import get_peft_model_state_dict, set_peft_model_state_dict
+
+__all__ = ["add_adapter", "fuse_adapter", "load_adapter", "remove_adapter", "save_adapter"]
+
+ADAPTER = "sigdeg"  # the adapters' name, beside those of styles
+LORA, BESIDE = "pytorch_lora_weights.safetensors", "signature.safetensors"
+FIRST = ".lora_A.weight"
+
+
+def add_adapter(network: Any, rank: int, seed: int = 0) -> None:
+    """Freeze a student's network, but for the layer beside its input layer and new adapters.
+
+    Every linear and convolutional layer gets one, but the input layer and convolutions in groups.
+    What is trained is in single precision, whatever the base is in.
+
+    Arguments:
+        network: A network of a class of `signature_class`.
+        rank: Rows of the adapters' first matrices.
+        seed: Of the first matrices; the second start at zero.
+
+    Raises:
+        SigdegError: If the rank is below 1, or the network has adapters of a student already.
+    """
+    check_whole(rank, 1, "the rank of a LoRA")
+    network.requires_grad_(False)
+    first = network.config.sigdeg["trace"]["layer"]
+    names = [
+        name
+        for name, layer in network.named_modules()
+        if isinstance(layer, LAYERS) and getattr(layer, "groups", 1) == 1
+        if name != first and not name.startswith("signature.")
+    ]
+    inject(network, names, rank, seed)
+    own = [p for name, p in network.named_parameters() if f".{ADAPTER}." in name]
+    for p in (*own, *beside(network).values()):
+        p.requires_grad_(True)
+        p.data = p.data.float()
+
+
+def inject(network: Any, names: list[str], rank: int, seed: int = 0) -> None:
+    """Put new adapters beside layers."""
+    if ADAPTER in getattr(network, "peft_config", {}):
+        raise SigdegError(f"this {type(network).__name__} has adapters of a student already")
+    exactly = "|".join(map(re.escape, names))
+    config = LoraConfig(r=rank, lora_alpha=rank, target_modules=exactly)
+    with torch.random.fork_rng(devices=[]):  # peft draws from the global generator
+        torch.manual_seed(seed)
+        inject_adapter_in_model(config, network, ADAPTER)
+    if hasattr(network, "_hf_peft_config_loaded"):  # diffusers' own adapters take note
+        network._hf_peft_config_loaded = True
+
+
+def beside(network: Any) -> dict[str, nn.Parameter]:
+    """What of a student's network is trained in full beside adapters, by name."""
+    return {n: p for n, p in network.named_parameters() if n.startswith("signature.")}
+
+
+def save_adapter(networks: Mapping[str, Any], folder: Path) -> None:
+    """Write what was trained of a student's networks, by the names of their components."""
+    adapters, full, told = {}, {}, {}
+    for name, network in networks.items():
+        own = get_peft_model_state_dict(network, adapter_name=ADAPTER)
+        adapters |= {f"{name}.{key}": value for key, value in own.items()}
+        full |= {f"{name}.{key}": value for key, value in beside(network).items()}
+        told[name] = dict(network.config.sigdeg)
+    save_tensors(folder / LORA, adapters)
+    save_tensors(folder / BESIDE, full, {"sigdeg": json.dumps(told)})
+
+
+def load_adapter(components: Mapping[str, Any], folder: Path) -> list[str]:
+    """Make students' networks of those of a pipeline, by what `save_adapter` wrote.
+
+    What is loaded takes the precision and the device of the networks.
+
+    Arguments:
+        components: Those of the pipeline, by name.
+        folder: The folder.
+
+    Returns:
+        The names of the networks.
+
+    Raises:
+        SigdegError: If a file is missing, damaged or of another network. The pipeline is then as it
+            was.
+    """
+    full, metadata = read_tensors(folder / BESIDE)
+    adapters, _ = read_tensors(folder / LORA)
+    try:
+        told = json.loads(metadata["sigdeg"])
+        traces = {name: Trace.read(own["trace"]) for name, own in told.items()}
+    except (KeyError, ValueError, TypeError, AttributeError):
+        raise SigdegError(f"{folder / BESIDE} does not say what it belongs to") from None
+    unknown = {key.partition(".")[0] for key in (*full, *adapters)} - told.keys()
+    absent = [name for name in told if not isinstance(components.get(name), nn.Module)]
+    if unknown or absent:
+        missing = ", ".join(sorted(unknown) or absent)
+        raise SigdegError(f"{folder} has weights of {missing}, which this pipeline has not")
+    done: list[str] = []
+    try:
+        for name, own in told.items():
+            done.append(name)
+            network = components[name]
+            add_signature(network, traces[name], own["order"], own["student"])
+            fill(network, part(adapters, name), part(full, name))
+    except (KeyError, ValueError, AttributeError, RuntimeError) as error:
+        for name in done:
+            remove_adapter(components[name])
+        kind = type(components[done[-1]]).__name__
+        raise SigdegError(f"{folder} does not fit this {kind}: {reason(error)}") from None
+    return done
+
+
+def part(tensors: Mapping[str, Tensor], name: str) -> dict[str, Tensor]:
+    """The tensors of a component, by their names in it."""
+    mine = f"{name}."
+    return {key.removeprefix(mine): v for key, v in tensors.items() if key.startswith(mine)}
+
+
+def fill(network: Any, adapters: dict[str, Tensor], full: dict[str, Tensor]) -> None:
+    """Load what was trained of a network into it, and all of it."""
+    ranks = {
+        key.removesuffix(FIRST): len(value) for key, value in adapters.items() if FIRST in key
+    }
+    if len(set(ranks.values())) != 1:
+        raise SigdegError("its adapters are not of one rank")
+    inject(network, list(ranks), ranks.popitem()[1])
+    set_peft_model_state_dict(network, adapters, ADAPTER)
+    homeless = adapters.keys() - get_peft_model_state_dict(network, adapter_name=ADAPTER).keys()
+    own = beside(network)
+    homeless |= full.keys() ^ own.keys()
+    if homeless:
+        raise SigdegError(f"{len(homeless)} of its tensors have no place, {min(homeless)} among them")
+    with torch.no_grad():
+        for name, p in own.items():
+            if p.shape != full[name].shape:
+                raise SigdegError(
+                    f"{name} is of shape {tuple(full[name].shape)}, not {tuple(p.shape)}"
+                )
+            p.copy_(full[name])
+
+
+def fuse_adapter(network: Any) -> None:
+    """Add a student's adapters to the layers beside which they are: it is then a whole student."""
+    with torch.no_grad():
+        for layer in network.modules():
+            if isinstance(layer, LoraLayer) and ADAPTER in layer.r:
+                weight = layer.get_base_layer().weight
+                weight += layer.get_delta_weight(ADAPTER).to(weight.dtype)
+    strip(network)
+
+
+def remove_adapter(network: Any) -> None:
+    """Give the base back, to the bit; adapters of styles stay."""
+    strip(network)
+    remove_signature(network)
+
+
+def strip(network: Any) -> None:
+    """Take a student's adapters off its network's layers, and off those that have no others."""
+    for name, layer in list(network.named_modules()):
+        if isinstance(layer, LoraLayer) and ADAPTER in layer.r:
+            layer.delete_adapter(ADAPTER)
+            if not layer.r:
+                network.set_submodule(name, layer.get_base_layer())
+    known = getattr(network, "peft_config", {})
+    known.pop(ADAPTER, None)
+    if hasattr(network, "peft_config") and not known:
+        del network.peft_config
+        network._hf_peft_config_loaded = False
