@@ -30,7 +30,7 @@ class Kept:
     Arguments:
         name: The network.
         structure: How the leaves nest, as pytree writes it.
-        leaves: Tensors and values; the state itself is None.
+        leaves: Tensors and values; of the state itself the type of its numbers is kept.
         by_row: Which of the leaves have a row a sample.
     """
 
@@ -61,7 +61,7 @@ class Kept:
         args, kwargs = list(called.args), dict(called.kwargs)
         if trace.axis is None:
             place: Any = args if isinstance(trace.state, int) else kwargs
-            place[trace.state] = None
+            place[trace.state] = place[trace.state].new_empty(0)
         if trace.time is not None:
             place = args if isinstance(trace.time, int) else kwargs
             time = place[trace.time]
@@ -173,7 +173,7 @@ class Calls:
             own = torch.tensor([i for i, _, _ in members], device=states.device)
             args, kwargs, name = self.joined(members, states[own])
             given = coefficients[own], ends[own.cpu()]
-            output = first_tensor(networks[name](*args, **kwargs, sigdeg=given))
+            output = first_tensor(networks[name](*args, **kwargs, sigdeg=given)).to(states)
             outputs.append(self.related(output, states))
             order.append(own)
         return torch.cat(outputs)[torch.cat(order).argsort()]
@@ -194,7 +194,8 @@ class Calls:
         args, kwargs = pytree.tree_unflatten(leaves, structure)
         place = args if isinstance(self.trace.state, int) else kwargs
         argument = place[self.trace.state]
-        filled = states if argument is None else self.trace.filled(argument, states.to(argument))
+        states = states.to(argument)
+        filled = self.trace.filled(argument, states) if len(argument) else states
         place[self.trace.state] = filled
         return args, kwargs, first.name
 

@@ -22,10 +22,11 @@ from sigdeg.distillation.checks import check_fit
 from sigdeg.distillation.judgement import advice, compare
 from sigdeg.distillation.levels import Levels
 from sigdeg.distillation.objective import Objective, Segments
-from sigdeg.errors import SigdegError
+from sigdeg.errors import SigdegError, check_whole
 from sigdeg.grids import refine
 from sigdeg.paths import Batch
 from sigdeg.pipelines.inputs import check_calls
+from sigdeg.pipelines.lora import add_adapter, save_adapter, sharing
 from sigdeg.pipelines.network import add_signature
 from sigdeg.pipelines.paths import PipelinePaths
 from sigdeg.pipelines.scheduler import SigDEGScheduler
@@ -54,6 +55,8 @@ class PipelineRecipe:
         lookahead: Fraction of a step after which the network looks, see `SignatureStudent`. With 0
             the untrained student is the teacher's ancestral sampler.
         times: The largest step count's times (default: power spacing).
+        rank: Rank of the adapters of a frozen network, for large ones, see `sigdeg.pipelines.lora`;
+            0 trains all of its weights.
     """
 
     steps: tuple[int, ...] = (10,)
@@ -61,6 +64,10 @@ class PipelineRecipe:
     residual_noise: ResidualNoise | None = "energy"
     lookahead: float = LOOKAHEAD
     times: tuple[float, ...] | None = None
+    rank: int = 0
+
+    def __post_init__(self) -> None:
+        check_whole(self.rank, 0, "the rank of a LoRA")
 
 
 @dataclass(frozen=True)
@@ -160,6 +167,7 @@ def distill_pipeline(
         "pipeline": identify(pipe),
         "calls": [written(call) for call in calls],
         "step": step.written,
+        "rank": recipe.rank,
         **dataclasses.asdict(config),
     }
     claim(accelerator, out, identity)
@@ -168,7 +176,7 @@ def distill_pipeline(
     began = time.perf_counter()
     source = open_runs(teacher, out / "runs", calls, config, identity, shown)
     step.set_scale(source.ends)
-    student = new_student(pipe, trace, step, student_id, source)
+    student = new_student(pipe, trace, step, student_id, source, recipe.rank)
     whole = source.held_out(len(source.rows))  # whole runs
 
     def draw(generator: Generator) -> Segments:
@@ -191,8 +199,12 @@ def distill_pipeline(
     done = DistilledPipeline(made, turned, trained.history, spent, calls_made, teacher)
     if not PartialState().is_main_process:
         return done
-    made.save_pretrained(out / "student")
-    untrained = new_student(pipe, trace, step, student_id, source)
+    if recipe.rank:
+        save_adapter(dict(found.network.named_children()), out / "student")
+        made.scheduler.save_pretrained(out / "student" / "scheduler")
+    else:
+        made.save_pretrained(out / "student")
+    untrained = new_student(pipe, trace, step, student_id, source, recipe.rank)
     judged = judge_pipeline(found, untrained, source, whole, teacher, accelerator.device)
     judged.verdict.save(out / "verdict.json")
     made.to(accelerator.device)
@@ -238,18 +250,29 @@ def open_runs(
 
 
 def new_student(
-    pipe: Any, trace: Trace, step: PipelineStudent, student_id: str, source: PipelinePaths
+    pipe: Any,
+    trace: Trace,
+    step: PipelineStudent,
+    student_id: str,
+    source: PipelinePaths,
+    rank: int = 0,
 ) -> PipelineStudent:
-    """The student to train: copies of the pipeline's networks, with the path beside them."""
-    networks = {name: copy.deepcopy(pipe.components[name]) for name in trace.networks}
-    for network in networks.values():
-        add_signature(network, trace, step.order, student_id)
+    """The student to train: copies of the pipeline's networks, with the path beside them.
+
+    With adapters of a rank they share the networks' weights, which are frozen.
+    """
+    networks = {}
+    for name in trace.networks:
+        own = pipe.components[name]
+        copied = sharing(own) if rank else copy.deepcopy(own).requires_grad_(True)
+        networks[name] = add_signature(copied, trace, step.order, student_id)
+        if rank:
+            add_adapter(networks[name], rank)
     shape = tuple(source.ends.shape[1:])
     student = PipelineStudent.read(
         step.written, nn.ModuleDict(networks), sample_shape=shape, recorded=source.recorded
     )
-    student.train().requires_grad_(True)
-    return student
+    return student.train()
 
 
 def student_pipeline(pipe: Any, student: PipelineStudent, student_id: str) -> Any:

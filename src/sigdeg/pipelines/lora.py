@@ -14,8 +14,10 @@ Reference:
 
 from __future__ import annotations
 
+import copy
 import json
 import re
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -33,7 +35,14 @@ with extra("pipelines"):
     from peft.tuners.lora import LoraLayer
     from peft.utils import get_peft_model_state_dict, set_peft_model_state_dict
 
-__all__ = ["add_adapter", "fuse_adapter", "load_adapter", "remove_adapter", "save_adapter"]
+__all__ = [
+    "add_adapter",
+    "fuse_adapter",
+    "load_adapter",
+    "remove_adapter",
+    "save_adapter",
+    "sharing",
+]
 
 ADAPTER = "sigdeg"  # the adapters' name, beside those of styles
 LORA, BESIDE = "pytorch_lora_weights.safetensors", "signature.safetensors"
@@ -70,14 +79,22 @@ def add_adapter(network: Any, rank: int, seed: int = 0) -> None:
         p.data = p.data.float()
 
 
+def sharing(network: Any) -> Any:
+    """A copy of a network that shares its weights."""
+    memo: dict[int, Any] = {id(value): value for value in network.buffers()}
+    memo |= {id(p): nn.Parameter(p.data, requires_grad=False) for p in network.parameters()}
+    return copy.deepcopy(network, memo)
+
+
 def inject(network: Any, names: list[str], rank: int, seed: int = 0) -> None:
     """Put new adapters beside layers."""
     if ADAPTER in getattr(network, "peft_config", {}):
         raise SigdegError(f"this {type(network).__name__} has adapters of a student already")
     exactly = "|".join(map(re.escape, names))
     config = LoraConfig(r=rank, lora_alpha=rank, target_modules=exactly)
-    with torch.random.fork_rng(devices=[]):  # peft draws from the global generator
-        torch.manual_seed(seed)
+    with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Already found a `peft_config`")  # a style's is welcome
+        torch.manual_seed(seed)  # peft draws from the global generator
         inject_adapter_in_model(config, network, ADAPTER)
     if hasattr(network, "_hf_peft_config_loaded"):  # diffusers' own adapters take note
         network._hf_peft_config_loaded = True
@@ -90,7 +107,9 @@ def beside(network: Any) -> dict[str, nn.Parameter]:
 
 def save_adapter(networks: Mapping[str, Any], folder: Path) -> None:
     """Write what was trained of a student's networks, by the names of their components."""
-    adapters, full, told = {}, {}, {}
+    adapters: dict[str, Tensor] = {}
+    full: dict[str, Tensor] = {}
+    told = {}
     for name, network in networks.items():
         own = get_peft_model_state_dict(network, adapter_name=ADAPTER)
         adapters |= {f"{name}.{key}": value for key, value in own.items()}
@@ -151,25 +170,27 @@ def part(tensors: Mapping[str, Tensor], name: str) -> dict[str, Tensor]:
 
 def fill(network: Any, adapters: dict[str, Tensor], full: dict[str, Tensor]) -> None:
     """Load what was trained of a network into it, and all of it."""
-    ranks = {
-        key.removesuffix(FIRST): len(value) for key, value in adapters.items() if FIRST in key
-    }
+    ranks = {key.removesuffix(FIRST): len(value) for key, value in adapters.items() if FIRST in key}
     if len(set(ranks.values())) != 1:
         raise SigdegError("its adapters are not of one rank")
     inject(network, list(ranks), ranks.popitem()[1])
+    check(adapters, get_peft_model_state_dict(network, adapter_name=ADAPTER))
+    check(full, beside(network))
     set_peft_model_state_dict(network, adapters, ADAPTER)
-    homeless = adapters.keys() - get_peft_model_state_dict(network, adapter_name=ADAPTER).keys()
-    own = beside(network)
-    homeless |= full.keys() ^ own.keys()
-    if homeless:
-        raise SigdegError(f"{len(homeless)} of its tensors have no place, {min(homeless)} among them")
     with torch.no_grad():
-        for name, p in own.items():
-            if p.shape != full[name].shape:
-                raise SigdegError(
-                    f"{name} is of shape {tuple(full[name].shape)}, not {tuple(p.shape)}"
-                )
+        for name, p in beside(network).items():
             p.copy_(full[name])
+
+
+def check(given: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> None:
+    """Refuse tensors that are not those of a network: all of them are to be loaded."""
+    homeless = given.keys() ^ own.keys()
+    if homeless:
+        raise SigdegError(f"{len(homeless)} tensors, such as {min(homeless)}, have no counterpart")
+    for name, value in given.items():
+        if value.shape != own[name].shape:
+            shapes = f"{tuple(value.shape)}, not {tuple(own[name].shape)}"
+            raise SigdegError(f"{name} is of shape {shapes}")
 
 
 def fuse_adapter(network: Any) -> None:

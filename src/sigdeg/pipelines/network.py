@@ -183,9 +183,7 @@ def add_signature(network: Any, trace: Trace, order: int, student: str) -> Any:
         raise SigdegError(f"this {base.__name__} is a student's already")
     network.signature = SignatureInput(network, trace, order, student)
     network.__class__ = signature_class(base)
-    network.register_to_config(
-        sigdeg={"trace": trace.written, "order": order, "student": student}
-    )
+    network.register_to_config(sigdeg={"trace": trace.written, "order": order, "student": student})
     return network
 
 
