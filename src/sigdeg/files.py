@@ -26,12 +26,14 @@ except ImportError:  # Windows, which moves no file that is open, and has other 
     fcntl = None  # type: ignore[assignment]
 
 __all__ = [
+    "PIPELINE_CARD",
     "SHIPPED",
     "atomic_write",
     "count_weights",
     "find_folder",
     "find_student",
     "load_weights",
+    "open_tensors",
     "read_identified",
     "read_json",
     "read_tensors",
@@ -45,7 +47,9 @@ __all__ = [
 
 SHIPPED = Path(__file__).parent / "pretrained"  # models that come with the package
 LOCAL = ("runs", "samples")  # folders that our own commands make: nobody means the hub's
+HUB = ["*.json", "*.safetensors", "*.txt", "*.model"]  # the last two: of tokenizers
 SUFFIXES = (".safetensors", ".bin", ".ckpt", ".pkl", ".pt", ".pth")  # the last five: pickles
+PIPELINE_CARD = "sigdeg.json"  # beside the model_index.json of a student that is a pipeline
 PART = ".part"  # ends the names of files that are being written
 FLOATS = {torch.float16, torch.bfloat16, torch.float32, torch.float64}  # of weights
 
@@ -300,7 +304,7 @@ def find_folder(path: str | Path) -> Path:
     from huggingface_hub import snapshot_download
 
     try:
-        return Path(snapshot_download(name, allow_patterns=["*.json", "*.safetensors"]))
+        return Path(snapshot_download(name, allow_patterns=HUB))
     except (OSError, ValueError) as error:  # a hub or network error, or no valid id
         told = f"{name} is no folder here and could not be fetched: {reason(error)}"
         raise SigdegError(told) from None
@@ -309,6 +313,9 @@ def find_folder(path: str | Path) -> Path:
 def find_student(path: str | Path) -> Path:
     """The folder of a model: itself, or that of the run which made it, local or on the hub."""
     folder = find_folder(path)
+    for place in (folder, folder / "student"):
+        if (place / PIPELINE_CARD).is_file():
+            raise SigdegError(f"{path} is a student that is a pipeline: load_pipeline loads it")
     if (folder / "model_index.json").is_file():
         raise SigdegError(f"{path} is a diffusers pipeline, a teacher: sigdeg distill it first")
     made = (folder / "student", folder / "teacher")

@@ -8,6 +8,7 @@ from sigdeg.pipelines.distill import (
     distill_pipeline,
     pipeline_config,
 )
+from sigdeg.pipelines.files import attach, load_pipeline, save_student
 from sigdeg.pipelines.network import add_signature, served, signature_class
 from sigdeg.pipelines.paths import PipelinePaths
 from sigdeg.pipelines.scheduler import SigDEGScheduler, replaced
@@ -26,9 +27,12 @@ __all__ = [
     "SigDEGScheduler",
     "Trace",
     "add_signature",
+    "attach",
     "distill_pipeline",
+    "load_pipeline",
     "pipeline_config",
     "replaced",
+    "save_student",
     "served",
     "signature_class",
     "trace",

@@ -22,6 +22,7 @@ from sigdeg.networks import sinusoidal
 from sigdeg.pipelines.noise import tiled
 from sigdeg.pipelines.scheduler import SigDEGScheduler, running
 from sigdeg.pipelines.trace import Called, Trace, find_layer
+from sigdeg.schema import listed, maybe, number, record, text, whole
 
 with extra("pipelines"):
     import diffusers
@@ -31,6 +32,17 @@ __all__ = ["SignatureInput", "add_signature", "remove_signature", "signature_cla
 
 FEATURES = 16  # sinusoidal ones, of the end of a step
 PREFIX = "SigDEG"
+TRACE = record(
+    {
+        "networks": listed(text),
+        "channels": whole(1),
+        "time_scale": number(),
+        "time_shift": number(),
+        "layer": text,
+    },
+    {"axis": maybe(whole(1, 8))},
+)
+BESIDE = record({"trace": TRACE, "order": whole(1, 1000), "student": text}, {})
 MADE: dict[Any, Any] = {}  # classes of networks' classes
 
 
@@ -147,6 +159,21 @@ class SignatureInput(nn.Module):
         return output + seen.to(output.dtype) + told.to(output.dtype)
 
 
+def read_signature(network: nn.Module, written: dict[str, Any]) -> SignatureInput:
+    """The layer beside a network's input layer, of what its configuration says.
+
+    Raises:
+        SigdegError: If that does not fit one, or the network has no such layer.
+    """
+    try:
+        BESIDE(written, "sigdeg")
+        trace = Trace.read(written["trace"])
+        return SignatureInput(network, trace, written["order"], written["student"])
+    except (AttributeError, TypeError) as error:
+        kind = type(network).__name__
+        raise SigdegError(f"what a {kind} says of its student does not fit: {error}") from None
+
+
 def signature_class(base: Any) -> Any:
     """The class of a student's network: `base` with one more registered argument, `sigdeg`.
 
@@ -161,8 +188,7 @@ def signature_class(base: Any) -> Any:
     def __init__(self: Any, *args: Any, sigdeg: dict[str, Any] | None = None, **own: Any) -> None:  # noqa: N807
         inner(self, *args, **own)
         if sigdeg is not None:
-            trace = Trace.read(sigdeg["trace"])
-            self.signature = SignatureInput(self, trace, sigdeg["order"], sigdeg["student"])
+            self.signature = read_signature(self, sigdeg)
 
     told = inspect.Parameter("sigdeg", inspect.Parameter.KEYWORD_ONLY, default=None)
     made: Any = __init__

@@ -16,8 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from sigdeg.distillation import DistillConfig
-from sigdeg.errors import SigdegError, extra, reason
-from sigdeg.files import find_folder
+from sigdeg.errors import SigdegError, reason
 from sigdeg.results import Row, add_speed, count_calls, make_row, save_results
 from sigdeg.timing import paired_seconds
 from sigdeg.workflows.evaluate import CAPTION, PICTURES, metrics
@@ -25,31 +24,10 @@ from sigdeg.workflows.evaluate import CAPTION, PICTURES, metrics
 if TYPE_CHECKING:
     from sigdeg.pipelines import DistilledPipeline, Judged
 
-__all__ = ["distill_calls", "load_pipeline", "report_pipeline"]
+__all__ = ["distill_calls", "report_pipeline"]
 
 TRAINING = {field.name for field in dataclasses.fields(DistillConfig)}
 OWN = ("out", "device", "progress", "batch")
-
-
-def load_pipeline(path: Any) -> Any:
-    """A diffusers pipeline: itself, or that of a folder or hub id.
-
-    Raises:
-        SigdegError: If there is none, or it cannot be loaded: what diffusers says, in one line.
-    """
-    with extra("pipelines"):
-        from diffusers import DiffusionPipeline
-    if not isinstance(path, str | Path):
-        if not isinstance(path, DiffusionPipeline):
-            raise SigdegError(
-                f"calls are those of a diffusers pipeline, a {type(path).__name__} is none"
-            )
-        return path
-    folder = find_folder(path)
-    try:
-        return DiffusionPipeline.from_pretrained(folder, use_safetensors=True)
-    except Exception as error:  # whatever a damaged folder makes of its reader
-        raise SigdegError(f"{folder} cannot be loaded: {reason(error)}") from None
 
 
 def read_calls(prompts: str | None, calls: str | None) -> dict[str, Any]:
@@ -113,7 +91,12 @@ def distill_calls(
     Raises:
         SigdegError: If options do not fit together, or the folder holds another run.
     """
-    from sigdeg.pipelines import PipelineRecipe, distill_pipeline, pipeline_config
+    from sigdeg.pipelines import (
+        PipelineRecipe,
+        distill_pipeline,
+        load_pipeline,
+        pipeline_config,
+    )
     from sigdeg.pipelines.inputs import BATCH, join_rows
 
     if (calls is None) == (prompts is None):

@@ -1,0 +1,264 @@
+"""Pipelines as folders: students saved, read, and put onto other pipelines of their family.
+
+A student's folder is that of any pipeline, of the teacher's own class: with `import sigdeg` it is
+read by `DiffusionPipeline.from_pretrained`. Beside `model_index.json` lie `sigdeg.json`, what made
+it and what belongs to its calls, and `README.md`, which says so to people.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+from torch import nn
+
+from sigdeg.errors import SigdegError, extra, reason
+from sigdeg.files import (
+    PIPELINE_CARD,
+    find_folder,
+    open_tensors,
+    read_json,
+    save_json,
+    seal,
+    unseal,
+    weight_files,
+)
+from sigdeg.model import Card
+from sigdeg.pipelines.network import served
+from sigdeg.pipelines.scheduler import SigDEGScheduler
+from sigdeg.schema import mapped, record, text
+
+with extra("pipelines"):
+    from diffusers import DiffusionPipeline
+
+__all__ = ["attach", "load_pipeline", "read_card", "save_student"]
+
+FORMAT = "sigdeg-pipeline"
+INDEX, WEIGHTS = "model_index.json", "diffusion_pytorch_model.safetensors"
+BESIDE = {f"signature.{layer}.weight" for layer in ("extra", "features")}
+SAVED = record({"format": text, "call": mapped()}, {"origin": mapped()})
+README = """---
+library_name: diffusers
+tags: [sigdeg]
+---
+
+# {name}
+
+A few-step student of {teacher}: {steps} calls of its network a sample, by Sig-DEG.
+
+```python
+{code}
+```
+
+- Its times, its noise and what its network sees of the path are in its scheduler: keep it.
+- {guidance}
+- The same seed gives the same sample, in any batch{elastic}.
+{verdict}"""
+WHOLE = """import sigdeg  # its classes
+from diffusers import DiffusionPipeline
+
+pipe = DiffusionPipeline.from_pretrained("{folder}")
+pipe(..., num_inference_steps={steps}{call})"""
+ADAPTER = """import sigdeg
+
+pipe = ...  # {kind}, or any other pipeline of its network
+sigdeg.attach(pipe, "{folder}")
+pipe(..., num_inference_steps={steps}{call})"""
+
+
+def save_student(
+    pipe: Any, folder: str | Path, call: Mapping[str, Any] | None = None, card: Card | None = None
+) -> None:
+    """Write a student's pipeline, whole or not at all.
+
+    Arguments:
+        pipe: The pipeline, with student and scheduler in it.
+        folder: The folder: a new or an empty one, or one of a student, which is replaced.
+        call: Arguments that belong to its calls, such as those that turn guidance off.
+        card: What made it.
+
+    Raises:
+        SigdegError: If the pipeline has no student, the folder holds anything else, or it cannot be
+            written.
+    """
+    folder = Path(folder)
+    if not getattr(pipe.scheduler, "student", ""):
+        raise SigdegError(f"this {type(pipe).__name__} has no student in it: nothing is saved")
+    held = [path.name for path in folder.iterdir()] if folder.is_dir() else []
+    if held and PIPELINE_CARD not in held:
+        raise SigdegError(f"{folder} holds other files than a student's: choose another folder")
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with TemporaryDirectory(prefix=f".{folder.name}.", dir=folder.parent) as part:
+            made = Path(part) / "made"
+            pipe.save_pretrained(made)
+            write_card(made, folder.name, pipe, call or {}, card or Card())
+            if held:
+                folder.replace(Path(part) / "before")
+            made.replace(folder)
+    except SigdegError:
+        raise
+    except Exception as error:  # safetensors reports a full disk as its own error, not as OSError
+        raise SigdegError(f"cannot write {folder}: {reason(error)}") from None
+
+
+def write_card(
+    folder: Path, name: str, pipe: Any, call: Mapping[str, Any], card: Card, whole: bool = True
+) -> None:
+    """Write `sigdeg.json` and `README.md` of a student, or of an adapter that makes one."""
+    try:
+        json.dumps(dict(call), allow_nan=False)
+    except (TypeError, ValueError):
+        raise SigdegError(f"the arguments of a call must be JSON, got {dict(call)!r:.60}") from None
+    told = {"format": FORMAT, "call": dict(call), "origin": card.written}
+    save_json(folder / PIPELINE_CARD, seal(told))
+    step = pipe.scheduler.core
+    counts = [str(count) for count in sorted(step.steps)]
+    arguments = "".join(f", {key}={value!r}" for key, value in call.items())
+    filled = {"folder": name, "steps": max(step.steps), "call": arguments}
+    kind = type(pipe).__name__
+    guidance = "It was taught without guidance."
+    if card.guidance is not None:
+        guidance = (
+            f"Guidance of scale {card.guidance:g} is in its weights: leave it off, which halves "
+            "the cost of a call. Negative prompts have no effect then."
+        )
+    readme = README.format(
+        name=card.name or name,
+        teacher=f"{card.teacher} ({kind})" if card.teacher else f"a {kind}",
+        steps=" or ".join([", ".join(counts[:-1]), counts[-1]] if counts[1:] else counts),
+        code=(WHOLE if whole else ADAPTER).format(kind=kind, **filled),
+        guidance=guidance,
+        elastic=" and at any number of steps over the same path" if step.elastic else "",
+        verdict=f"- {card.verdict}\n" if card.verdict else "",
+    )
+    (folder / "README.md").write_text(readme, encoding="utf-8")
+
+
+def read_card(folder: Path) -> tuple[dict[str, Any], Card]:
+    """What belongs to the calls of a student, and what made it; nothing where it does not say.
+
+    Raises:
+        SigdegError: If `sigdeg.json` was changed or damaged.
+    """
+    file = folder / PIPELINE_CARD
+    if not file.is_file():  # saved again by the pipeline itself
+        return {}, Card()
+    told = unseal(read_json(file), file)
+    SAVED(told, PIPELINE_CARD)
+    if told["format"] != FORMAT:
+        raise SigdegError(f"{file} is of the format {told['format']!r}, not {FORMAT!r}")
+    return told["call"], Card.read(told.get("origin") or {})
+
+
+def load_pipeline(path: Any, **options: Any) -> Any:
+    """A diffusers pipeline, teacher or student: itself, or that of a folder or hub id.
+
+    Arguments:
+        path: The pipeline, its folder, that of the run which made it, or a hub id.
+        options: Further arguments of `DiffusionPipeline.from_pretrained`, such as `dtype`.
+
+    Raises:
+        SigdegError: If there is none, or it is incomplete or damaged. A pickle is never opened.
+    """
+    if isinstance(path, DiffusionPipeline):
+        return path
+    if not isinstance(path, str | Path):
+        raise SigdegError(f"a {type(path).__name__} is no diffusers pipeline, and no folder of one")
+    folder = find_pipeline(path)
+    index = read_json(folder / INDEX)
+    check_student(folder, index)
+    absent = {k: None for k, v in index.items() if isinstance(v, list) and v[:1] == [None]}
+    options = {"use_safetensors": True, **absent, **options}
+    return read_part(DiffusionPipeline, folder, **options)
+
+
+def attach(pipe: Any, path: str | Path) -> Any:
+    """Put a student onto a pipeline: its network, with its scheduler.
+
+    Any pipeline that calls a network of the same class will do: with ControlNet, from an image,
+    with a mask. Adapters of styles come after: the network is another.
+
+    Arguments:
+        pipe: The pipeline; it is changed.
+        path: Folder of a student or a hub id.
+
+    Returns:
+        The pipeline.
+
+    Raises:
+        SigdegError: If the folder holds no student or a damaged one, or the pipeline has no such
+            network. It is then as it was.
+    """
+    folder = find_pipeline(path)
+    names = check_student(folder, read_json(folder / INDEX))
+    if not names:
+        raise SigdegError(
+            f"{folder} holds a pipeline without a student: there is nothing to attach"
+        )
+    networks = {}
+    for name in names:
+        own, kind = pipe.components.get(name), read_json(folder / name / "config.json")
+        made = served(str(kind.get("_class_name")))
+        if not isinstance(own, nn.Module) or not issubclass(made, base_of(own)):
+            found = "none" if own is None else f"a {type(own).__name__}"
+            raise SigdegError(
+                f"the student's {name} is a {made.__name__}, and this {type(pipe).__name__} has "
+                f"{found}"
+            )
+        made = read_part(made, folder / name, use_safetensors=True)
+        networks[name] = made.to(own.device, own.dtype)
+    scheduler = read_part(SigDEGScheduler, folder / "scheduler")
+    pipe.register_modules(scheduler=scheduler, **networks)
+    return pipe
+
+
+def base_of(network: nn.Module) -> Any:
+    """The class of a network, of a student's that of its teacher."""
+    return type(network).__base__ if hasattr(network, "signature") else type(network)
+
+
+def find_pipeline(path: str | Path) -> Path:
+    """The folder of a pipeline: itself, or that of the run which made it, local or on the hub."""
+    folder = find_folder(path)
+    found = next((f for f in (folder, folder / "student") if (f / INDEX).is_file()), None)
+    if found is None:
+        raise SigdegError(f"{path} holds no pipeline: there is no {INDEX} in it")
+    return found
+
+
+def check_student(folder: Path, index: Mapping[str, Any]) -> list[str]:
+    """The names of the students' networks in a pipeline's folder, if any.
+
+    Raises:
+        SigdegError: If scheduler and networks are not of one student, or the weights beside an
+            input layer are missing: diffusers would draw them anew.
+    """
+    homes = {k: v for k, v in index.items() if isinstance(v, list) and v[:1] == ["sigdeg"]}
+    names = [name for name in homes if name != "scheduler"]
+    if not homes:
+        return []
+    if "scheduler" not in homes:
+        raise SigdegError(f"{folder} holds a Sig-DEG student without its SigDEGScheduler")
+    own = read_part(SigDEGScheduler, folder / "scheduler").student
+    for name in names:
+        told = read_json(folder / name / "config.json").get("sigdeg")
+        if not isinstance(told, dict) or told.get("student") != own:
+            raise SigdegError(f"{folder}: scheduler and {name} are not of one student")
+        files = weight_files(folder / name / WEIGHTS)
+        for weight in BESIDE - {key for file in files for key in open_tensors(file)[0]}:
+            raise SigdegError(f"{folder / name}: {weight}, beside its input layer, is missing")
+    return names
+
+
+def read_part(kind: Any, folder: Path, **options: Any) -> Any:
+    """A part of a pipeline from its folder: what diffusers says of a damaged one, in one line."""
+    try:
+        return kind.from_pretrained(folder, **options)
+    except SigdegError as error:
+        raise SigdegError(f"{folder}: {error}") from None
+    except Exception as error:  # whatever a damaged folder makes of its reader
+        raise SigdegError(f"{folder} cannot be loaded: {reason(error)}") from None
