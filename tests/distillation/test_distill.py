@@ -30,8 +30,8 @@ from sigdeg.sampling import sample
 from sigdeg.schedule import Cosine, DiscreteVP, VPLinear
 from sigdeg.steps import EulerMaruyama, Exponential, ShARK
 from sigdeg.student import PlainStudent, SignatureStudent
-from sigdeg.training.checkpoint import ema_update
 from sigdeg.training.config import learning_rate
+from sigdeg.training.weights import Average, ema_update
 
 SCHEDULE = VPLinear()
 LAW = GaussianMixture1D()
@@ -454,7 +454,7 @@ def test_averaged_weights_are_the_ones_kept(tmp_path: Path, monkeypatch: Any) ->
 
     trace: list[Tensor] = []
 
-    def watched(average: nn.Module, model: nn.Module, decay: float) -> None:
+    def watched(average: Average, model: nn.Module, decay: float) -> None:
         trace.append(weights(model).clone())
         ema_update(average, model, decay)
 
@@ -486,7 +486,7 @@ def test_trained_at_that_rate_with_clipped_gradients(tmp_path: Path, monkeypatch
 
     trace: list[Tensor] = []
 
-    def watched(average: nn.Module, model: nn.Module, decay: float) -> None:
+    def watched(average: Average, model: nn.Module, decay: float) -> None:
         trace.append(weights(model).clone())
         ema_update(average, model, decay)
 

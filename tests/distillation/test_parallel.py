@@ -1,5 +1,7 @@
 """Two processes by `torchrun`: one run, one set of files, and what one process would have learnt.
 
+Whether each has all of the weights or a part of every one.
+
 Run as a program, this file is what is launched.
 """
 
@@ -26,7 +28,7 @@ from sigdeg.rng import seeded
 from sigdeg.schedule import VPLinear
 from sigdeg.steps import Exponential, Step
 from sigdeg.student import SignatureStudent
-from sigdeg.training import TrainConfig, make_accelerator
+from sigdeg.training import TrainConfig, job, make_accelerator
 
 TEACHER = Exponential(GaussianMixtureDenoiser([-2.0, 2.0], [0.5, 0.5], [0.5, 0.5], VPLinear()))
 DATA = torch.randn(50, 1, generator=Generator().manual_seed(5))
@@ -51,7 +53,7 @@ def run_tokens(folder: Path, **settings: Any) -> Any:
     return distill_model(BITS, network=network, out=folder, **settings)[1]
 
 
-def run(kind: str, folder: Path) -> Any:
+def run(kind: str, folder: Path, **more: Any) -> Any:
     """Distil one kind of student for twenty steps."""
     if kind == "tokens":
         work = {"iterations": 20, "batch_size": 16, "checkpoint_every": 7, "progress": False}
@@ -78,10 +80,24 @@ def run(kind: str, folder: Path) -> Any:
         "refinement": 3,
         "judge": 0,
         **arguments,
+        **more,
     }
-    return distill(
-        student, teacher, folder / kind, device="cpu", progress=False, resume=False, **settings
-    )
+    return distill(student, teacher, folder / kind, device="cpu", progress=False, **settings)
+
+
+def interrupted(kind: str, folder: Path, until: int, **more: Any) -> None:
+    """Distil until a step, and no further."""
+    update, steps = job.ema_update, iter(range(until))
+
+    def stop(*given: Any) -> None:
+        if next(steps, None) is None:
+            raise KeyboardInterrupt
+        update(*given)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(job, "ema_update", stop)
+        with pytest.raises(KeyboardInterrupt):
+            run(kind, folder, **more)
 
 
 def main(folder: Path) -> None:
@@ -92,6 +108,8 @@ def main(folder: Path) -> None:
         tensors = {**found.student.network.state_dict(), "history": found.history}
         tensors["teacher_nfe"] = torch.tensor(found.teacher_nfe)
         save_file(tensors, folder / f"{kind}-{rank}.safetensors")
+    run("matched", folder / "sharded", sharding="fsdp")
+    interrupted("cached", folder / "sharded", 15, sharding="fsdp")
     with pytest.raises(SigdegError, match="2 processes cannot share a batch of 15 evenly"):
         make_accelerator(TrainConfig(batch_size=15), folder / "odd", "cpu")
 
@@ -119,9 +137,15 @@ def test_two_processes_learn_what_one_does(tmp_path: Path) -> None:
         assert not [p for p in (tmp_path / kind).rglob(".*")]
         assert len(list((tmp_path / kind).rglob("events.out.*"))) > 0
         alone = run(kind, tmp_path / "alone")
-        for key, value in alone.student.network.state_dict().items():
+        weights = alone.student.network.state_dict()
+        for key, value in weights.items():
             torch.testing.assert_close(first[key], value, rtol=0, atol=1e-5)
         torch.testing.assert_close(first["history"], alone.history, rtol=0, atol=1e-5)
+        if kind in ("matched", "cached"):
+            sharded = run(kind, tmp_path / "sharded")  # the one is finished, the other goes on
+            for key, value in sharded.student.network.state_dict().items():
+                torch.testing.assert_close(value, weights[key], rtol=0, atol=1e-5)
+            torch.testing.assert_close(sharded.history, alone.history, rtol=0, atol=1e-5)
         calls[kind] = (float(first["teacher_nfe"]), alone.teacher_nfe)
     assert calls["cached"] == (40 * 9, 40 * 9)
     # Each holds out segments of its own; those to learn from are shared.

@@ -158,7 +158,7 @@ def train_student(
     check_labels(labels, count)
     accelerator = make_accelerator(config, out_dir, device)
     identity = {
-        **dataclasses.asdict(config),
+        **config.identity(),
         "student": fingerprint(student),
         "teacher": None if teacher is None else fingerprint(teacher),
         "data": None if data is None else fingerprint(data),

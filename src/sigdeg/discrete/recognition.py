@@ -128,7 +128,7 @@ def train_mixture(
     check_sequences(data, student.process, student.length)
     check_data(data, LEAST)
     identity = {
-        **dataclasses.asdict(config),
+        **config.identity(),
         "start": start,
         "student": fingerprint(student),
         "recognition": fingerprint(recognition),

@@ -107,7 +107,7 @@ def train_teacher(
     check_data(data, LEAST)
     check_labels(labels, len(data))
     identity = {
-        **dataclasses.asdict(config),
+        **config.identity(),
         "weighting": weighting,
         "network": fingerprint(denoiser),
         "data": fingerprint(data),

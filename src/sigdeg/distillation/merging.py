@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import bisect
 import copy
-import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
 from operator import neg
@@ -185,7 +184,7 @@ def distill_rounds(
         plan = parse_plan(plan, len(coarse[0]) - 1)
     todo = rounds(plan, coarse)
     identity = {
-        **dataclasses.asdict(config),
+        **config.identity(),
         "teacher": fingerprint(teacher),
         "student": fingerprint(student),
         "plan": format_plan(plan),

@@ -103,7 +103,7 @@ def distill_steps(
     check_teacher(paths, student)
     identity = {
         **(shared or paths).identity(),
-        **dataclasses.asdict(config),  # its q as it was asked for
+        **config.identity(),  # its q as it was asked for
         "student": fingerprint(student),
         "grids": [grid.tolist() for grid in levels.grids],
     }

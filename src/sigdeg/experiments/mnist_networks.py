@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -148,7 +147,7 @@ def train_on(
         lambda g: batch(torch.randint(kept, (config.batch_size,), generator=g), g),
         batch(torch.arange(kept, len(data[0])), derive_generator(config.seed, Stream.HELD_OUT)),
         {
-            **dataclasses.asdict(config),
+            **config.identity(),
             "network": fingerprint(objective),
             "data": [fingerprint(tensor) for tensor in data],
         },

@@ -5,7 +5,6 @@ It shares nothing with the teachers and students that it judges but the text the
 
 from __future__ import annotations
 
-import dataclasses
 from pathlib import Path
 from typing import Any
 
@@ -85,7 +84,7 @@ def train_scorer(
         lambda g: pieces[torch.randint(len(pieces), (config.batch_size,), generator=g)],
         windows(unseen, length)[:HELD_OUT],
         {
-            **dataclasses.asdict(config),
+            **config.identity(),
             "length": length,
             "network": fingerprint(objective),
             "data": [fingerprint(text), fingerprint(unseen)],

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, fields
+from dataclasses import asdict, dataclass, fields
 from numbers import Real
-from typing import Literal
+from typing import Any, Literal
 
 from sigdeg.errors import SigdegError, check_choice, check_least, check_whole
 
 __all__ = ["TrainConfig", "learning_rate"]
 
 DEFAULT_TRACKER = "tensorboard"
+PLACEMENT = ("gradient_checkpointing", "sharding")  # what is learnt is the same, to rounding
 
 
 @dataclass(frozen=True)
@@ -30,6 +31,10 @@ class TrainConfig:
         seed: Seed of everything that is drawn.
         checkpoint_every: Steps between checkpoints.
         mixed_precision: Passed on to accelerate.
+        gradient_checkpointing: Compute activations anew for the gradient, which takes less memory
+            and more time, in networks that can (diffusers').
+        sharding: Of several processes `fsdp` leaves each a part of every weight, its gradient and
+            its moments, for networks too large for one device; otherwise each has all of them.
         tracker: Passed on to accelerate (tensorboard, wandb ...); none logs nothing, and so does
             tensorboard where it is not installed.
     """
@@ -44,6 +49,8 @@ class TrainConfig:
     seed: int = 0
     checkpoint_every: int = 500
     mixed_precision: Literal["no", "bf16"] = "no"
+    gradient_checkpointing: bool = False
+    sharding: Literal["none", "fsdp"] = "none"
     tracker: str = DEFAULT_TRACKER
 
     def __post_init__(self) -> None:
@@ -51,10 +58,16 @@ class TrainConfig:
         self.at_least(0, "warmup", "seed")
         check_choice(self.optimizer, ("adam", "muon"), "optimizer")
         check_choice(self.mixed_precision, ("no", "bf16"), "mixed_precision")
+        check_choice(self.sharding, ("none", "fsdp"), "sharding")
         if not (self.learning_rate > 0 and self.gradient_clip > 0 and 0 <= self.ema < 1):
             raise SigdegError(
                 "learning_rate and gradient_clip must be positive, and ema must lie in [0, 1)"
             )
+
+    def identity(self) -> dict[str, Any]:
+        """JSON values that tell a training from any other; how it is spread over memory is none."""
+        told = asdict(self)
+        return {name: value for name, value in told.items() if name not in PLACEMENT}
 
     def at_least(self, least: int, *names: str) -> None:
         """Refuse fields below a bound, whole numbers that are none, and infinite ones."""

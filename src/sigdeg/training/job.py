@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import copy
 import sys
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Generic, NamedTuple, TypeVar
 
@@ -21,10 +21,12 @@ from sigdeg.files import read_json, save_json, seal, unseal
 from sigdeg.rng import Stream, derive_generator
 from sigdeg.runs import claim_folder
 from sigdeg.schema import number, record
-from sigdeg.training.checkpoint import ema_update, load_checkpoint, save_checkpoint
+from sigdeg.training.checkpoint import load_checkpoint, save_checkpoint
 from sigdeg.training.config import TrainConfig, learning_rate
 from sigdeg.training.devices import make_accelerator
+from sigdeg.training.memory import check_networks, checkpoint_gradients, memory_used, reset_memory
 from sigdeg.training.optimizer import make_optimizers
+from sigdeg.training.weights import Average, copied, ema_update, fill, kept, whole
 
 __all__ = ["Job", "Trained", "claim", "train"]
 
@@ -69,14 +71,17 @@ class Trained(NamedTuple, Generic[M]):
     """What training gives back.
 
     Arguments:
-        objective: The objective with averaged weights, on the CPU.
+        objective: The objective with averaged weights, which lie where they did before; frozen ones
+            are those of the objective that was given.
         history: Columns step, training loss, held-out loss; shape (points, 3).
         seconds: Time spent training, that before interruptions included.
+        memory: Bytes in use at most: of a GPU's memory, or of this process where a CPU trains.
     """
 
     objective: M
     history: Tensor
     seconds: float
+    memory: int
 
 
 def claim(
@@ -101,7 +106,9 @@ def train(
 ) -> Trained[M]:
     r"""Minimise a loss; the same call goes on with an interrupted training.
 
-    A batch is a function of (seed, step), cut by process: any number of processes learn the same.
+    A batch is a function of (seed, step), cut by process: any number of processes learn the same,
+    and any number can go on. Parameters that need no gradient are frozen, see
+    `sigdeg.training.weights`.
 
     Arguments:
         job: What to train.
@@ -114,81 +121,157 @@ def train(
         spent: Seconds that preparing a new training took, added to its time.
 
     Returns:
-        The objective with averaged weights, the history and the time it took.
+        The objective with averaged weights, the history, the time and the memory it took.
 
     Raises:
-        SigdegError: If the folder holds another training, or the device is not to be had.
+        SigdegError: If the folder holds another training, the device is not to be had, or the
+            networks cannot be trained as `config` says.
         TrainingError: If the loss stops being finite; the last good checkpoint is kept.
     """
+    check_networks(job.objective, config)
     accelerator = make_accelerator(config, out_dir, device)
     claim(accelerator, out_dir, job.identity, resume)
-    place, main = accelerator.device, accelerator.is_main_process
-    objective = copy.deepcopy(job.objective).to(place)
-    optimizers = make_optimizers(objective, config)
-    checkpoint = out_dir / "checkpoints" / "last.safetensors"
-    clock = checkpoint.with_name("seconds.json")
-    run = seal(job.identity)["_digest"]
-    if job.prepare is not None and not checkpoint.exists():
-        job.prepare(objective)
-    average = copy.deepcopy(objective).requires_grad_(False)
-    began, before = time.perf_counter(), spent
-    modules: dict[str, nn.Module] = {"objective": objective, "average": average}
-    history: list[list[float]] = []
-    first = 0
-    if checkpoint.exists():
-        first, extra = load_checkpoint(checkpoint, modules, optimizers, run)
-        history = extra["history"].tolist()
-        before = read_seconds(clock) if clock.exists() else 0.0
-    model, *optimizers = accelerator.prepare(objective, *optimizers)
-    groups = [group for optimizer in optimizers for group in optimizer.param_groups]
+    state = Loop(job, out_dir, config, accelerator, spent)
     start_tracking(accelerator, config, progress)
-    held_out = send_to_device(job.held_out, place)
     with tqdm(
-        total=config.iterations, initial=first, desc=label, disable=not (progress and main)
+        total=config.iterations,
+        initial=state.first,
+        desc=label,
+        disable=not (progress and accelerator.is_main_process),
     ) as bar:
-        for step in range(first, config.iterations):
-            # The last number is there because a process once had a batch of its own.
-            generator = derive_generator(config.seed, Stream.BATCHES, step, 0)
-            whole = job.batch(generator)
-            own = job.share(whole, accelerator.process_index, accelerator.num_processes)
-            for group in groups:
-                group["lr"] = group["factor"] * learning_rate(step, config)
-            with accelerator.autocast():
-                losses = model(send_to_device(own, place))
-            check_finite(losses["loss"], step, checkpoint)
-            model.zero_grad()
-            accelerator.backward(losses["loss"])
-            for group in groups:
-                accelerator.clip_grad_norm_(group["params"], config.gradient_clip)
-            for optimizer in optimizers:
-                optimizer.step()
-            ema_update(average, objective, min(config.ema, (1 + step) / (10 + step)))
+        for step in range(state.first, config.iterations):
+            losses = state.step(step)
             bar.update()
             done = step + 1
             if done % LOG_EVERY == 0 or done == config.iterations:
-                named = {
-                    name: float(accelerator.reduce(value.detach(), "mean"))
-                    for name, value in losses.items()
-                }
-                with torch.no_grad():
-                    named["held_out"] = float(average(held_out)["loss"])
-                history.append([done, named["loss"], named["held_out"]])
+                named = state.measure(losses, done)
                 bar.set_postfix({name: f"{value:.4f}" for name, value in named.items()})
-                named["learning_rate"] = learning_rate(step, config)
-                accelerator.log(named, step=done)
-            if done % config.checkpoint_every and done != config.iterations:
-                continue
-            with torch.no_grad():  # the weights that are kept must be good ones
-                check_finite(objective(held_out)["loss"], done, checkpoint)
-            if main:
-                extra = {"history": torch.tensor(history, dtype=torch.float64).reshape(-1, 3)}
-                # Beside the checkpoint: that is the same to the bit, time is not.
-                save_json(clock, seal({"seconds": before + time.perf_counter() - began}))
-                save_checkpoint(checkpoint, modules, optimizers, extra, done, run)
+                accelerator.log({**named, "learning_rate": learning_rate(step, config)}, step=done)
+            if done % config.checkpoint_every == 0 or done == config.iterations:
+                state.save(done)
     for tracker in accelerator.trackers:  # end_training would end the process group as well
         tracker.finish()
-    seconds = before + (time.perf_counter() - began if first < config.iterations else 0.0)
-    return Trained(average.cpu().eval(), torch.tensor(history, dtype=torch.float64), seconds)
+    return state.trained()
+
+
+class Loop(Generic[M]):
+    """A training at work: what it learns with, and what a checkpoint of it holds."""
+
+    def __init__(
+        self,
+        job: Job[M],
+        out_dir: Path,
+        config: TrainConfig,
+        accelerator: Accelerator,
+        spent: float,
+    ) -> None:
+        self.job, self.config, self.accelerator = job, config, accelerator
+        self.place = accelerator.device
+        self.objective = copied(job.objective)
+        if config.gradient_checkpointing:
+            checkpoint_gradients(self.objective)
+        prepare: Callable[[M], None] = job.prepare or (lambda objective: None)
+        if config.sharding == "fsdp" and accelerator.num_processes > 1:
+            from sigdeg.training import sharding  # takes seconds to import
+
+            sharding.shard(self.objective, accelerator)
+            prepare = partial(sharding.gathered, work=prepare)
+        else:
+            self.objective.to(self.place)
+        self.optimizers = make_optimizers(self.objective, config)
+        self.checkpoint = out_dir / "checkpoints" / "last.safetensors"
+        self.clock = self.checkpoint.with_name("seconds.json")
+        self.run = seal(job.identity)["_digest"]
+        if not self.checkpoint.exists():
+            with accelerator.autocast():
+                prepare(self.objective)
+        self.average = Average(self.objective)
+        self.history: list[list[float]] = []
+        self.first, self.memory, self.before = 0, 0, spent
+        self.began = time.perf_counter()
+        if self.checkpoint.exists():
+            self.resume()
+        self.model: nn.Module = self.objective
+        if config.sharding == "none":
+            self.model, *self.optimizers = accelerator.prepare(self.objective, *self.optimizers)
+        self.groups = [group for optimizer in self.optimizers for group in optimizer.param_groups]
+        self.held_out = send_to_device(job.held_out, self.place)
+        reset_memory(self.place)
+
+    def resume(self) -> None:
+        """Go on where the last checkpoint was written."""
+        self.first, extra = load_checkpoint(
+            self.checkpoint, self.objective, self.average, self.optimizers, self.run
+        )
+        self.history = extra["history"].tolist()
+        self.before, self.memory = read_clock(self.clock) if self.clock.exists() else (0.0, 0)
+
+    def step(self, step: int) -> dict[str, Tensor]:
+        """Learn from the batch of a step; returns the losses."""
+        config, accelerator = self.config, self.accelerator
+        # The last number is there because a process once had a batch of its own.
+        generator = derive_generator(config.seed, Stream.BATCHES, step, 0)
+        whole = self.job.batch(generator)
+        own = self.job.share(whole, accelerator.process_index, accelerator.num_processes)
+        for group in self.groups:
+            group["lr"] = group["factor"] * learning_rate(step, config)
+        with accelerator.autocast():
+            losses: dict[str, Tensor] = self.model(send_to_device(own, self.place))
+        check_finite(losses["loss"], step, self.checkpoint)
+        self.memory = max(
+            self.memory, memory_used(self.place)
+        )  # while all for the gradient is there
+        self.model.zero_grad()
+        accelerator.backward(losses["loss"])
+        for group in self.groups:
+            accelerator.clip_grad_norm_(group["params"], config.gradient_clip)
+        for optimizer in self.optimizers:
+            optimizer.step()
+        ema_update(self.average, self.objective, min(config.ema, (1 + step) / (10 + step)))
+        return losses
+
+    @torch.no_grad()
+    def measure(self, losses: Mapping[str, Tensor], done: int) -> dict[str, float]:
+        """The losses over all processes, and that of averaged weights on what is held out."""
+        named = {
+            name: float(self.accelerator.reduce(value.detach(), "mean"))
+            for name, value in losses.items()
+        }
+        with self.average.in_place():
+            named["held_out"] = float(self.unseen_loss())
+        self.history.append([done, named["loss"], named["held_out"]])
+        return named
+
+    @torch.no_grad()
+    def save(self, done: int) -> None:
+        """Write a checkpoint: the weights that are kept must be good ones."""
+        check_finite(self.unseen_loss(), done, self.checkpoint)
+        extra = {"history": torch.tensor(self.history, dtype=torch.float64).reshape(-1, 3)}
+        main = self.accelerator.is_main_process
+        if main:  # beside the checkpoint: that is the same to the bit, time and memory are not
+            save_json(self.clock, seal({"seconds": self.seconds(), "memory": self.memory}))
+        weights = (self.objective, self.average, self.optimizers)
+        save_checkpoint(self.checkpoint, *weights, extra, done, self.run, write=main)
+
+    def unseen_loss(self) -> Tensor:
+        """The loss on what is held out, of the weights as they are."""
+        with self.accelerator.autocast():
+            losses: dict[str, Tensor] = self.objective(self.held_out)
+        return losses["loss"]
+
+    def seconds(self) -> float:
+        """The time it took so far."""
+        return self.before + time.perf_counter() - self.began
+
+    def trained(self) -> Trained[M]:
+        """What came of it."""
+        found, means = copied(self.job.objective), self.average.named(self.objective)
+        state = kept(self.objective)
+        for name, value in kept(found).items():
+            fill(value, whole(means.get(name, state[name])))
+        seconds = self.seconds() if self.first < self.config.iterations else self.before
+        history = torch.tensor(self.history, dtype=torch.float64)
+        return Trained(found.eval().requires_grad_(False), history, seconds, self.memory)
 
 
 def start_tracking(accelerator: Accelerator, config: TrainConfig, progress: bool = False) -> None:
@@ -204,14 +287,14 @@ def start_tracking(accelerator: Accelerator, config: TrainConfig, progress: bool
         raise TrainingError(f"tracker {config.tracker!r}: {reason(error)}") from None
 
 
-def read_seconds(clock: Path) -> float:
-    """The time that a training took before it was interrupted."""
+def read_clock(clock: Path) -> tuple[float, int]:
+    """The time and the memory that a training took before it was interrupted."""
     try:
         found = unseal(read_json(clock), clock)
-        record({"seconds": number(0)}, {})(found, "")
+        record({"seconds": number(0)}, {"memory": number(0)})(found, "")
     except SigdegError as error:
         raise SigdegError(f"{error} in {clock}: delete it to count from 0") from None
-    return float(found["seconds"])
+    return float(found["seconds"]), int(found.get("memory", 0))
 
 
 def check_finite(loss: Tensor, step: int, checkpoint: Path) -> None:

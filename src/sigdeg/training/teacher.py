@@ -94,7 +94,7 @@ def train_teacher(
         denoiser = copy.deepcopy(denoiser)
         set_null_class(denoiser.network, int(labels.max()) + 1)
     identity = {
-        **dataclasses.asdict(config),
+        **config.identity(),
         "time_power": time_power,
         "network": fingerprint(denoiser),
         "data": fingerprint(data),
