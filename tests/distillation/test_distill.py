@@ -336,6 +336,8 @@ def test_shares_of_a_batch() -> None:
         ({}, {"paths": "2"}, "paths must be a whole number, got '2'"),
         ({}, {"batch_size": True}, "batch_size must be a whole number, got True"),
         ({}, {"q": None}, "q must be a whole number, got None"),
+        ({}, {"late": -1}, "late must be at least 0, got -1"),
+        ({}, {"late": 5}, "late must lie between 0 and 4, got 5"),
     ],
 )
 def test_refused_before_anything_is_written(

@@ -39,7 +39,7 @@ def test_a_small_run_has_every_method_and_resumes(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     work = {"iterations": 2, "paths": 300, "batch_size": 64, "refinement": 2, "tracker": "none"}
-    tiny = Settings({"Ring and needle": ((2,),), "Narrow mode": ((2, 1),)}, work, n=200)
+    tiny = Settings({"Ring and needle": ((2,),), "Narrow mode": ((2, 1),)}, work, seeds=2, n=200)
     monkeypatch.setitem(laws.PRESETS, "tiny", tiny)
     page = laws.run(tmp_path / "run", "tiny", progress=False)
     first = json.loads((tmp_path / "run" / "results.json").read_text())
@@ -57,6 +57,9 @@ def test_a_small_run_has_every_method_and_resumes(
         ("Narrow mode", "dpm-solver++", 1),
         ("Narrow mode", "untrained", 1),
     ]
+    students = [row for row in first["rows"] if row["method"] == "sig-deg"]
+    # Two training seeds, two draws each.
+    assert {(row["seeds"], row["metrics"]["w1"]["n"]) for row in students} == {(2, 4)}
     assert [f["file"] for f in first["figures"]] == ["figures/ring-and-needle.png"]
     assert "Off the modes" in page.read_text()
     laws.run(tmp_path / "run", "tiny", progress=False)

@@ -21,6 +21,7 @@ from sigdeg.grids import coarse_grid, refine
 from sigdeg.guidance import AutoGuidance
 from sigdeg.networks import ResidualMLP
 from sigdeg.paths import Batch, CachedPaths, FreshPaths, TeacherPaths, simulate
+from sigdeg.sampling import network_calls
 from sigdeg.schedule import Cosine, Schedule, VPLinear
 from sigdeg.signature import PartialSignature
 from sigdeg.steps import EulerMaruyama, Exponential, GaussianStep, ShARK
@@ -186,6 +187,25 @@ class TestBatch:
             assert torch.equal(window.coefficients[i], batch.coefficients[i, k : k + q])
         assert sorted(set(window.start.tolist())) == list(range(4 - q + 1))
 
+    @pytest.mark.parametrize(
+        ("late", "starts", "shares"),
+        [
+            (0, None, [1, 1, 1, 1]),
+            (1, None, [1, 2, 3, 4]),
+            (2, None, [1, 4, 9, 16]),
+            (2, (1, 3), [0, 4, 0, 16]),
+        ],
+    )
+    def test_late_steps_have_their_share(
+        self, late: int, starts: tuple[int, ...] | None, shares: list[int]
+    ) -> None:
+        window = example(4000).window(1, seeded(), starts, late)
+        counts = torch.bincount(window.start, minlength=4).double()
+        expected = 4000 * torch.tensor(shares).double() / sum(shares)
+        kept = expected > 0
+        assert int(counts[~kept].sum()) == 0
+        assert stats.chisquare(counts[kept].numpy(), expected[kept].numpy()).pvalue > 1e-3
+
     def test_window_keeps_count_of_where_it_is(self) -> None:
         batch = example(50)
         late = Batch(batch.start + 3, batch.states, batch.coefficients)
@@ -252,6 +272,15 @@ class TestDataStates:
             counts = torch.bincount(part, minlength=choices)
             assert len(counts) == choices
             assert choices == 1 or stats.chisquare(counts.numpy()).pvalue > 1e-4
+
+    def test_late_starts_cost_what_their_steps_cost(self) -> None:
+        """Steps of 2, 3 and 4 fine ones: the second is drawn twice as often, the third thrice."""
+        rows = [torch.linspace(1 - k / 3, 1 - (k + 1) / 3, k + 3).double() for k in range(3)]
+        paths = TeacherPaths(Exponential(gaussian(), 2, STD), rows, (1,), 2, self.DATA, late=1)
+        calls = [network_calls(paths.teacher, row) for row in rows]
+        assert paths.teacher_nfe == pytest.approx((calls[0] + 2 * calls[1] + 3 * calls[2]) / 6)
+        counts = torch.bincount(paths.draw(3000, seeded()).start)
+        assert stats.chisquare(counts.numpy(), [500, 1000, 1500]).pvalue > 1e-3
 
     def test_law(self) -> None:
         """Data N(0, s^2) and an exact teacher: start and end both follow the forward process."""

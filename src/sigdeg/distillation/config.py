@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
-from sigdeg.errors import check_choice
+from sigdeg.errors import SigdegError, check_choice
 from sigdeg.student import kind_of_data
 from sigdeg.training import TrainConfig
 
@@ -27,6 +27,7 @@ KINDS: dict[str, dict[str, Any]] = {
     "series": {},
     "images": {"iterations": 3000, "batch_size": 64, "learning_rate": 2e-4, "paths": 5000},
 }
+LATEST = 4  # beyond it early steps get next to nothing
 HELD_OUT = 2048  # segments behind the second loss curve and the normalisation
 
 
@@ -39,6 +40,8 @@ class DistillConfig(TrainConfig):
             student has no more than all of them at each of its step counts.
         matching: Weight of distribution matching beside the loss on paths, see
             `sigdeg.distillation.matching`; it judges samples, and so needs q = 0.
+        late: How much of a batch goes to late steps: of K, the k-th has a share in proportion to
+            $k^{late}$. Early ones are nearly Gaussian, and so nearly known before any training.
         draws: Draws of the student a segment behind the energy score, see
             `sigdeg.distillation.objective`: more leave less noise in the loss, each at its price.
         states: Start segments from the teacher's own paths (data-free) or from noised data.
@@ -52,6 +55,7 @@ class DistillConfig(TrainConfig):
 
     q: int = 1
     matching: float = 0.0
+    late: int = 0
     draws: int = 2
     states: States = "teacher"
     paths: int = 20_000
@@ -84,7 +88,9 @@ class DistillConfig(TrainConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self.at_least(0, "q", "matching", "paths", "held_out")
+        self.at_least(0, "q", "matching", "late", "paths", "held_out")
         self.at_least(1, "refinement", "shard_size")
         self.at_least(2, "draws")
+        if self.late > LATEST:
+            raise SigdegError(f"late must lie between 0 and {LATEST}, got {self.late}")
         check_choice(self.states, get_args(States), "states")

@@ -25,17 +25,25 @@ class Levels:
         grids: Its grid, each a part of the finest.
         lengths: Steps in a loss term.
         starts: Coarse steps that a loss term may begin with; by default all that leave room for it.
+        late: How much rather it begins with a late one, see `sigdeg.paths.batch.draw_starts`.
     """
 
     grids: list[Tensor]
     lengths: list[int]
     starts: Sequence[int] | None = None
+    late: int = 0
 
     @classmethod
-    def of(cls, student: SignatureStudent, q: int, starts: Sequence[int] | None = None) -> Levels:
+    def of(
+        cls,
+        student: SignatureStudent,
+        q: int,
+        starts: Sequence[int] | None = None,
+        late: int = 0,
+    ) -> Levels:
         """The levels of a student, for losses over q steps or as many as there are."""
         grids = nested_grids(student)
-        return cls(grids, [min(q, len(grid) - 1) for grid in grids], starts)
+        return cls(grids, [min(q, len(grid) - 1) for grid in grids], starts, late)
 
     def sizes(self, n: int) -> list[int]:
         """Segments of each level, out of n: those of fewer steps are cheaper, and so get more."""
@@ -52,7 +60,7 @@ class Levels:
         return [
             batch.take(own)
             .coarsen(finest, (len(finest) - 1) // (len(grid) - 1))
-            .window(length, generator, self.starts)
+            .window(length, generator, self.starts, self.late)
             for own, grid, length in zip(rows, self.grids, self.lengths, strict=True)
         ]
 

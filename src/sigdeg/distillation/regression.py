@@ -88,7 +88,7 @@ def distill_steps(
     """Distil all coarse steps from one teacher; those of `starts` only, if given."""
     config, data, q = task.config, task.data, task.config.q or max(student.steps)
     accelerator = make_accelerator(config, out_dir, task.device)
-    levels = Levels.of(student, q, starts)
+    levels = Levels.of(student, q, starts, config.late)
     check_fit(student, config, levels, data, cache, accelerator.num_processes)
     if not (out_dir / "config.json").exists():  # another run there is told by its teacher anyway
         check_schedules(student, teacher)
@@ -99,7 +99,8 @@ def distill_steps(
     else:
         rows = rows or fine_rows(student, levels.grids[0], config, fine)
         shape, order, told = student.sample_shape, student.order, task.condition
-        paths = TeacherPaths(teacher, rows, shape, order, data, q, place, told, starts)
+        where = place, told, starts, config.late if data is not None else 0
+        paths = TeacherPaths(teacher, rows, shape, order, data, q, *where)
     check_teacher(paths, student)
     identity = {
         **(shared or paths).identity(),

@@ -89,11 +89,13 @@ class Settings:
     Arguments:
         students: Step counts of the students of each law.
         config: What differs from the default recipe.
+        seeds: Training seeds.
         n: Samples behind each number.
     """
 
     students: dict[str, tuple[tuple[int, ...], ...]]
     config: dict[str, Any] = dataclasses.field(default_factory=dict)
+    seeds: int = 1
     n: int = 50_000
 
 
@@ -104,7 +106,8 @@ PRESETS = {
         n=2000,
     ),
     "default": Settings(
-        {"Ring and needle": ((10,), (5,), COUNTS), **dict.fromkeys(list(LAWS)[1:], (COUNTS,))}
+        {"Ring and needle": ((10,), (5,), COUNTS), **dict.fromkeys(list(LAWS)[1:], (COUNTS,))},
+        seeds=3,
     ),
 }
 
@@ -186,12 +189,12 @@ class Law(Bench):
         columns: dict[str, Any] = {"order": 1, "seeds": 1, "teacher": self.title}
         self.add_step("teacher", self.teacher, self.fine, metrics, **columns)
         for spec in (Spec(k, residual_noise="energy", teacher=self.title) for k in counts):
-            found = self.distill(spec, self.seed)
-            self.students.append(found.student)
+            found = [self.distill(spec, self.seed + i) for i in range(self.settings.seeds)]
+            self.students.append(found[0].student)
             for steps in spec.steps:
-                draw = self.march(found.student, found.student.grid(steps))
-                metrics = merge([self.measure(draw, i) for i in (0, 1)])
-                self.add(self.student_row(spec, steps, [found], metrics))
+                draws = [self.march(one.student, one.student.grid(steps)) for one in found]
+                metrics = merge([self.measure(draw, i) for draw in draws for i in (0, 1)])
+                self.add(self.student_row(spec, steps, found, metrics))
         for steps in sorted({k for own in counts for k in own}, reverse=True):
             self.add_solver(SOLVER, steps, self.title)
             step, grid = Exponential(self.denoiser), coarse_grid(SCHEDULE, steps)

@@ -69,12 +69,14 @@ class Batch:
         coefficients = torch.cat([seen, last.roll(shift, dims=0)], dim=2)
         return replace(self, coefficients=coefficients)
 
-    def window(self, q: int, generator: Generator, starts: Sequence[int] | None = None) -> Batch:
-        """A random run of q consecutive steps out of each segment, from one of the starts."""
+    def window(
+        self, q: int, generator: Generator, starts: Sequence[int] | None = None, late: int = 0
+    ) -> Batch:
+        """A random run of q consecutive steps out of each segment, see `draw_starts`."""
         n, length = self.coefficients.shape[:2]
         if q == length:
             return self
-        offset = draw_starts(n, length, q, generator, starts)
+        offset = draw_starts(n, length, q, generator, starts, late)
         rows = torch.arange(n)[:, None]
         steps = offset[:, None] + torch.arange(q + 1)
         return Batch(
@@ -110,12 +112,20 @@ class Batch:
 
 
 def draw_starts(
-    n: int, length: int, q: int, generator: Generators, starts: Sequence[int] | None
+    n: int,
+    length: int,
+    q: int,
+    generator: Generators,
+    starts: Sequence[int] | None,
+    late: int = 0,
 ) -> Tensor:
-    """Where n segments of q steps begin, of `length`: anywhere, or at one of the starts."""
-    if starts is None:
-        return integers(length - q + 1, n, generator)
-    return torch.tensor(starts)[integers(len(starts), n, generator)]
+    r"""Where n segments of q steps begin, of `length`: anywhere, or at one of the starts.
+
+    At step k, counted from 0, in proportion to $(k + 1)^{late}$.
+    """
+    places = torch.arange(length - q + 1) if starts is None else torch.tensor(starts)
+    ends = ((places + 1) ** late).cumsum(0)
+    return places[torch.bucketize(integers(int(ends[-1]), n, generator), ends, right=True)]
 
 
 def integers(end: int, n: int, generator: Generators | Part) -> Tensor:

@@ -114,6 +114,7 @@ class TeacherPaths:
             own.
         starts: Coarse steps that a segment from data may begin with; by default all that leave room
             for its length.
+        late: How much rather it begins with a late one, see `draw_starts`.
 
     Raises:
         SigdegError: If a condition is no tensor, or has no rows, or others than the rest have.
@@ -128,6 +129,7 @@ class TeacherPaths:
     device: torch.device | str = "cpu"
     condition: Mapping[str, Tensor] = field(default_factory=dict)
     starts: Sequence[int] | None = None
+    late: int = 0
 
     def __post_init__(self) -> None:
         needed = None if self.data is None else len(self.data)
@@ -150,7 +152,8 @@ class TeacherPaths:
         if self.data is None:
             return float(sum(calls))
         starts = self.starts or range(len(calls) - self.q + 1)
-        return statistics.fmean(sum(calls[k : k + self.q]) for k in starts)
+        shares = [(k + 1) ** self.late for k in starts]
+        return statistics.fmean((sum(calls[k : k + self.q]) for k in starts), shares)
 
     def identity(self) -> dict[str, Any]:
         """JSON values that tell these paths from any others."""
@@ -163,6 +166,7 @@ class TeacherPaths:
             "shape": self.shape,
             "q": self.q,
             "starts": self.starts,
+            "late": self.late,
         }
 
     def draw(self, n: int, generator: Generators) -> Batch:
@@ -188,7 +192,7 @@ class TeacherPaths:
             row = None if told is None else integers(len(told), n, generator)
             return self.march(0, self.rows, x, row, generator)
         # One group of samples a starting step: times stay scalars, rows may differ in length.
-        starts = draw_starts(n, len(self.rows), self.q, whole, self.starts)
+        starts = draw_starts(n, len(self.rows), self.q, whole, self.starts, self.late)
         parts, places = [], []
         for k in starts.unique().tolist():
             place = (starts == k).nonzero()[:, 0]

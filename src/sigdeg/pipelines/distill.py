@@ -159,7 +159,7 @@ def distill_pipeline(
     pipe = pipe.to(accelerator.device)
     off, trace = unguided(pipe, calls[0])
     turned = {name: off[name] for name in off if off[name] is not calls[0].get(name)}
-    levels = Levels.of(step, config.q or max(step.steps))
+    levels = Levels.of(step, config.q or max(step.steps), late=config.late)
     check_fit(step, config, levels, None, None, accelerator.num_processes)
     rows = list(refine(step.schedule, step.grid(), config.refinement, config.fine_power))
     teacher = PipelineTeacher(pipe, turned, trace, step, rows)
