@@ -60,7 +60,7 @@ def refused(capsys: pytest.CaptureFixture[str], *arguments: object) -> str:
     return err
 
 
-@pytest.mark.parametrize("command", ["run", "distill", "sample", "evaluate", "report"])
+@pytest.mark.parametrize("command", ["run", "distill", "sample", "export", "evaluate", "report"])
 def test_help_is_complete(command: str, capsys) -> None:
     """Every command has help, with its defaults."""
     with pytest.raises(SystemExit) as stop:

@@ -42,6 +42,7 @@ COMMANDS = {
         ("-n", "--steps", "--seed", "--label", "--batch-size"), ("--save", "--device"),
         ("--progress",),
     ),
+    "export STUDENT": (("--steps", "--batch"), ("--out",), ("--int8", "--progress")),
     "evaluate STUDENT TEACHER": (
         ("--samples", "--refinement", "--guidance", "--guidance-until", "--seed"), ("--device",),
         ("--progress",),

@@ -107,7 +107,7 @@ def test_commands_exist(page: Path, capsys: pytest.CaptureFixture[str]) -> None:
             with pytest.raises(SystemExit, match=r"^0$"):
                 main([*command.split(), "--help"])
             text = capsys.readouterr().out
-            for option in re.findall(r"(?<=\s)--?[a-zA-Z][a-z-]*", rest):
+            for option in re.findall(r"(?<=\s)--?[a-zA-Z][a-z0-9-]*", rest):
                 assert re.search(rf"{option}\b", text), f"sigdeg {command} has no {option}"
 
 

@@ -16,7 +16,7 @@ from sigdeg.errors import guard
 @pytest.mark.parametrize(
     ("arguments", "line"),
     [
-        ("", "Expected one of {run, distill, sample, evaluate, report, plan}."),
+        ("", "Expected one of {run, distill, sample, export, evaluate, report, plan}."),
         ("distil x", "unknown 'distil': did you mean distill? choose from run, distill, sample"),
         ("plan grd", "plan: unknown 'grd': did you mean grid? choose from spectrum, merge, grid"),
         ("plan", "plan: Expected one of {spectrum, merge, grid, phase, tokens}."),

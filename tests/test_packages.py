@@ -87,6 +87,7 @@ assert torch.equal(x, sigdeg.sample(loaded, loaded.grid(), (8, 1), seeds=range(8
         ("sample mnist -n 1", "diffusers", "diffusers"),
         ("sample mnist -n 1", "PIL", "report"),
         ("distill mnist-teacher", "matplotlib", "report"),
+        ("export mnist", "onnxruntime", "export"),
         ("run mnist --preset quick", "pooch", "benchmarks"),
     ],
 )

@@ -27,6 +27,7 @@ from sigdeg.steps import EulerMaruyama, Exponential, GaussianStep, ShARK, Step, 
 from sigdeg.student import SignatureStudent
 from sigdeg.workflows.compare import compare
 from sigdeg.workflows.distill import distill
+from sigdeg.workflows.export import export
 from sigdeg.workflows.teacher import train_teacher
 
 __all__ = [
@@ -61,6 +62,7 @@ __all__ = [
     "coarse_grid",
     "compare",
     "distill",
+    "export",
     "fine_grid",
     "from_scheduler",
     "load_model",

@@ -104,7 +104,7 @@ class Standardise(nn.Module):
 
     def decode(self, states: Tensor) -> Tensor:
         r"""Samples (n, \*) of states (n, d)."""
-        whole = states.double().reshape(len(states), *self.mean.shape)
+        whole = states.double().reshape(-1, *self.mean.shape)
         return (whole * self.std + self.mean).to(states.dtype)
 
 
@@ -162,7 +162,7 @@ class Decoder(nn.Module):
                 f"this decoder takes latents of {self.channels} channels, got samples of shape "
                 f"{tuple(latents.shape[1:])}"
             )
-        parts = latents.split(batch_size)
+        parts = (latents,) if latents.shape[0] <= batch_size else latents.split(batch_size)
         if isinstance(model, Autoencoder):
             return torch.cat([model.decode(part) for part in parts])
         factor, shift = self.factor.to(latents), self.shift.to(latents)

@@ -20,6 +20,7 @@ from sigdeg.errors import SigdegError
 __all__ = [
     "AnyFolder",
     "AnyText",
+    "File",
     "Folder",
     "Group",
     "Samples",
@@ -90,6 +91,7 @@ def some(kind: Callable[[str], Any]) -> Callable[[str], Any]:
 
 FOLDER = option(some(Path), "the path of a folder", "PATH")
 TEXT = option(some(str), "some text", "STR")
+File = Annotated[Path, option(some(Path), "the path of a file", "PATH")]
 Folder = Annotated[Path, FOLDER]
 AnyFolder = Annotated[Path | None, FOLDER]
 Text = Annotated[str, TEXT]

@@ -134,6 +134,9 @@ class LinearResponse(nn.Module):
 
     directions: Tensor | None
     stds: Tensor | None
+    # Whether $U$ and the $w_k$ of a step are kept, in place of the matrices that they make: more to
+    # do, and less to keep. No attribute of every instance: what was fingerprinted stays so.
+    factored = False
 
     def __init__(
         self,
@@ -225,12 +228,15 @@ class LinearResponse(nn.Module):
                 w = self._weights.get(key)
                 if w is None:  # kept for the next batch
                     w = self.weights(t.cpu(), s.cpu(), None if at is None else at.cpu())
-                    if w.ndim == 2 and self.directions is not None:  # one matrix for all parts
+                    if w.ndim == 2 and self.directions is not None and not self.factored:
+                        # one matrix for all parts
                         U = self.directions.cpu()
                         w = torch.einsum("id,dk,jd->kij", U, w, U).flatten(0, 1)
                     w = remember(self._weights, key, w.to(parts))
                 if w.ndim == 1:
                     return weigh(w, parts)
+                if self.factored:
+                    return self._along(w[None], parts)
                 return (parts.flatten(1) @ w).reshape(parts.shape[0], *parts.shape[2:])
             # A batch knows few different steps: each costs a quadrature.
             times = torch.stack([t, s] if at is None else [t, s, at], dim=1)
@@ -238,9 +244,17 @@ class LinearResponse(nn.Module):
             w = self.weights(*steps.T)[rows].to(parts)
             if w.ndim == 2 or self.directions is None:
                 return weigh(w, parts)
-            U = self.directions.to(parts)
-            along = (parts.flatten(2) @ U * w.transpose(1, 2)).sum(1)
-            return (along @ U.T).reshape(parts.shape[0], *parts.shape[2:])
+            return self._along(w, parts)
+
+    def _along(self, w: Tensor, parts: Tensor) -> Tensor:
+        """Weighted sum in the data's directions, weights (batch or 1, size, k).
+
+        U comes first in the second product: a graph of it then holds U once, not transposed too.
+        """
+        assert self.directions is not None
+        U = self.directions.to(parts)
+        along = (parts.flatten(2) @ U * w.transpose(1, 2)).sum(1)
+        return (U @ along.T).T.reshape(parts.shape[0], *parts.shape[2:])
 
     def weights(self, t: Tensor, s: Tensor, at: Tensor | None = None) -> Tensor:
         r"""Weights of the coefficients: (\*, order), or (\*, size, order) in the data's directions.

@@ -354,7 +354,7 @@ class SignatureStudent(CalledNetwork, GaussianStep):
             inputs[:, : self.channels] = known.around.scale(state)
         return NetworkInput(
             inputs,
-            known.timestep.expand(len(x)),
+            known.timestep.expand(x.shape[0]),
             state,
             known.around,
             known.a * x,

@@ -35,6 +35,7 @@ SETTINGS = Settings(
         run=20,
     ),
     n=40,
+    fine=3,
     own=3,
     peers=(1,),
     timing_n=2,
@@ -73,7 +74,7 @@ def test_runs_from_end_to_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     out = tmp_path / "run"
     results = run("quick", out)
     assert [(row["method"], row["steps"], row["nfe"]) for row in results["rows"]] == [
-        ("teacher", 4, 8),  # each step of what is guided is two calls
+        ("teacher", 3, 6),  # each step of what is guided is two calls
         ("sig-deg", 2, 2),
         ("ddim", 3, 6),
         ("untrained", 2, 4),

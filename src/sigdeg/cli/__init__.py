@@ -1,4 +1,4 @@
-"""The command line: `sigdeg run | distill | sample | evaluate | report | plan`.
+"""The command line: `sigdeg run | distill | sample | export | evaluate | report | plan`.
 
 A command is a dataclass: its fields are the options, its docstring their help; calling it does the
 work. What only one command needs is imported in its call: --help and errors need not wait for it.
@@ -11,6 +11,7 @@ from collections.abc import Sequence
 
 from sigdeg.cli.distill import Distill
 from sigdeg.cli.evaluate import Evaluate
+from sigdeg.cli.export import Export
 from sigdeg.cli.run import Report, Run
 from sigdeg.cli.sample import Sample
 from sigdeg.errors import guard
@@ -25,6 +26,7 @@ COMMANDS = Group(
         "run": Run,
         "distill": Distill,
         "sample": Sample,
+        "export": Export,
         "evaluate": Evaluate,
         "report": Report,
         "plan": Group(

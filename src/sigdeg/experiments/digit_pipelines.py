@@ -51,7 +51,6 @@ NO_CLASS = 1000  # what a `DiTPipeline` asks for where it asks for none
 # Variance of a pixel in the evidence bound, about what the decoder leaves of it.
 PIXEL_VARIANCE = 0.02
 CHUNK = 500
-SCALED = 5000  # images whose latents tell the scale
 
 
 def make_autoencoder() -> Any:
@@ -98,7 +97,7 @@ def train_autoencoder(
 ) -> tuple[Any, Tensor]:
     """Train an autoencoder on images (n, 1, 28, 28) in [-1, 1]; returns it and its history.
 
-    Its `scaling_factor` makes the deviation of latents 1.
+    Its `scaling_factor` makes the deviation of all latents 1.
     """
 
     def batch(rows: Tensor, generator: Generator) -> tuple[Tensor, Tensor]:
@@ -108,8 +107,7 @@ def train_autoencoder(
     options["label"] = "autoencoder"
     network, history = train_on((images,), objective, batch, out_dir, config, **options)
     network.register_to_config(scaling_factor=1.0)
-    some = encode(network, images[:SCALED])
-    network.register_to_config(scaling_factor=1 / float(some.std()))
+    network.register_to_config(scaling_factor=1 / float(encode(network, images).std()))
     return network, history
 
 

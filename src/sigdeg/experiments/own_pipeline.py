@@ -73,6 +73,7 @@ DEFAULT = Settings(
         run=500,
     ),
     n=5000,
+    fine=40,
     own=20,
     timing_n=50,
 )
