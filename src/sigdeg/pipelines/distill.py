@@ -32,6 +32,7 @@ from sigdeg.pipelines.paths import PipelinePaths
 from sigdeg.pipelines.scheduler import SigDEGScheduler
 from sigdeg.pipelines.student import PipelineStudent
 from sigdeg.pipelines.teacher import PipelineTeacher
+from sigdeg.pipelines.told import check_told
 from sigdeg.pipelines.trace import Trace, unguided
 from sigdeg.rng import Stream, derive_generator
 from sigdeg.runs import fingerprint
@@ -158,6 +159,7 @@ def distill_pipeline(
     accelerator = make_accelerator(config, out, device)
     pipe = pipe.to(accelerator.device)
     off, trace = unguided(pipe, calls[0])
+    check_told(pipe, off, trace)
     turned = {name: off[name] for name in off if off[name] is not calls[0].get(name)}
     levels = Levels.of(step, config.q or max(step.steps), late=config.late)
     check_fit(step, config, levels, None, None, accelerator.num_processes)
