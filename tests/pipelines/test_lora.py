@@ -15,11 +15,20 @@ from sigdeg.errors import MissingPackageError, SigdegError
 from sigdeg.files import read_tensors, save_tensors
 from sigdeg.grids import refine
 from sigdeg.paths import Batch
-from sigdeg.pipelines import PipelineRecipe, SigDEGScheduler, distill_pipeline, pipeline_config
+from sigdeg.pipelines import (
+    PipelineRecipe,
+    SigDEGScheduler,
+    attach,
+    distill_pipeline,
+    load_pipeline,
+    pipeline_config,
+    save_student,
+)
 from sigdeg.pipelines.distill import first_step, new_student, open_runs
+from sigdeg.pipelines.files import read_card
 from sigdeg.pipelines.lora import (
-    BESIDE,
     LORA,
+    SIDE,
     add_adapter,
     fuse_adapter,
     load_adapter,
@@ -103,7 +112,7 @@ def test_a_student_comes_back_whole_and_goes_without_a_trace(kept):
     other = make().pipe
     own = copy.deepcopy({name: other.components[name].state_dict() for name in networks})
     before = sample(other, off, SigDEGScheduler.like(other.scheduler))
-    assert load_adapter(other.components, folder) == list(networks)
+    assert load_adapter(other.components, folder, "mine") == list(networks)
     assert torch.equal(sample(other, off, scheduler), drawn)
     assert not torch.equal(before, drawn)
     for name in networks:
@@ -216,7 +225,7 @@ def test_what_does_not_fit_is_refused_and_leaves_the_pipeline_alone(tmp_path):
 
     def refused(match, components=None):
         with pytest.raises(SigdegError, match=match):
-            load_adapter(components or other.components, tmp_path)
+            load_adapter(components or other.components, tmp_path, "mine")
         assert other.transformer.state_dict().keys() == own.keys()
         assert not hasattr(other.transformer, "signature")
 
@@ -240,12 +249,12 @@ def test_what_does_not_fit_is_refused_and_leaves_the_pipeline_alone(tmp_path):
         damaged(tmp_path, change)
         refused(match)
     save_adapter(networks, tmp_path)
-    tensors, metadata = read_tensors(tmp_path / BESIDE)
+    tensors, metadata = read_tensors(tmp_path / SIDE)
     cut = {name: value[..., :1] for name, value in tensors.items()}
     told = {"sigdeg": metadata["sigdeg"]}
-    save_tensors(tmp_path / BESIDE, cut, told)
+    save_tensors(tmp_path / SIDE, cut, told)
     refused("is of shape")
-    save_tensors(tmp_path / BESIDE, tensors, {})
+    save_tensors(tmp_path / SIDE, tensors, {})
     refused("does not say what it belongs to")
 
 
@@ -268,13 +277,37 @@ def test_distilling_with_adapters_leaves_a_folder_that_attaches(tmp_path):
     assert all(torch.equal(found[name], value) for name, value in own.items())
     folder = tmp_path / "student"
     files = sorted(str(file.relative_to(folder)) for file in folder.rglob("*.*"))
-    assert {LORA, BESIDE, "scheduler/scheduler_config.json"} <= set(files)
-    other = FAMILIES["sd3"](2).pipe
-    load_adapter(other.components, folder)
-    scheduler = SigDEGScheduler.from_pretrained(folder / "scheduler")
+    assert {LORA, SIDE, "scheduler/scheduler_config.json"} <= set(files)
+    other = attach(FAMILIES["sd3"](2).pipe, tmp_path)
     call = {**family.call, **made.off}
-    drawn = [sample(pipe, call, scheduler) for pipe in (other, made.pipe)]
+    drawn = [sample(pipe, call, pipe.scheduler) for pipe in (other, made.pipe)]
     assert torch.equal(*drawn)
+    told, card = read_card(folder)
+    assert told == made.off
+    assert card.verdict == made.verdict.headline()
+    assert "sigdeg.attach(pipe" in (folder / "README.md").read_text()
+
+
+def test_adapters_attach_to_other_pipelines_of_their_network(tmp_path):
+    from diffusers import StableDiffusionImg2ImgPipeline
+
+    family = FAMILIES["sd15"]()
+    scheduler, _, _ = make_student(family)
+    family.pipe.scheduler = scheduler
+    save_student(family.pipe, tmp_path / "adapter", {"guidance_scale": 1.0})
+    other = FAMILIES["sd_img2img"]()
+    pipe = attach(StableDiffusionImg2ImgPipeline(**other.pipe.components), tmp_path / "adapter")
+    call = {**other.unguided, "strength": 1.0}
+    drawn = call_pipeline(pipe, call, 2, torch.Generator().manual_seed(1))[0]
+    assert bool(torch.isfinite(torch.as_tensor(drawn)).all())
+    with pytest.raises(SigdegError, match="attach puts them onto"):
+        load_pipeline(tmp_path / "adapter")
+    with pytest.raises(SigdegError, match="which this pipeline has not"):
+        attach(FAMILIES["sd3"]().pipe, tmp_path / "adapter")
+    other_student = SigDEGScheduler.like(scheduler, student="another")
+    other_student.save_pretrained(tmp_path / "adapter" / "scheduler")
+    with pytest.raises(SigdegError, match="not of one student"):
+        attach(FAMILIES["sd15"]().pipe, tmp_path / "adapter")
 
 
 WORDS = (

@@ -24,9 +24,11 @@ from sigdeg.distillation.levels import Levels
 from sigdeg.distillation.objective import Objective, Segments
 from sigdeg.errors import SigdegError, check_whole
 from sigdeg.grids import refine
+from sigdeg.model import Card
 from sigdeg.paths import Batch
+from sigdeg.pipelines.files import save_student
 from sigdeg.pipelines.inputs import check_calls
-from sigdeg.pipelines.lora import add_adapter, save_adapter, sharing
+from sigdeg.pipelines.lora import add_adapter, sharing
 from sigdeg.pipelines.network import add_signature
 from sigdeg.pipelines.paths import PipelinePaths
 from sigdeg.pipelines.scheduler import SigDEGScheduler
@@ -169,8 +171,8 @@ def distill_pipeline(
         "pipeline": identify(pipe),
         "calls": [written(call) for call in calls],
         "step": step.written,
-        "rank": recipe.rank,
-        **dataclasses.asdict(config),
+        **({"rank": recipe.rank} if recipe.rank else {}),
+        **config.identity(),
     }
     claim(accelerator, out, identity)
     student_id = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:16]
@@ -201,16 +203,23 @@ def distill_pipeline(
     done = DistilledPipeline(made, turned, trained.history, spent, calls_made, teacher)
     if not PartialState().is_main_process:
         return done
-    if recipe.rank:
-        save_adapter(dict(found.network.named_children()), out / "student")
-        made.scheduler.save_pretrained(out / "student" / "scheduler")
-    else:
-        made.save_pretrained(out / "student")
     untrained = new_student(pipe, trace, step, student_id, source, recipe.rank)
     judged = judge_pipeline(found, untrained, source, whole, teacher, accelerator.device)
     judged.verdict.save(out / "verdict.json")
+    save_student(made, out / "student", turned, card_of(pipe, done, judged, config))
     made.to(accelerator.device)
     return dataclasses.replace(done, judged=judged)
+
+
+def card_of(pipe: Any, done: DistilledPipeline, judged: Judged, config: DistillConfig) -> Card:
+    """What made a student."""
+    return Card(
+        teacher=getattr(pipe, "name_or_path", None) or None,
+        seed=config.seed,
+        configuration=config.identity(),
+        teacher_calls=done.teacher_calls,
+        verdict=judged.verdict.headline(),
+    )
 
 
 def pipeline_config(steps: Sequence[int], **options: Any) -> DistillConfig:

@@ -8,7 +8,7 @@ it and what belongs to its calls, and `README.md`, which says so to people.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -27,6 +27,7 @@ from sigdeg.files import (
     weight_files,
 )
 from sigdeg.model import Card
+from sigdeg.pipelines.lora import SIDE, adapted, load_adapter, save_adapter
 from sigdeg.pipelines.network import served
 from sigdeg.pipelines.scheduler import SigDEGScheduler
 from sigdeg.schema import mapped, record, text
@@ -72,7 +73,7 @@ pipe(..., num_inference_steps={steps}{call})"""
 def save_student(
     pipe: Any, folder: str | Path, call: Mapping[str, Any] | None = None, card: Card | None = None
 ) -> None:
-    """Write a student's pipeline, whole or not at all.
+    """Write a student's pipeline, whole or not at all; of one with adapters those alone.
 
     Arguments:
         pipe: The pipeline, with student and scheduler in it.
@@ -94,8 +95,13 @@ def save_student(
         folder.parent.mkdir(parents=True, exist_ok=True)
         with TemporaryDirectory(prefix=f".{folder.name}.", dir=folder.parent) as part:
             made = Path(part) / "made"
-            pipe.save_pretrained(made)
-            write_card(made, folder.name, pipe, call or {}, card or Card())
+            small = adapted(pipe)
+            if small:
+                save_adapter(small, made)
+                pipe.scheduler.save_pretrained(made / "scheduler")
+            else:
+                pipe.save_pretrained(made)
+            write_card(made, folder.name, pipe, call or {}, card or Card(), not small)
             if held:
                 folder.replace(Path(part) / "before")
             made.replace(folder)
@@ -180,11 +186,12 @@ def attach(pipe: Any, path: str | Path) -> Any:
     """Put a student onto a pipeline: its network, with its scheduler.
 
     Any pipeline that calls a network of the same class will do: with ControlNet, from an image,
-    with a mask. Adapters of styles come after: the network is another.
+    with a mask. Adapters of styles come after: the network is another, or, of a student of
+    adapters, has others; `pipe.set_adapters(["sigdeg", "style"])` then names both.
 
     Arguments:
         pipe: The pipeline; it is changed.
-        path: Folder of a student or a hub id.
+        path: Folder of a student, whole or of adapters, or a hub id.
 
     Returns:
         The pipeline.
@@ -193,7 +200,13 @@ def attach(pipe: Any, path: str | Path) -> Any:
         SigdegError: If the folder holds no student or a damaged one, or the pipeline has no such
             network. It is then as it was.
     """
-    folder = find_pipeline(path)
+    folder = find_pipeline(path, (INDEX, SIDE))
+    if (folder / SIDE).is_file():
+        read_card(folder)
+        scheduler = read_part(SigDEGScheduler, folder / "scheduler")
+        load_adapter(pipe.components, folder, scheduler.student)
+        pipe.register_modules(scheduler=scheduler)
+        return pipe
     names = check_student(folder, read_json(folder / INDEX))
     if not names:
         raise SigdegError(
@@ -221,13 +234,18 @@ def base_of(network: nn.Module) -> Any:
     return type(network).__base__ if hasattr(network, "signature") else type(network)
 
 
-def find_pipeline(path: str | Path) -> Path:
-    """The folder of a pipeline: itself, or that of the run which made it, local or on the hub."""
+def find_pipeline(path: str | Path, files: Sequence[str] = (INDEX,)) -> Path:
+    """The folder of a pipeline: itself, or that of the run which made it, local or on the hub.
+
+    One of some files tells it.
+    """
     folder = find_folder(path)
-    found = next((f for f in (folder, folder / "student") if (f / INDEX).is_file()), None)
-    if found is None:
-        raise SigdegError(f"{path} holds no pipeline: there is no {INDEX} in it")
-    return found
+    for found in (folder, folder / "student"):
+        if any((found / file).is_file() for file in files):
+            return found
+    if (folder / SIDE).is_file() or (folder / "student" / SIDE).is_file():
+        raise SigdegError(f"{path} holds adapters: sigdeg.attach puts them onto their pipeline")
+    raise SigdegError(f"{path} holds no pipeline: there is no {files[0]} in it")
 
 
 def check_student(folder: Path, index: Mapping[str, Any]) -> list[str]:

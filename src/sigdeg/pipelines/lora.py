@@ -27,8 +27,9 @@ from torch import Tensor, nn
 
 from sigdeg.errors import SigdegError, check_whole, extra, reason
 from sigdeg.files import read_tensors, save_tensors
-from sigdeg.pipelines.network import add_signature, remove_signature
+from sigdeg.pipelines.network import BESIDE, add_signature, remove_signature
 from sigdeg.pipelines.trace import LAYERS, Trace
+from sigdeg.schema import mapped
 
 with extra("pipelines"):
     from peft import LoraConfig, inject_adapter_in_model
@@ -36,6 +37,8 @@ with extra("pipelines"):
     from peft.utils import get_peft_model_state_dict, set_peft_model_state_dict
 
 __all__ = [
+    "SIDE",
+    "adapted",
     "add_adapter",
     "fuse_adapter",
     "load_adapter",
@@ -45,7 +48,7 @@ __all__ = [
 ]
 
 ADAPTER = "sigdeg"  # the adapters' name, beside those of styles
-LORA, BESIDE = "pytorch_lora_weights.safetensors", "signature.safetensors"
+LORA, SIDE = "pytorch_lora_weights.safetensors", "signature.safetensors"
 FIRST = ".lora_A.weight"
 
 
@@ -116,10 +119,16 @@ def save_adapter(networks: Mapping[str, Any], folder: Path) -> None:
         full |= {f"{name}.{key}": value for key, value in beside(network).items()}
         told[name] = dict(network.config.sigdeg)
     save_tensors(folder / LORA, adapters)
-    save_tensors(folder / BESIDE, full, {"sigdeg": json.dumps(told)})
+    save_tensors(folder / SIDE, full, {"sigdeg": json.dumps(told)})
 
 
-def load_adapter(components: Mapping[str, Any], folder: Path) -> list[str]:
+def adapted(pipe: Any) -> dict[str, Any]:
+    """The networks of a pipeline that have a student's adapters, by name."""
+    parts = pipe.components.items()
+    return {name: part for name, part in parts if ADAPTER in getattr(part, "peft_config", {})}
+
+
+def load_adapter(components: Mapping[str, Any], folder: Path, student: str) -> list[str]:
     """Make students' networks of those of a pipeline, by what `save_adapter` wrote.
 
     What is loaded takes the precision and the device of the networks.
@@ -127,6 +136,7 @@ def load_adapter(components: Mapping[str, Any], folder: Path) -> list[str]:
     Arguments:
         components: Those of the pipeline, by name.
         folder: The folder.
+        student: The id of the student that the scheduler is of.
 
     Returns:
         The names of the networks.
@@ -135,13 +145,16 @@ def load_adapter(components: Mapping[str, Any], folder: Path) -> list[str]:
         SigdegError: If a file is missing, damaged or of another network. The pipeline is then as it
             was.
     """
-    full, metadata = read_tensors(folder / BESIDE)
+    full, metadata = read_tensors(folder / SIDE)
     adapters, _ = read_tensors(folder / LORA)
     try:
         told = json.loads(metadata["sigdeg"])
+        mapped(BESIDE)(told, "sigdeg")
         traces = {name: Trace.read(own["trace"]) for name, own in told.items()}
-    except (KeyError, ValueError, TypeError, AttributeError):
-        raise SigdegError(f"{folder / BESIDE} does not say what it belongs to") from None
+    except (KeyError, ValueError, TypeError):
+        raise SigdegError(f"{folder / SIDE} does not say what it belongs to") from None
+    if {own["student"] for own in told.values()} != {student}:
+        raise SigdegError(f"{folder}: scheduler and adapters are not of one student")
     unknown = {key.partition(".")[0] for key in (*full, *adapters)} - told.keys()
     absent = [name for name in told if not isinstance(components.get(name), nn.Module)]
     if unknown or absent:
@@ -154,7 +167,7 @@ def load_adapter(components: Mapping[str, Any], folder: Path) -> list[str]:
             network = components[name]
             add_signature(network, traces[name], own["order"], own["student"])
             fill(network, part(adapters, name), part(full, name))
-    except (KeyError, ValueError, AttributeError, RuntimeError) as error:
+    except (ValueError, AttributeError, RuntimeError) as error:
         for name in done:
             remove_adapter(components[name])
         kind = type(components[done[-1]]).__name__
