@@ -34,8 +34,7 @@ SETTINGS = Settings(
         DistillConfig(**TINY, paths=40, held_out=10, refinement=2),
         run=20,
     ),
-    n=40,
-    fine=3,
+    n=20,
     own=3,
     peers=(1,),
     timing_n=2,
@@ -74,7 +73,7 @@ def test_runs_from_end_to_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     out = tmp_path / "run"
     results = run("quick", out)
     assert [(row["method"], row["steps"], row["nfe"]) for row in results["rows"]] == [
-        ("teacher", 3, 6),  # each step of what is guided is two calls
+        ("teacher", 4, 8),  # each step of what is guided is two calls
         ("sig-deg", 2, 2),
         ("ddim", 3, 6),
         ("untrained", 2, 4),

@@ -29,7 +29,6 @@ SETTINGS = Settings(
         run=20,
     ),
     n=60,
-    fine=3,
     own=3,
     peers=(2,),
     draws=1,
@@ -44,7 +43,7 @@ def test_runs_from_end_to_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     own_pipeline.run(tmp_path, "tiny", device="cpu", progress=False)
     results = json.loads((tmp_path / "results.json").read_text())
     assert [(row["method"], row["nfe"]) for row in results["rows"]] == [
-        ("teacher", 3),  # nothing is guided
+        ("teacher", 4),  # nothing is guided
         ("sig-deg", 2),
         ("ddim", 3),
         ("untrained", 2),

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -51,6 +50,7 @@ NO_CLASS = 1000  # what a `DiTPipeline` asks for where it asks for none
 # Variance of a pixel in the evidence bound, about what the decoder leaves of it.
 PIXEL_VARIANCE = 0.02
 CHUNK = 500
+SCALED = 5000  # images whose latents tell the scale
 
 
 def make_autoencoder() -> Any:
@@ -97,7 +97,7 @@ def train_autoencoder(
 ) -> tuple[Any, Tensor]:
     """Train an autoencoder on images (n, 1, 28, 28) in [-1, 1]; returns it and its history.
 
-    Its `scaling_factor` makes the deviation of all latents 1.
+    Its `scaling_factor` makes the deviation of latents 1.
     """
 
     def batch(rows: Tensor, generator: Generator) -> tuple[Tensor, Tensor]:
@@ -107,7 +107,8 @@ def train_autoencoder(
     options["label"] = "autoencoder"
     network, history = train_on((images,), objective, batch, out_dir, config, **options)
     network.register_to_config(scaling_factor=1.0)
-    network.register_to_config(scaling_factor=1 / float(encode(network, images).std()))
+    some = encode(network, images[:SCALED])
+    network.register_to_config(scaling_factor=1 / float(some.std()))
     return network, history
 
 
@@ -255,13 +256,6 @@ class ByClass(Kind):
 KINDS: dict[str, Callable[[int], Kind]] = {"names": ByName, "classes": lambda seed: ByClass()}
 
 
-def call_with_labels(
-    kind: Kind, network: nn.Module, x: Tensor, timestep: Tensor, condition: Mapping[str, Any]
-) -> Any:
-    """A kind's call, as `NetworkDenoiser` takes it."""
-    return kind.call(network, x, timestep, condition["class_labels"])
-
-
 def train_denoiser(
     kind: Kind,
     network: nn.Module,
@@ -272,13 +266,12 @@ def train_denoiser(
     **options: Any,
 ) -> tuple[nn.Module, Tensor]:
     """Train a network on latents and labels, a tenth withheld; returns it and its history."""
+
+    def call(network: nn.Module, x: Tensor, timestep: Tensor, condition: Mapping[str, Any]) -> Any:
+        return kind.call(network, x, timestep, condition["class_labels"])
+
     told = describe(make_scheduler())
-    denoiser = NetworkDenoiser(
-        network,
-        told.schedule,
-        told.prediction,
-        call=partial(call_with_labels, kind),
-    )
+    denoiser = NetworkDenoiser(network, told.schedule, told.prediction, call=call)
     trained, history = train_teacher(
         denoiser, latents, out_dir, config, labels=labels, time_power=2.0, **options
     )

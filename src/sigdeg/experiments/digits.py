@@ -86,7 +86,6 @@ DEFAULT = Settings(
     teacher=TEACHER,
     student=STUDENT,
     n=1000,
-    fine=40,
     own=20,
 )
 # On a GPU, in minutes.

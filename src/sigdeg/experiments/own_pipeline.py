@@ -73,7 +73,6 @@ DEFAULT = Settings(
         run=500,
     ),
     n=5000,
-    fine=40,
     own=20,
     timing_n=50,
 )

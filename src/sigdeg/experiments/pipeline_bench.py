@@ -14,6 +14,7 @@ from torch import Generator, Tensor
 from sigdeg.distillation import DistillConfig
 from sigdeg.errors import extra
 from sigdeg.experiments.bench import Benchmark, Draw
+from sigdeg.grids import join_rows
 from sigdeg.pipelines import (
     DistilledPipeline,
     PipelineRecipe,
@@ -53,7 +54,6 @@ class Work:
     Arguments:
         student: The student, and how it is distilled.
         n: Samples of a draw.
-        fine: Steps of the teacher that is judged.
         own: Steps of the pipeline's own scheduler.
         peers: Steps of training-free samplers.
         seeds: Students, each with a seed of its own.
@@ -64,7 +64,6 @@ class Work:
 
     student: Student
     n: int
-    fine: int = 60
     own: int = 50
     peers: tuple[int, ...] = (2, 4)
     seeds: int = 1
@@ -175,17 +174,20 @@ class PipelineBenchmark(Benchmark[W]):
 
     def fill(self) -> None:
         settings, own = self.settings, self.teacher.scheduler
-        marched = SigDEGScheduler.like(own)
+        recipe = settings.student.recipe
+        students = [self.distill_pipeline(self.seed + i) for i in range(settings.seeds)]
+        self.student, source = students[0].pipe, students[0].teacher
+        fine, coarse = join_rows(source.rows).tolist(), source.student.grid().tolist()
+        taught = SigDEGScheduler.like(own, times=fine, steps=[source.fine_steps])
+        untrained = SigDEGScheduler.like(own, times=coarse, steps=list(recipe.steps))
         faster = diffusers.DPMSolverMultistepScheduler.from_config(own.config)
         self.shown: dict[str, Draw] = {}
-        self.add_sampler("teacher", self.teacher, settings.fine, marched, order=1)
-        students = [self.distill_pipeline(self.seed + i) for i in range(settings.seeds)]
-        self.student = students[0].pipe
-        for steps in settings.student.recipe.steps:
+        self.add_sampler("teacher", self.teacher, source.fine_steps, taught, order=1)
+        for steps in recipe.steps:
             self.add_student(steps, students)
         self.add_sampler("ddim", self.teacher, settings.own)
-        for steps in settings.student.recipe.steps:
-            self.add_sampler("untrained", self.teacher, steps, marched, order=1)
+        for steps in recipe.steps:
+            self.add_sampler("untrained", self.teacher, steps, untrained, order=1)
         for steps in settings.peers:
             self.add_sampler("dpm-solver++", self.teacher, steps, faster)
             self.add_sampler("ddim", self.teacher, steps)
