@@ -13,6 +13,7 @@ from sigdeg.distillation import distill
 from sigdeg.errors import SigdegError
 from sigdeg.integrations import load_teacher
 from sigdeg.networks import ResidualMLP
+from sigdeg.prediction import OF_DATA_STD
 from sigdeg.sampling import sample
 from sigdeg.schedule import DiscreteVP, VPLinear
 from sigdeg.signature import PartialSignature
@@ -63,10 +64,11 @@ def test_an_untrained_student_is_the_exponential_step(unet, prediction, clip, or
             close(student(x, t, s, longer), theirs)
 
 
-def test_an_untrained_preconditioned_student_keeps_the_scale_of_its_teacher():
-    """`edm` assumes the data's spread: its student is the exponential step for such data."""
+@pytest.mark.parametrize("prediction", OF_DATA_STD)
+def test_an_untrained_preconditioned_student_keeps_the_scale_of_its_teacher(prediction):
+    """They assume the data's spread: their student is the exponential step for such data."""
     torch.manual_seed(0)
-    denoiser = NetworkDenoiser(busy_mlp().double(), VPLinear(), "edm", data_std=0.7)
+    denoiser = NetworkDenoiser(busy_mlp().double(), VPLinear(), prediction, data_std=0.7)
     student = SignatureStudent.from_denoiser(
         denoiser, 3, order=4, lookahead=0.0, residual_noise=None
     )

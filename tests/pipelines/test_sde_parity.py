@@ -48,6 +48,9 @@ CASES: dict[str, tuple[str, Any, dict[str, Any]]] = {
     "flow": ("sd3", diffusers.DPMSolverMultistepScheduler(**FLOW), {}),
     "flow, linear attention": ("sana", diffusers.DPMSolverMultistepScheduler(**FLOW), {}),
     "flow of a video": ("wan", diffusers.DPMSolverMultistepScheduler(**FLOW), {}),
+    "edm": ("sdxl", diffusers.EDMDPMSolverMultistepScheduler(**SDE, sigma_max=20.0), {}),
+    "edm, v": ("sdxl", diffusers.EDMDPMSolverMultistepScheduler(**SDE, **V, sigma_data=0.7), {}),
+    "sound": ("stable_audio", diffusers.CosineDPMSolverMultistepScheduler(solver_order=1), {}),
 }
 
 
@@ -88,7 +91,10 @@ def test_the_march_is_the_pipelines_own_sampler(case: str, monkeypatch: Any) -> 
         drawn.append(torch.randn(shape, generator=seeded(1000 + len(drawn))))
         return drawn[-1].to(told["dtype"])
 
-    monkeypatch.setattr(sys.modules[type(own).__module__], "randn_tensor", draw)
+    monkeypatch.setattr(sys.modules[type(own).__module__], "randn_tensor", draw, raising=False)
+    if isinstance(own, diffusers.CosineDPMSolverMultistepScheduler):
+        tree = f"{type(own).__module__}.BrownianTreeNoiseSampler"
+        monkeypatch.setattr(tree, lambda x, **_: lambda *levels: draw(x.shape, dtype=x.dtype))
     pipe.scheduler = own
     run = {**call, "num_inference_steps": STEPS}
     expected = torch.as_tensor(pipe(**run, **further, generator=seeded(0))[0])
@@ -98,9 +104,9 @@ def test_the_march_is_the_pipelines_own_sampler(case: str, monkeypatch: Any) -> 
     times = times_of(own, schedule)
     march = Given.like(own)
     march.given = times, own.timesteps, drawn
-    # Euler's state is x / alpha, of which it draws the noise alone.
-    exploding = isinstance(own, diffusers.EulerAncestralDiscreteScheduler)
-    scale = schedule.alpha(times[0]) if exploding else 1.0
+    # Where the state of its own is x / alpha, it is that whose noise has a size.
+    kinds = diffusers.EulerAncestralDiscreteScheduler, diffusers.CosineDPMSolverMultistepScheduler
+    scale = schedule.alpha(times[0]) if isinstance(own, kinds) else 1.0
     march.init_noise_sigma = float(own.init_noise_sigma * scale)
     pipe.scheduler = march
     found = torch.as_tensor(pipe(**run, generator=seeded(0))[0])
