@@ -132,6 +132,7 @@ def test_a_small_run_writes_every_ratio(tmp_path, capsys: pytest.CaptureFixture[
         | dict.fromkeys(("iterations", "fresh_iterations", "image_iterations"), 3),
         "tokens": {"texts": 2, "images": 1, "text": (8, 16), "width": 8, "pairs": 2}
         | {"losses": ((2, 3, 4, 5),)},
+        "pipelines": {"batch": 1, "widths": (32, 32), "latents": 4, "pairs": 2},
     }
     main(tmp_path / "benchmarks.json", sizes)
     assert [path.name for path in tmp_path.iterdir()] == ["benchmarks.json"]
@@ -155,6 +156,8 @@ def test_a_small_run_writes_every_ratio(tmp_path, capsys: pytest.CaptureFixture[
         ("step of tokens, mixture / product, transformer", "<= 1.03"),
         ("step of tokens, mixture / product, U-Net", "<= 1.03"),
         ("joint loss, expanded / gathered", ">= 5"),
+        ("pipeline, student / its teacher's network", "<= 1.03"),
+        ("pipeline, student / DDIM", "<= 1.03"),
     ]
     assert all(row["pairs_per_second"] > 0 for row in results["distillation"])
     held = results["tokens"][-1]["size"]["megabytes"]

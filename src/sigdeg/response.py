@@ -17,7 +17,7 @@ from sigdeg.errors import SigdegError
 from sigdeg.schedule import Schedule
 from sigdeg.signature import gauss_legendre, legendre_basis
 
-__all__ = ["LinearResponse", "exponential_coefficients", "response", "weigh"]
+__all__ = ["LinearResponse", "exponential_coefficients", "remember", "response", "weigh"]
 
 CACHED = 64  # steps whose response is kept
 V = TypeVar("V")

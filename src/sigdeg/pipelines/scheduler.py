@@ -24,6 +24,7 @@ from sigdeg.grids import coarse_grid
 from sigdeg.integrations.schedulers import describe
 from sigdeg.pipelines.noise import PathNoise, tiled
 from sigdeg.pipelines.student import PipelineStudent
+from sigdeg.response import remember
 from sigdeg.schedule import RectifiedFlow, expand
 from sigdeg.signature import PartialSignature
 
@@ -140,6 +141,7 @@ class SigDEGScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]  # dif
         self.forced: Sequence[Tensor] | None = None
         self.order_drawn = self.core.order  # coefficients of the path: a teacher's runs keep more
         self._generators: Generator | Sequence[Generator] | None = None
+        self._timesteps: dict[tuple[float, ...], Tensor] = {}
         self.start(coarse_grid(self.core.schedule, min(num_train_timesteps, 1000)), "cpu")
 
     @classmethod
@@ -196,10 +198,13 @@ class SigDEGScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]  # dif
     def start(self, grid: Tensor, device: Any) -> None:
         """Take a grid, and forget the last run."""
         starts, ends = grid[:-1], grid[1:]
-        looks = self.core.response.looks_at(starts, ends)
+        key = tuple(grid.tolist())
+        if key not in self._timesteps:  # kept for the next run
+            looks = self.core.response.looks_at(starts, ends)
+            remember(self._timesteps, key, self.core.schedule.timestep(looks).float())
         self.grid, self.k = grid, 0
         self.num_inference_steps = len(starts)
-        self.timesteps = self.core.schedule.timestep(looks).float().to(device)
+        self.timesteps = self._timesteps[key].to(device)
         sigma, alpha = self.core.schedule.sigma(starts), self.core.schedule.alpha(starts)
         flow = isinstance(self.core.schedule, RectifiedFlow)
         noisy = sigma if flow else sigma / alpha  # as the schedulers of each kind have it
