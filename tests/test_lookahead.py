@@ -12,7 +12,7 @@ from sigdeg.denoiser import Denoiser, GaussianMixtureDenoiser
 from sigdeg.distillation import DistillConfig, distill
 from sigdeg.errors import SigdegError
 from sigdeg.networks import ResidualMLP
-from sigdeg.response import response
+from sigdeg.response import distinct, response
 from sigdeg.sampling import march, sample
 from sigdeg.schedule import EDM, Cosine, RectifiedFlow, Schedule, VPLinear
 from sigdeg.signature import PartialSignature
@@ -162,6 +162,17 @@ def test_each_sample_its_own_step() -> None:
 class Mean(nn.Module):
     def forward(self, inputs: Tensor, timestep: Tensor) -> Tensor:
         return torch.tanh(inputs[:, :3] + timestep[:, None])
+
+
+def test_the_different_steps_of_a_batch() -> None:
+    """As `torch.unique` finds them among pairs, which is slow."""
+    grid = torch.linspace(1, 0, 6, dtype=torch.float64)
+    k, length = torch.randint(3, (2, 200), generator=Generator().manual_seed(0))
+    t, s = grid[k], grid[k + 1 + length]
+    first, rows = distinct(t, s)
+    pairs, which = torch.stack([t, s], dim=1).unique(dim=0, return_inverse=True)
+    assert torch.equal(torch.stack([t, s], dim=1)[first], pairs)
+    assert torch.equal(rows, which)
 
 
 def test_comes_back(tmp_path: Path) -> None:

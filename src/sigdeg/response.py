@@ -154,7 +154,7 @@ class LinearResponse(nn.Module):
         self.lookahead = lookahead
         self.size = size
         self._weights: dict[tuple[Any, ...], Tensor] = {}
-        self._times: dict[tuple[float, float], Tensor] = {}
+        self._times: dict[tuple[Any, ...], Tensor] = {}
         self.register_buffer("directions", None)  # U and the square root of Lambda, in float64
         self.register_buffer("stds", None)
         if covariance is not None:
@@ -188,7 +188,14 @@ class LinearResponse(nn.Module):
         """The time at which the mean is asked for, float64."""
         if not self.lookahead:
             return t
-        key = None if t.ndim else (float(t), float(s))
+        if t.ndim:
+            first, rows = distinct(t, s)
+            return self._look(t[first], s[first])[rows]
+        return self._look(t, s)
+
+    def _look(self, t: Tensor, s: Tensor) -> Tensor:
+        """The time of each of some different steps, or of one; kept for the next batch."""
+        key = *told(t, s), t.device
         if key in self._times:
             return self._times[key]
 
@@ -202,7 +209,7 @@ class LinearResponse(nn.Module):
             middle = (late + early) / 2
             noisier = share(middle) < target
             late, early = middle.where(noisier, late), early.where(noisier, middle)
-        return middle if key is None else remember(self._times, key, middle)
+        return remember(self._times, key, middle)
 
     def noise(self, c: Tensor, t: Tensor, s: Tensor) -> Tensor:
         r"""What a step adds for its path, $\sum_k w_k c_k$, in full precision, see `state`."""
@@ -224,7 +231,7 @@ class LinearResponse(nn.Module):
         """Weighted sum of coefficients; with `at` of the state before them too."""
         with torch.autocast(parts.device.type, enabled=False):
             if not t.ndim:
-                key = float(t), float(s), at is None, parts.dtype, parts.device
+                key = *told(t, s), at is None, parts.dtype, parts.device
                 w = self._weights.get(key)
                 if w is None:  # kept for the next batch
                     w = self.weights(t.cpu(), s.cpu(), None if at is None else at.cpu())
@@ -238,10 +245,15 @@ class LinearResponse(nn.Module):
                 if self.factored:
                     return self._along(w[None], parts)
                 return (parts.flatten(1) @ w).reshape(parts.shape[0], *parts.shape[2:])
-            # A batch knows few different steps: each costs a quadrature.
-            times = torch.stack([t, s] if at is None else [t, s, at], dim=1)
-            steps, rows = times.unique(dim=0, return_inverse=True)
-            w = self.weights(*steps.T)[rows].to(parts)
+            # A batch knows few different steps, the next one the same: each costs a quadrature.
+            first, rows = distinct(t, s)
+            key = *told(t[first], s[first]), at is None, parts.dtype, parts.device
+            w = self._weights.get(key)
+            if w is None:
+                known = None if at is None else at[first]
+                w = self.weights(t[first], s[first], known).to(parts)
+                remember(self._weights, key, w)
+            w = w[rows]
             if w.ndim == 2 or self.directions is None:
                 return weigh(w, parts)
             return self._along(w, parts)
@@ -279,6 +291,25 @@ class LinearResponse(nn.Module):
         after = alpha_at**2 * stds**2 + self.schedule.sigma(at) ** 2
         carried = alpha * after / (alpha_at * before)
         return torch.cat([carried[..., None], w], dim=-1)
+
+
+def told(t: Tensor, s: Tensor) -> tuple[float, ...]:
+    """One step, or several, as a key."""
+    return t.ndim, *torch.stack([t, s]).flatten().tolist()
+
+
+def distinct(t: Tensor, s: Tensor) -> tuple[Tensor, Tensor]:
+    """The different steps of a batch: the number of one sample of each, and which each sample has.
+
+    By one time after the other: sorting pairs takes ten times as long.
+    """
+    which = torch.zeros_like(t, dtype=torch.long)
+    for time in (t, s):
+        values, own = time.unique(return_inverse=True)
+        which = which * len(values) + own
+    found, rows = which.unique(return_inverse=True)
+    numbers = torch.arange(len(rows), device=rows.device)
+    return torch.empty_like(found).scatter_(0, rows, numbers), rows
 
 
 def remember(cache: dict[Any, V], key: Any, value: V) -> V:
