@@ -141,6 +141,7 @@ def test_data_at_zero_and_prior_at_the_top(schedule: Schedule) -> None:
     zero = torch.zeros((), dtype=torch.float64)
     assert float(schedule.alpha(zero)) == 1
     assert float(schedule.sigma(zero)) == 0
+    assert float(schedule.sigma(zero.float())) == pytest.approx(0, abs=1e-4)
     top = torch.tensor(schedule.t_max, dtype=torch.float64)
     assert schedule.prior_std == pytest.approx(float(schedule.sigma(top)))
     assert 0 < schedule.t_min < schedule.t_max <= 1

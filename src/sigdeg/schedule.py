@@ -226,7 +226,7 @@ class Cosine(Schedule):
     def sigma(self, t: Tensor) -> Tensor:
         angle, first = self._angle(t), self._angle(0.0)
         squared = torch.sin(angle - first) * torch.sin(angle + first)  # without cancellation
-        return squared.sqrt() / math.cos(first)
+        return squared.clamp(min=0).sqrt() / math.cos(first)
 
     def drift(self, t: Tensor) -> Tensor:
         return -math.pi / 2 / (1 + self.offset) * torch.tan(self._angle(t))
