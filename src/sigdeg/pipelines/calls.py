@@ -18,7 +18,8 @@ from torch import Tensor
 
 from sigdeg.errors import SigdegError
 from sigdeg.grids import Grid
-from sigdeg.pipelines.trace import Called, Trace, first_tensor
+from sigdeg.pipelines.layer import Called
+from sigdeg.pipelines.trace import Trace, first_tensor
 
 __all__ = ["Calls", "Kept", "keep_calls", "read_calls"]
 

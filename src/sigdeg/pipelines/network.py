@@ -19,9 +19,10 @@ from torch import Tensor, nn
 
 from sigdeg.errors import SigdegError, extra
 from sigdeg.networks import sinusoidal
+from sigdeg.pipelines.layer import Called, find_layer
 from sigdeg.pipelines.noise import tiled
 from sigdeg.pipelines.scheduler import SigDEGScheduler, running
-from sigdeg.pipelines.trace import Called, Trace, find_layer
+from sigdeg.pipelines.trace import Trace
 from sigdeg.schema import listed, maybe, number, record, text, whole
 
 with extra("pipelines"):
@@ -139,7 +140,9 @@ class SignatureInput(nn.Module):
             rest[self.trace.axis + 1] = shape[self.trace.axis] - self.trace.channels
             zeros = coefficients.new_zeros(rest)
             coefficients = torch.cat([coefficients, zeros], dim=self.trace.axis + 1)
-        rows = [coefficients[:, j].flatten()[place.flatten()] for j in range(self.order)]
+        none = coefficients.new_zeros(1)  # at place -1: what stands there is not of the state
+        flat = [torch.cat([coefficients[:, j].flatten(), none]) for j in range(self.order)]
+        rows = [row[place.flatten()] for row in flat]
         axis = -1 if isinstance(self.extra, nn.Linear) else 1
         return torch.cat([row.reshape(place.shape) for row in rows], dim=axis)
 

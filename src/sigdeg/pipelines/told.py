@@ -16,7 +16,8 @@ import torch
 from torch import Generator, nn
 
 from sigdeg.errors import SigdegError
-from sigdeg.pipelines.trace import Called, Trace, call_pipeline
+from sigdeg.pipelines.layer import Called
+from sigdeg.pipelines.trace import Trace, call_pipeline
 
 __all__ = ["check_told"]
 

@@ -2,8 +2,8 @@ r"""What one run of a pipeline tells of its network: nothing of it has to be wri
 
 The user's own call runs for two steps. What the network is called with is compared with the state
 that the scheduler steps on: that gives the argument of the state, the copies for guidance, the
-timestep in its own units and what becomes of the output. Then the network is called with numbered
-elements in the place of the state, until a layer sees all of them: its input layer.
+timestep in its own units and what becomes of the output. Then its input layer is looked for, see
+`sigdeg.pipelines.layer`.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from __future__ import annotations
 import dataclasses
 import inspect
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -20,19 +20,17 @@ import torch
 from torch import Generator, Tensor, nn
 
 from sigdeg.errors import SigdegError, reason
+from sigdeg.pipelines.layer import Called, Key, find_layer
 from sigdeg.pipelines.scheduler import Logged, SigDEGScheduler, replaced
 
-__all__ = ["Called", "Trace", "call_pipeline", "find_layer", "recorded", "trace", "unguided"]
+__all__ = ["Trace", "call_pipeline", "first_tensor", "recorded", "steps_of", "trace", "unguided"]
 
-LAYERS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Linear)
-DIGIT = 128  # numbers that half precision tells apart
 CLOSE = 1e-5
 # Guidance is off at 1, but for those of attention that add to what is there.
 SCALES = ("guidance_scale", "cfg_scale")
 ADDED = ("pag_scale", "pag_adaptive_scale")
 
 Relation = Literal["same", "negated"]
-Key = int | str
 
 
 @dataclass(frozen=True)
@@ -93,26 +91,6 @@ class Trace:
 def tiled_to(values: Tensor, rows: int) -> Tensor:
     """As many rows, where there is one for all or as many already."""
     return values if len(values) == rows else values.expand(rows, *values.shape[1:])
-
-
-@dataclass
-class Called:
-    """A call of a component: its name, the step it was made in, and what it was called with."""
-
-    name: str
-    k: int
-    args: tuple[Any, ...]
-    kwargs: dict[str, Any]
-    output: Any = None
-
-    def argument(self, key: Key) -> Any:
-        """An argument by position or name."""
-        return self.args[key] if isinstance(key, int) else self.kwargs[key]
-
-    def items(self) -> Iterator[tuple[Key, Any]]:
-        """All arguments."""
-        yield from enumerate(self.args)
-        yield from self.kwargs.items()
 
 
 def call_pipeline(pipe: Any, call: Mapping[str, Any], steps: int, generator: Any = None) -> Any:
@@ -188,10 +166,14 @@ def trace(pipe: Any, call: Mapping[str, Any]) -> Trace:
     Raises:
         SigdegError: If the pipeline fails, or its network cannot be made out.
     """
-    scheduler, log, calls = observe(pipe, call, 2)
-    if len(log) == 1:  # a part of the way, from an image
-        scheduler, log, calls = observe(pipe, call, 20)
     name = type(pipe).__name__
+    if not hasattr(pipe, "scheduler"):
+        raise SigdegError(
+            f"{name} has no scheduler of its own: it is no diffusion, or several pipelines in one, "
+            "to be distilled one by one"
+        )
+    steps = steps_of(pipe, call)
+    scheduler, log, calls = observe(pipe, call, steps)
     if not log:
         raise SigdegError(f"{name} never steps its scheduler: it is no pipeline of a diffusion")
     first, found = log[0], None
@@ -230,6 +212,14 @@ def trace(pipe: Any, call: Mapping[str, Any]) -> Trace:
         layer,
         samples,
     )
+
+
+def steps_of(pipe: Any, call: Mapping[str, Any]) -> int:
+    """As many steps as leave two to be made: of a call that starts from an image, a part is."""
+    known = inspect.signature(type(pipe).__call__).parameters
+    strength = call.get("strength", known["strength"].default if "strength" in known else 1.0)
+    partial = isinstance(strength, int | float) and 0 < strength < 1
+    return math.ceil(2 / strength) if partial else 2
 
 
 def find_state(
@@ -304,88 +294,6 @@ def first_tensor(output: Any) -> Tensor:
     return output
 
 
-class Seen(Exception):  # noqa: N818  # a signal, no error
-    """Raised when a layer has seen what was looked for."""
-
-
-def find_layer(
-    net: nn.Module, called: Called, state: Key, only: str | None = None
-) -> tuple[str | None, Tensor | None]:
-    """The first layer that sees exactly the numbers of the state's argument.
-
-    Arguments:
-        net: The network.
-        called: A call of it.
-        state: Argument of the state.
-        only: The layer, where it is known.
-
-    Returns:
-        Its name, and which element of the argument stands at each place of its input, with the
-        input's shape; None for both where there is none.
-    """
-    shape = called.argument(state).shape
-    size = math.prod(shape)
-    numbers = torch.arange(size)
-    found: dict[str, Tensor] = {}
-    place: Tensor | None = None
-    # Digit by digit: half precision holds no large whole numbers.
-    for power in range(max(1, math.ceil(math.log(size, DIGIT)))):
-        digits = numbers // DIGIT**power % DIGIT
-        expected = digits.sort().values
-        found.clear()
-
-        def look(layer: nn.Module, args: Any, name: str, expected: Tensor = expected) -> None:
-            if not args or not isinstance(args[0], Tensor) or args[0].numel() != size:
-                return
-            seen = args[0].detach().float().cpu()
-            if torch.equal(seen.flatten().sort().values, expected.float()):
-                found[name] = seen.round().long()
-                raise Seen
-
-        modules = dict(net.named_modules())
-        if only is None:
-            layers = {n: m for n, m in modules.items() if isinstance(m, LAYERS)}
-        else:  # by name: an adapter may stand around it
-            layers = {only: modules[only]}
-        probe(net, called, state, digits.reshape(shape), layers, look)
-        if not found:
-            return None, None
-        only = next(iter(found))
-        place = found[only] * DIGIT**power + (0 if place is None else place)
-    return only, place
-
-
-def probe(
-    net: nn.Module,
-    called: Called,
-    state: Key,
-    numbers: Tensor,
-    layers: Mapping[str, nn.Module],
-    look: Callable[..., None],
-) -> None:
-    """Call a network with numbers in the place of the state, until a layer has been looked at."""
-    argument = called.argument(state)
-    args, kwargs = list(called.args), dict(called.kwargs)
-    given = numbers.to(argument)
-    if isinstance(state, int):
-        args[state] = given
-    else:
-        kwargs[state] = given
-
-    def hook(name: str) -> Callable[..., None]:
-        return lambda layer, args: look(layer, args, name)
-
-    handles = [layer.register_forward_pre_hook(hook(name)) for name, layer in layers.items()]
-    try:
-        with torch.no_grad():
-            net.forward(*args, **kwargs)
-    except Seen:
-        pass
-    finally:
-        for handle in handles:
-            handle.remove()
-
-
 def unguided(pipe: Any, call: Mapping[str, Any]) -> tuple[dict[str, Any], Trace]:
     """A call without guidance, one network call a step, and its trace.
 
@@ -410,11 +318,14 @@ def unguided(pipe: Any, call: Mapping[str, Any]) -> tuple[dict[str, Any], Trace]
         try:
             found = trace(pipe, {**call, **off})
         except SigdegError as error:
+            if not off:  # the call fails as it is
+                raise
             said = f": {error}"
             continue
         if found.relation is not None:
             return {**call, **off}, found
+    known_by = ", ".join(scales) or "its call"
     raise SigdegError(
-        f"{type(pipe).__name__}: {', '.join(scales) or 'no argument'} cannot turn guidance off, so "
-        f"that a step is one call of its network{said}"
+        f"{type(pipe).__name__}: guidance cannot be turned off by {known_by}, so that a step is "
+        f"one call of its network{said}"
     )

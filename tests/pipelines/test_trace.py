@@ -1,0 +1,89 @@
+"""What a run tells of a pipeline, where it is not as in most, and what is refused in one line."""
+
+import pytest
+import torch
+from diffusers import DiffusionPipeline, UNet1DModel
+from torch import nn
+
+from sigdeg.errors import SigdegError
+from sigdeg.pipelines.layer import Called, find_layer
+from sigdeg.pipelines.trace import steps_of, trace, unguided
+from tests.pipelines.parts import images, unet
+from tests.pipelines.zoo import FAMILIES
+
+
+class Beside(nn.Module):
+    """A network that puts what it is told beside the state, before its first layer."""
+
+    def __init__(self, layer):
+        super().__init__()
+        self.layer, self.told = layer, nn.Linear(3, 5)
+
+    def forward(self, x, told):
+        channels = self.told(told)[:, :, None].expand(-1, -1, x.shape[2])
+        return self.layer(torch.cat([channels, x.flip(1)], dim=1))
+
+
+@pytest.mark.parametrize("length", [4, 300])  # the last one's elements have two digits
+def test_a_layer_may_see_more_than_the_state(length):
+    network = Beside(nn.Conv1d(7, 1, 1))
+    state = torch.zeros(1, 2, length)
+    name, place = find_layer(network, Called("net", 0, (state, torch.rand(1, 3)), {}), 0)
+    numbers = torch.arange(2 * length).reshape(1, 2, length)
+    assert name == "layer"
+    assert torch.equal(place, torch.cat([torch.full((1, 5, length), -1), numbers.flip(1)], 1))
+
+
+def test_a_unet_of_sounds_sees_its_time_beside_the_sound():
+    width, told = 8, 16  # it is told the time by twice its first width
+    network = UNet1DModel(
+        sample_size=32,
+        in_channels=2,
+        out_channels=2,
+        extra_in_channels=told,
+        block_out_channels=(width, width),
+        down_block_types=("DownBlock1DNoSkip", "DownBlock1D"),
+        up_block_types=("UpBlock1D", "UpBlock1DNoSkip"),
+        flip_sin_to_cos=True,
+    )
+    state = torch.zeros(1, 2, 32)
+    _, place = find_layer(network, Called("unet", 0, (state, torch.tensor(0.3)), {}), 0)
+    assert torch.equal(place[:, :2], torch.arange(64).reshape(1, 2, 32))
+    assert (place[:, 2:] == -1).all()
+
+
+def test_a_network_whose_layers_see_no_whole_state_has_no_input_layer():
+    network = nn.Sequential(nn.AvgPool1d(2), nn.Conv1d(2, 2, 1))
+    assert find_layer(network, Called("net", 0, (torch.zeros(1, 2, 8),), {}), 0) == (None, None)
+
+
+@pytest.mark.parametrize(("strength", "steps"), [(1.0, 2), (0.5, 4), (0.3, 7)])
+def test_two_steps_are_left_to_an_image(strength, steps):
+    family = FAMILIES["sd_img2img"]()
+    assert steps_of(family.pipe, {**family.call, "strength": strength}) == steps
+    assert int(steps * strength) == 2
+    assert steps_of(FAMILIES["ddpm"]().pipe, {}) == 2
+
+
+def test_a_call_that_leaves_little_to_do_is_traced():
+    family = FAMILIES["sd_img2img"]()
+    assert trace(family.pipe, {**family.call, "strength": 0.1}).layer == "conv_in"
+
+
+def test_what_is_no_single_diffusion_is_refused():
+    class Upscaler(DiffusionPipeline):
+        def __init__(self, unet):
+            super().__init__()
+            self.register_modules(unet=unet)
+
+        def __call__(self):
+            return self.unet
+
+    with pytest.raises(SigdegError, match="Upscaler has no scheduler of its own"):
+        trace(Upscaler(unet(3, 8)), {})
+
+
+def test_a_call_that_fails_says_so_and_not_that_it_is_guided():
+    family = FAMILIES["sd_controlnet"]()
+    with pytest.raises(SigdegError, match="StableDiffusionControlNetPipeline fails: "):
+        unguided(family.pipe, {**family.call, "image": images(3)[:, :, 0]})
