@@ -13,6 +13,7 @@ from sigdeg.guidance import AutoGuidance, ClassifierFreeGuidance
 from sigdeg.integrations import as_teacher, from_scheduler, load_model, load_teacher
 from sigdeg.model import Card, Model
 from sigdeg.networks import ModulatedMLP, ResidualMLP
+from sigdeg.pipelines.files import attach, load_pipeline
 from sigdeg.sampling import march, sample
 from sigdeg.schedule import (
     EDM,
@@ -59,6 +60,7 @@ __all__ = [
     "TrainingError",
     "VPLinear",
     "as_teacher",
+    "attach",
     "coarse_grid",
     "compare",
     "distill",
@@ -66,6 +68,7 @@ __all__ = [
     "fine_grid",
     "from_scheduler",
     "load_model",
+    "load_pipeline",
     "load_teacher",
     "march",
     "refine",

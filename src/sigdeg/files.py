@@ -32,6 +32,7 @@ __all__ = [
     "count_weights",
     "find_folder",
     "find_student",
+    "is_pipeline",
     "load_weights",
     "open_tensors",
     "read_identified",
@@ -310,12 +311,17 @@ def find_folder(path: str | Path) -> Path:
         raise SigdegError(told) from None
 
 
+def is_pipeline(path: str | Path) -> bool:
+    """Whether a folder is that of a student which is a pipeline, or of the run that made one."""
+    folder = find_folder(path)
+    return any((place / PIPELINE_CARD).is_file() for place in (folder, folder / "student"))
+
+
 def find_student(path: str | Path) -> Path:
     """The folder of a model: itself, or that of the run which made it, local or on the hub."""
     folder = find_folder(path)
-    for place in (folder, folder / "student"):
-        if (place / PIPELINE_CARD).is_file():
-            raise SigdegError(f"{path} is a student that is a pipeline: load_pipeline loads it")
+    if is_pipeline(folder):
+        raise SigdegError(f"{path} is a student that is a pipeline: load_pipeline loads it")
     if (folder / "model_index.json").is_file():
         raise SigdegError(f"{path} is a diffusers pipeline, a teacher: sigdeg distill it first")
     made = (folder / "student", folder / "teacher")

@@ -8,7 +8,8 @@ it and what belongs to its calls, and `README.md`, which says so to people.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -34,6 +35,8 @@ from sigdeg.schema import mapped, record, text
 
 with extra("pipelines"):
     from diffusers import DiffusionPipeline
+    from diffusers.utils import logging as diffusers_says
+    from transformers.utils import logging as transformers_says
 
 __all__ = ["attach", "load_pipeline", "read_card", "save_student"]
 
@@ -275,8 +278,22 @@ def check_student(folder: Path, index: Mapping[str, Any]) -> list[str]:
 def read_part(kind: Any, folder: Path, **options: Any) -> Any:
     """A part of a pipeline from its folder: what diffusers says of a damaged one, in one line."""
     try:
-        return kind.from_pretrained(folder, **options)
+        with quiet():
+            return kind.from_pretrained(folder, **options)
     except SigdegError as error:
         raise SigdegError(f"{folder}: {error}") from None
     except Exception as error:  # whatever a damaged folder makes of its reader
         raise SigdegError(f"{folder} cannot be loaded: {reason(error)}") from None
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Without the progress bars of those who load."""
+    shown = [each for each in (diffusers_says, transformers_says) if each.is_progress_bar_enabled()]
+    for each in shown:
+        each.disable_progress_bar()
+    try:
+        yield
+    finally:
+        for each in shown:
+            each.enable_progress_bar()
