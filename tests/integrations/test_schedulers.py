@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 import json
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, get_args
 
 import diffusers
 import pytest
@@ -15,9 +15,10 @@ from torch import Tensor
 
 from sigdeg.denoiser import NetworkDenoiser
 from sigdeg.errors import SigdegError
+from sigdeg.grids import Spacing, coarse_grid, fine_grid
 from sigdeg.integrations.schedulers import describe, from_scheduler
 from sigdeg.prediction import preconditioning
-from sigdeg.response import exponential_coefficients, response
+from sigdeg.response import LinearResponse, exponential_coefficients, response
 from sigdeg.schedule import EDM, Cosine, Schedule, VPLinear, schedule_from_config
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
@@ -365,6 +366,28 @@ def test_a_flow_and_zero_snr_start_from_pure_noise() -> None:
     assert float(loose.diffusion(end)) < float(schedule.diffusion(end))
     torch.testing.assert_close(loose.alpha(t), schedule.alpha(t))
     assert from_scheduler(flow).t_max < describe(flow).schedule.t_max == 1
+
+
+@pytest.mark.parametrize("spacing", get_args(Spacing))
+@pytest.mark.parametrize("name", ["FlowMatchEulerDiscreteScheduler", "IPNDMScheduler"])
+def test_a_student_starts_from_pure_noise_and_keeps_the_law(name: str, spacing: Spacing) -> None:
+    r"""The first step of Gaussian data: the state tells nothing, the path all of $n_s^2$."""
+    schedule, std = describe(kinds()[name]()).schedule, 0.7
+    for grid in (coarse_grid(schedule, 4, spacing), fine_grid(schedule, 20, spacing)):
+        assert grid[0] == 1
+        assert bool((grid.diff() < 0).all())
+        t, s = grid[:2]
+        total = (schedule.alpha(s) * std) ** 2 + schedule.sigma(s) ** 2
+        for order in (1, 3):
+            w = LinearResponse(schedule, order, std).weights(t, s)
+            assert float(w.square().sum()) == pytest.approx(float(total))
+        ahead = LinearResponse(schedule, 3, std, lookahead=0.5)
+        at = ahead.looks_at(t, s)
+        assert s < at < t
+        carried, *w = ahead.weights(t, s, at).tolist()
+        assert carried == pytest.approx(0, abs=1e-6)
+        there = (schedule.alpha(at) * std) ** 2 + schedule.sigma(at) ** 2
+        assert 0.5 * there < sum(v**2 for v in w) < there  # more coefficients would tell the rest
 
 
 def test_alphas_of_known_tables() -> None:

@@ -54,14 +54,14 @@ STUDENTS = {
     "SCMScheduler": "consistency models",
     "TCDScheduler": "consistency models",
 }
-TOKENS = (
+TOKENS = {
     "AmusedScheduler",
     "BlockRefinementScheduler",
     "DiscreteDDIMScheduler",
     "EntropyBoundScheduler",
     "VQDiffusionScheduler",
-)
-NEVER_CLIP = ("CogVideoXDDIMScheduler", "CogVideoXDPMScheduler")  # whatever their clip_sample
+}
+NEVER_CLIP = {"CogVideoXDDIMScheduler", "CogVideoXDPMScheduler"}  # whatever their clip_sample
 ALPHA_BAR_MIN = 1e-4  # where Würstchen's noise ends
 ZERO_SNR = 1e-14  # for alphas_cumprod of zero: alpha is 1e-7, the rounding of single precision
 
@@ -132,7 +132,7 @@ def describe(scheduler: Any, exact: bool = True) -> Described:
             f"{name}: noise tells nothing of the data where there is nothing else: a schedule of "
             "zero terminal SNR (rescale_betas_zero_snr) needs v_prediction or sample, got epsilon"
         )
-    clips = config.get("clip_sample") and name not in NEVER_CLIP
+    clips = config.get("clip_sample") and not kinds_of(scheduler) & NEVER_CLIP
     clip = float(config.get("clip_sample_range", 1.0)) if clips else None
     return Described(schedule, predictions[said], clip, data_std)
 
@@ -158,15 +158,20 @@ def scheduler_config(scheduler: Any) -> dict[str, Any]:
     return {key: value for key, value in known.items() if key in heeded}
 
 
+def kinds_of(scheduler: Any) -> set[str]:
+    """The names of its class and of those that it inherits from."""
+    return {kind.__name__ for kind in type(scheduler).__mro__}
+
+
 def family(scheduler: Any, exact: bool) -> Family:
     """The family of a scheduler, by what it has; by its name only where that says nothing."""
     name, config = type(scheduler).__name__, scheduler_config(scheduler)
-    kinds = {kind.__name__ for kind in type(scheduler).__mro__}
+    kinds = kinds_of(scheduler)
     for kind in kinds & STUDENTS.keys():
         raise SigdegError(
             f"{name} is for {STUDENTS[kind]}, which jump to the data: they are no teachers"
         )
-    if kinds & set(TOKENS):
+    if kinds & TOKENS:
         raise SigdegError(
             f"{name} is for tokens, and a schedule for continuous states: teachers of tokens are "
             "masked language models, see load_token_teacher"
