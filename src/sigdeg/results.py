@@ -18,6 +18,7 @@ from typing import Any, Literal, Required, TypedDict, cast
 import torch
 from torch import nn
 
+from sigdeg import __version__
 from sigdeg.errors import SigdegError
 from sigdeg.files import read_json, save_json
 from sigdeg.schema import flag, listed, mapped, maybe, number, record, text
@@ -331,9 +332,10 @@ def hardware(device: torch.device | str = "cpu") -> dict[str, Any]:
 
 def versions() -> dict[str, str]:
     """Versions of what the numbers depend on."""
-    names = ("sigdeg", "torch", "accelerate", "diffusers")  # the last comes with an extra
+    names = ("torch", "accelerate", "diffusers")  # the last comes with an extra
     found = {name: version(name) for name in names if find_spec(name) is not None}
-    return {"python": platform.python_version()} | found
+    # Its own name is not known where a checkout runs that is not installed.
+    return {"python": platform.python_version(), "sigdeg": __version__} | found
 
 
 def save_results(folder: Path, results: Mapping[str, Any], device: str | None = None) -> Path:
