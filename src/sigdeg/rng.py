@@ -35,6 +35,7 @@ class Stream(IntEnum):
     HELD_OUT = 4
     PLAN = 6
     JUDGEMENT = 7
+    DROPOUT = 8
 
     MIXTURE_REAL = 11
     MIXTURE_DRAWS = 12

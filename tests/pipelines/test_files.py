@@ -16,12 +16,14 @@ from sigdeg.files import PIPELINE_CARD
 from sigdeg.model import Card
 from sigdeg.pipelines import SigDEGScheduler, attach, load_pipeline, save_student
 from sigdeg.pipelines.files import read_card
+from sigdeg.pipelines.guidance import Guidance
 from tests.pipelines.parts import images
 from tests.pipelines.student import apart, draw, student_of
 from tests.pipelines.zoo import FAMILIES
 
 CALL = {"guidance_scale": 1.0}
-CARD = Card(name="tiny", teacher="its teacher", guidance=3.0, verdict="It works.", seed=0)
+CARD = Card(name="tiny", teacher="its teacher", verdict="It works.", seed=0)
+GUIDANCE = Guidance("guidance_scale", (3.0,), off=True)
 WEIGHTS = "diffusion_pytorch_model.safetensors"
 
 
@@ -29,7 +31,7 @@ WEIGHTS = "diffusion_pytorch_model.safetensors"
 def saved(tmp_path_factory) -> Path:
     pipe, call = student_of("sd15", residual_noise="energy", lookahead=0.5)
     folder = tmp_path_factory.mktemp("students") / "student"
-    save_student(pipe, folder, CALL, CARD)
+    save_student(pipe, folder, CALL, CARD, GUIDANCE)
     torch.save((call, draw(pipe, call)), folder.parent / "drawn.pt")
     return folder
 

@@ -173,7 +173,8 @@ class Calls:
         for members in groups.values():
             own = torch.tensor([i for i, _, _ in members], device=states.device)
             args, kwargs, name = self.joined(members, states[own])
-            given = coefficients[own], ends[own.cpu()]
+            told = [kwargs.pop("sigdeg")] if "sigdeg" in kwargs else []  # the scale of guidance
+            given = coefficients[own], ends[own.cpu()], *told
             output = first_tensor(networks[name](*args, **kwargs, sigdeg=given)).to(states)
             outputs.append(self.related(output, states))
             order.append(own)

@@ -27,6 +27,7 @@ from sigdeg.grids import refine
 from sigdeg.model import Card
 from sigdeg.paths import Batch
 from sigdeg.pipelines.files import save_student
+from sigdeg.pipelines.guidance import Guidance, GuidanceWay, find_guidance, most_guided
 from sigdeg.pipelines.inputs import check_calls
 from sigdeg.pipelines.lora import add_adapter, sharing
 from sigdeg.pipelines.network import add_signature
@@ -35,7 +36,7 @@ from sigdeg.pipelines.scheduler import SigDEGScheduler
 from sigdeg.pipelines.student import PipelineStudent
 from sigdeg.pipelines.teacher import PipelineTeacher
 from sigdeg.pipelines.told import check_told
-from sigdeg.pipelines.trace import Trace, unguided
+from sigdeg.pipelines.trace import unguided
 from sigdeg.rng import Stream, derive_generator
 from sigdeg.runs import fingerprint
 from sigdeg.student import ResidualNoise
@@ -60,6 +61,10 @@ class PipelineRecipe:
         times: The largest step count's times (default: power spacing).
         rank: Rank of the adapters of a frozen network, for large ones, see `sigdeg.pipelines.lora`;
             0 trains all of its weights.
+        guidance: Whether the teacher's is `baked` into the student, or an `input` of it, which
+            calls of several scales teach, see `sigdeg.pipelines.guidance`.
+        dropout: Share of the runs whose calls are without the condition: the student can then be
+            guided again.
     """
 
     steps: tuple[int, ...] = (10,)
@@ -68,9 +73,17 @@ class PipelineRecipe:
     lookahead: float = LOOKAHEAD
     times: tuple[float, ...] | None = None
     rank: int = 0
+    guidance: GuidanceWay = "baked"
+    dropout: float = 0.0
 
     def __post_init__(self) -> None:
         check_whole(self.rank, 0, "the rank of a LoRA")
+
+    @property
+    def added(self) -> dict[str, Any]:
+        """What of it is not the step's, where it is asked for."""
+        told = {"rank": self.rank, "guidance": self.guidance, "dropout": self.dropout}
+        return {name: value for name, value in told.items() if value not in (0, "baked")}
 
 
 @dataclass(frozen=True)
@@ -160,18 +173,20 @@ def distill_pipeline(
     step = first_step(pipe, recipe)
     accelerator = make_accelerator(config, out, device)
     pipe = pipe.to(accelerator.device)
-    off, trace = unguided(pipe, calls[0])
+    first = most_guided(pipe, calls)
+    off, trace = unguided(pipe, first)
     check_told(pipe, off, trace)
-    turned = {name: off[name] for name in off if off[name] is not calls[0].get(name)}
+    turned = {name: off[name] for name in off if off[name] is not first.get(name)}
+    guidance = find_guidance(pipe, calls, turned, trace.networks, recipe.guidance, recipe.dropout)
     levels = Levels.of(step, config.q or max(step.steps), late=config.late)
     check_fit(step, config, levels, None, None, accelerator.num_processes)
     rows = list(refine(step.schedule, step.grid(), config.refinement, config.fine_power))
-    teacher = PipelineTeacher(pipe, turned, trace, step, rows)
+    teacher = PipelineTeacher(pipe, turned, trace, step, rows, guidance)
     identity = {
         "pipeline": identify(pipe),
         "calls": [written(call) for call in calls],
         "step": step.written,
-        **({"rank": recipe.rank} if recipe.rank else {}),
+        **recipe.added,
         **config.identity(),
     }
     claim(accelerator, out, identity)
@@ -180,7 +195,7 @@ def distill_pipeline(
     began = time.perf_counter()
     source = open_runs(teacher, out / "runs", calls, config, identity, shown)
     step.set_scale(source.ends)
-    student = new_student(pipe, trace, step, student_id, source, recipe.rank)
+    student = new_student(teacher, student_id, source, recipe.rank)
     whole = source.held_out(len(source.rows))  # whole runs
 
     def draw(generator: Generator) -> Segments:
@@ -198,15 +213,17 @@ def distill_pipeline(
     trained = train(job, out, config, device=device, progress=shown, label="distil", spent=spent)
     found = trained.objective.student
     assert isinstance(found, PipelineStudent)
-    made = student_pipeline(pipe, found, student_id)
+    made = student_pipeline(pipe, found, student_id, guidance)
+    turned = guidance.without({}, turned)
     spent, calls_made = trained.seconds, source.calls(0)
     done = DistilledPipeline(made, turned, trained.history, spent, calls_made, teacher)
     if not PartialState().is_main_process:
         return done
-    untrained = new_student(pipe, trace, step, student_id, source, recipe.rank)
+    untrained = new_student(teacher, student_id, source, recipe.rank)
     judged = judge_pipeline(found, untrained, source, whole, teacher, accelerator.device)
     judged.verdict.save(out / "verdict.json")
-    save_student(made, out / "student", turned, card_of(pipe, done, judged, config))
+    card = card_of(pipe, done, judged, config)
+    save_student(made, out / "student", turned, card, guidance)
     made.to(accelerator.device)
     return dataclasses.replace(done, judged=judged)
 
@@ -254,29 +271,28 @@ def open_runs(
     each = teacher.trace.samples
     held_out = max(1, math.ceil(config.held_out / each))
     count = max(held_out + 1, math.ceil(config.paths / each))
-    told = {name: value for name, value in identity.items() if name in ("pipeline", "step")}
+    names = "pipeline", "step", "guidance", "dropout"
+    told = {name: value for name, value in identity.items() if name in names}
     told |= {"fine": [row.tolist() for row in teacher.rows], "seed": config.seed}
     told["calls"] = hashlib.sha256(json.dumps(identity["calls"]).encode()).hexdigest()
     return PipelinePaths(teacher, folder, calls, count, told, config.seed, held_out, progress)
 
 
 def new_student(
-    pipe: Any,
-    trace: Trace,
-    step: PipelineStudent,
-    student_id: str,
-    source: PipelinePaths,
-    rank: int = 0,
+    teacher: PipelineTeacher, student_id: str, source: PipelinePaths, rank: int = 0
 ) -> PipelineStudent:
     """The student to train: copies of the pipeline's networks, with the path beside them.
 
     With adapters of a rank they share the networks' weights, which are frozen.
     """
     networks = {}
+    trace, step, told = teacher.trace, teacher.student, teacher.guidance
     for name in trace.networks:
-        own = pipe.components[name]
+        own = teacher.pipe.components[name]
         copied = sharing(own) if rank else copy.deepcopy(own).requires_grad_(True)
-        networks[name] = add_signature(copied, trace, step.order, student_id)
+        networks[name] = add_signature(
+            copied, trace, step.order, student_id, told.beside, told.width
+        )
         if rank:
             add_adapter(networks[name], rank)
     shape = tuple(source.ends.shape[1:])
@@ -286,10 +302,12 @@ def new_student(
     return student.train()
 
 
-def student_pipeline(pipe: Any, student: PipelineStudent, student_id: str) -> Any:
+def student_pipeline(
+    pipe: Any, student: PipelineStudent, student_id: str, guidance: Guidance
+) -> Any:
     """The pipeline with a student in the place of its network, and its scheduler."""
     made = copy.copy(pipe)
-    step = student.written
+    step = {**student.written, **({"guidance": guidance.usual} if guidance.beside else {})}
     scheduler = SigDEGScheduler.like(pipe.scheduler, **step, student=student_id)
     made.register_modules(scheduler=scheduler, **dict(student.network.eval().named_children()))
     return made

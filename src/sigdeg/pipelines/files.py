@@ -28,6 +28,7 @@ from sigdeg.files import (
     weight_files,
 )
 from sigdeg.model import Card
+from sigdeg.pipelines.guidance import Guidance
 from sigdeg.pipelines.lora import SIDE, adapted, load_adapter, save_adapter
 from sigdeg.pipelines.network import served
 from sigdeg.pipelines.scheduler import SigDEGScheduler
@@ -43,7 +44,7 @@ __all__ = ["attach", "load_pipeline", "read_card", "save_student"]
 FORMAT = "sigdeg-pipeline"
 INDEX, WEIGHTS = "model_index.json", "diffusion_pytorch_model.safetensors"
 BESIDE = {f"signature.{layer}.weight" for layer in ("extra", "features")}
-SAVED = record({"format": text, "call": mapped()}, {"origin": mapped()})
+SAVED = record({"format": text, "call": mapped()}, {"origin": mapped(), "guidance": mapped()})
 README = """---
 library_name: diffusers
 tags: [sigdeg]
@@ -74,7 +75,11 @@ pipe(..., num_inference_steps={steps}{call})"""
 
 
 def save_student(
-    pipe: Any, folder: str | Path, call: Mapping[str, Any] | None = None, card: Card | None = None
+    pipe: Any,
+    folder: str | Path,
+    call: Mapping[str, Any] | None = None,
+    card: Card | None = None,
+    guidance: Guidance | None = None,
 ) -> None:
     """Write a student's pipeline, whole or not at all; of one with adapters those alone.
 
@@ -83,6 +88,7 @@ def save_student(
         folder: The folder: a new or an empty one, or one of a student, which is replaced.
         call: Arguments that belong to its calls, such as those that turn guidance off.
         card: What made it.
+        guidance: What became of the guidance of its teacher.
 
     Raises:
         SigdegError: If the pipeline has no student, the folder holds anything else, or it cannot be
@@ -104,7 +110,8 @@ def save_student(
                 pipe.scheduler.save_pretrained(made / "scheduler")
             else:
                 pipe.save_pretrained(made)
-            write_card(made, folder.name, pipe, call or {}, card or Card(), not small)
+            told = call or {}, card or Card(), guidance or Guidance()
+            write_card(made, folder.name, pipe, *told, whole=not small)
             if held:
                 folder.replace(Path(part) / "before")
             made.replace(folder)
@@ -115,7 +122,13 @@ def save_student(
 
 
 def write_card(
-    folder: Path, name: str, pipe: Any, call: Mapping[str, Any], card: Card, whole: bool = True
+    folder: Path,
+    name: str,
+    pipe: Any,
+    call: Mapping[str, Any],
+    card: Card,
+    guidance: Guidance,
+    whole: bool = True,
 ) -> None:
     """Write `sigdeg.json` and `README.md` of a student, or of an adapter that makes one."""
     try:
@@ -123,24 +136,19 @@ def write_card(
     except (TypeError, ValueError):
         raise SigdegError(f"the arguments of a call must be JSON, got {dict(call)!r:.60}") from None
     told = {"format": FORMAT, "call": dict(call), "origin": card.written}
+    told["guidance"] = guidance.written
     save_json(folder / PIPELINE_CARD, seal(told))
     step = pipe.scheduler.core
     counts = [str(count) for count in sorted(step.steps)]
     arguments = "".join(f", {key}={value!r}" for key, value in call.items())
     filled = {"folder": name, "steps": max(step.steps), "call": arguments}
     kind = type(pipe).__name__
-    guidance = "It was taught without guidance."
-    if card.guidance is not None:
-        guidance = (
-            f"Guidance of scale {card.guidance:g} is in its weights: leave it off, which halves "
-            "the cost of a call. Negative prompts have no effect then."
-        )
     readme = README.format(
         name=card.name or name,
         teacher=f"{card.teacher} ({kind})" if card.teacher else f"a {kind}",
         steps=" or ".join([", ".join(counts[:-1]), counts[-1]] if counts[1:] else counts),
         code=(WHOLE if whole else ADAPTER).format(kind=kind, **filled),
-        guidance=guidance,
+        guidance=guidance.says(),
         elastic=" and at any number of steps over the same path" if step.elastic else "",
         verdict=f"- {card.verdict}\n" if card.verdict else "",
     )

@@ -27,6 +27,7 @@ from torch import Tensor, nn
 
 from sigdeg.errors import SigdegError, check_whole, extra, reason
 from sigdeg.files import read_tensors, save_tensors
+from sigdeg.pipelines.guidance import CONDITION
 from sigdeg.pipelines.layer import LAYERS
 from sigdeg.pipelines.network import BESIDE, add_signature, remove_signature
 from sigdeg.pipelines.trace import Trace
@@ -69,12 +70,14 @@ def add_adapter(network: Any, rank: int, seed: int = 0) -> None:
     """
     check_whole(rank, 1, "the rank of a LoRA")
     network.requires_grad_(False)
-    first = network.config.sigdeg["trace"]["layer"]
+    full = {network.config.sigdeg["trace"]["layer"]} | {
+        n.removesuffix(".weight") for n in beside(network)
+    }
     names = [
         name
         for name, layer in network.named_modules()
         if isinstance(layer, LAYERS) and getattr(layer, "groups", 1) == 1
-        if name != first and not name.startswith("signature.")
+        if name not in full
     ]
     inject(network, names, rank, seed)
     own = [p for name, p in network.named_parameters() if f".{ADAPTER}." in name]
@@ -106,7 +109,9 @@ def inject(network: Any, names: list[str], rank: int, seed: int = 0) -> None:
 
 def beside(network: Any) -> dict[str, nn.Parameter]:
     """What of a student's network is trained in full beside adapters, by name."""
-    return {n: p for n, p in network.named_parameters() if n.startswith("signature.")}
+    told = (f"{CONDITION}.",) if "condition" in network.config.sigdeg else ()
+    mine = ("signature.", *told)
+    return {n: p for n, p in network.named_parameters() if n.startswith(mine)}
 
 
 def save_adapter(networks: Mapping[str, Any], folder: Path) -> None:
@@ -162,16 +167,18 @@ def load_adapter(components: Mapping[str, Any], folder: Path, student: str) -> l
         missing = ", ".join(sorted(unknown) or absent)
         raise SigdegError(f"{folder} has weights of {missing}, which this pipeline has not")
     done: list[str] = []
+    network: Any = None
     try:
         for name, own in told.items():
-            done.append(name)
             network = components[name]
-            add_signature(network, traces[name], own["order"], own["student"])
+            of_guidance = own.get("guided", False), own.get("condition")
+            add_signature(network, traces[name], own["order"], own["student"], *of_guidance)
+            done.append(name)
             fill(network, part(adapters, name), part(full, name))
     except (ValueError, AttributeError, RuntimeError) as error:
         for name in done:
             remove_adapter(components[name])
-        kind = type(components[done[-1]]).__name__
+        kind = type(network).__name__
         raise SigdegError(f"{folder} does not fit this {kind}: {reason(error)}") from None
     return done
 

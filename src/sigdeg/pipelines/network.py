@@ -19,11 +19,12 @@ from torch import Tensor, nn
 
 from sigdeg.errors import SigdegError, extra
 from sigdeg.networks import sinusoidal
+from sigdeg.pipelines.guidance import add_condition, remove_condition
 from sigdeg.pipelines.layer import Called, find_layer
 from sigdeg.pipelines.noise import tiled
 from sigdeg.pipelines.scheduler import SigDEGScheduler, running
 from sigdeg.pipelines.trace import Trace
-from sigdeg.schema import listed, maybe, number, record, text, whole
+from sigdeg.schema import flag, listed, maybe, number, record, text, whole
 
 with extra("pipelines"):
     import diffusers
@@ -43,7 +44,11 @@ TRACE = record(
     },
     {"axis": maybe(whole(1, 8))},
 )
-BESIDE = record({"trace": TRACE, "order": whole(1, 1000), "student": text}, {})
+BESIDE = record(
+    {"trace": TRACE, "order": whole(1, 1000), "student": text},
+    {"guided": flag, "condition": maybe(whole(1, 65536))},
+)
+PERCENT = 100  # of a scale of guidance: its features are those of a time
 MADE: dict[Any, Any] = {}  # classes of networks' classes
 
 
@@ -65,12 +70,15 @@ class SignatureInput(nn.Module):
         trace: What is known of it.
         order: Coefficients that it sees.
         student: The id by which the scheduler of a run is found.
+        guided: Whether it is told the scale of the guidance.
     """
 
-    def __init__(self, network: nn.Module, trace: Trace, order: int, student: str) -> None:
+    def __init__(
+        self, network: nn.Module, trace: Trace, order: int, student: str, guided: bool = False
+    ) -> None:
         super().__init__()
         layer: Any = network.get_submodule(trace.layer)
-        self.trace, self.order, self.student = trace, order, student
+        self.trace, self.order, self.student, self.guided = trace, order, student, guided
         self.extra: nn.Linear | nn.Conv1d | nn.Conv2d | nn.Conv3d
         if isinstance(layer, nn.Linear):
             width = layer.out_features
@@ -80,7 +88,7 @@ class SignatureInput(nn.Module):
             names = ("kernel_size", "stride", "padding", "dilation", "padding_mode")
             options = {name: getattr(layer, name) for name in names}
             self.extra = type(layer)(order * layer.in_channels, width, bias=False, **options)
-        self.features = nn.Linear(FEATURES, width, bias=False)
+        self.features = nn.Linear(FEATURES * (1 + guided), width, bias=False)
         for own in (self.extra, self.features):
             nn.init.zeros_(own.weight)
         self.to(layer.weight.device, layer.weight.dtype)
@@ -103,16 +111,27 @@ class SignatureInput(nn.Module):
         state = self.trace.part(argument)
         if given is None:
             look = running(self.student).look(state, self.timestep(args, kwargs))
-            coefficients, ends = look.coefficients, look.end
+            coefficients, told = look.coefficients, (look.end, look.guidance)
             if look.state is not state:
                 argument = place[self.trace.state] = self.trace.filled(argument, look.state)
         else:
-            coefficients, ends = given
+            coefficients, told = given[0], (*given[1:], None)[:2]
         called = Called("", 0, tuple(args), kwargs)
         maps = self.maps(network, called, tiled(coefficients.to(argument), len(argument)))
-        features = sinusoidal(ends.to(argument.device), FEATURES).to(argument)
+        features = self.told(*told).to(argument)
         ADDED.by[id(self)] = maps, tiled(features, len(argument))
         return tuple(args), kwargs
+
+    def told(self, ends: Tensor, guidance: Tensor | None) -> Tensor:
+        """Features of the ends of steps, and of scales of guidance, shape (rows, features)."""
+        features = [sinusoidal(ends, FEATURES)]
+        if self.guided:
+            if guidance is None:
+                raise SigdegError(
+                    "this student is told its guidance: set pipe.scheduler.guidance to its scale"
+                )
+            features.append(sinusoidal(guidance.to(ends) / PERCENT, FEATURES))
+        return torch.cat(features, dim=1)
 
     def timestep(self, args: Any, kwargs: Any) -> Tensor | None:
         """The timestep of a call, in the units of the scheduler."""
@@ -171,7 +190,8 @@ def read_signature(network: nn.Module, written: dict[str, Any]) -> SignatureInpu
     try:
         BESIDE(written, "sigdeg")
         trace = Trace.read(written["trace"])
-        return SignatureInput(network, trace, written["order"], written["student"])
+        guided = written.get("guided", False)
+        return SignatureInput(network, trace, written["order"], written["student"], guided)
     except (AttributeError, TypeError) as error:
         kind = type(network).__name__
         raise SigdegError(f"what a {kind} says of its student does not fit: {error}") from None
@@ -202,17 +222,37 @@ def signature_class(base: Any) -> Any:
     return MADE[base]
 
 
-def add_signature(network: Any, trace: Trace, order: int, student: str) -> Any:
+def add_signature(
+    network: Any,
+    trace: Trace,
+    order: int,
+    student: str,
+    guided: bool = False,
+    condition: int | None = None,
+) -> Any:
     """The network of a student: of `signature_class`, with the weights of the network, shared.
 
     Its layer beside the input layer is at zero.
+
+    Arguments:
+        network: The network; it is changed.
+        trace: What is known of it.
+        order: Coefficients that it sees.
+        student: The id by which the scheduler of a run is found.
+        guided: Whether that layer is told the scale of the guidance.
+        condition: The width of its embedding, where the network itself is told it.
     """
     base = type(network)
     if hasattr(network, "signature"):
         raise SigdegError(f"this {base.__name__} is a student's already")
-    network.signature = SignatureInput(network, trace, order, student)
+    network.signature = SignatureInput(network, trace, order, student, guided)
     network.__class__ = signature_class(base)
-    network.register_to_config(sigdeg={"trace": trace.written, "order": order, "student": student})
+    written = {"trace": trace.written, "order": order, "student": student}
+    written |= {"guided": True} if guided else {}
+    if condition is not None:
+        add_condition(network, condition)
+        written["condition"] = condition
+    network.register_to_config(sigdeg=written)
     return network
 
 
@@ -223,6 +263,8 @@ def remove_signature(network: Any) -> None:
         for key, hook in list(hooks.items()):
             if getattr(hook, "__self__", None) is network.signature:
                 del hooks[key]
+    if "condition" in network.config.sigdeg:
+        remove_condition(network)
     del network.signature
     network.__class__ = type(network).__base__
     network._internal_dict = FrozenDict(

@@ -77,7 +77,12 @@ class PipelinePaths:
         ) as bar:
 
             def make(name: str) -> None:
-                run = teacher.run(*self.asked[names[name]])
+                number = names[name]
+                # What is held out judges the student as it is asked: by its conditions.
+                own = derive_generator(seed, Stream.DROPOUT, number)
+                chance = float(torch.rand((), generator=own))
+                dropped = number < count - held_out and chance < teacher.guidance.dropout
+                run = teacher.run(*self.asked[number], dropped)
                 kept, written = keep_calls(run.calls)
                 kept |= {"states": run.states, "coefficients": run.coefficients}
                 kept |= {"start": torch.tensor(run.start), "calls": as_bytes(written)}

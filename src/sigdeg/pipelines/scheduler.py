@@ -71,11 +71,13 @@ class Look:
         state: The state in the place of the pipeline's own, scaled, and ahead if it looks ahead.
         coefficients: Those of the path over the step, shape (rows, order, \\*).
         end: Where the step ends, shape (rows,).
+        guidance: The scale of the guidance, shape (rows,), where the scheduler tells it.
     """
 
     state: Tensor
     coefficients: Tensor
     end: Tensor
+    guidance: Tensor | None = None
 
 
 class Runs(threading.local):
@@ -103,8 +105,9 @@ class SigDEGScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]  # dif
         beta_schedule: See there.
         trained_betas: See there.
         prediction_type: See there.
-        sigdeg: The step as JSON, that of a student's `config.json`, and `student`, the id by which
-            its network finds it.
+        sigdeg: The step as JSON, that of a student's `config.json`; `student`, the id by which its
+            network finds it; and the scale of `guidance`, where the scheduler tells it the network.
+            It can be set between runs, to a number or to one a sample.
     """
 
     order = 1
@@ -134,6 +137,7 @@ class SigDEGScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]  # dif
             sigdeg = describe_step(own)
         known = dict(sigdeg)
         self.student: str = known.pop("student", "")
+        self.guidance: Any = known.pop("guidance", None)
         self.core = PipelineStudent.read(known).eval()
         # 1 where variance is preserved, as the pipelines' own schedulers have it.
         self.init_noise_sigma = max(1.0, self.core.schedule.prior_std)
@@ -274,7 +278,10 @@ class SigDEGScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]  # dif
         t, s = self.grid[self.k], self.grid[self.k + 1]
         c = self.noise.step(self.k, x)
         given = self.core.inputs(x.float(), t, s, PartialSignature((t - s).float(), c))
-        return Look(given.inputs.to(x.dtype), c[:, : self.core.order], s.expand(len(x)))
+        scale = self.guidance
+        if scale is not None:
+            scale = tiled(torch.as_tensor(scale, dtype=torch.float32).reshape(-1), len(x))
+        return Look(given.inputs.to(x.dtype), c[:, : self.core.order], s.expand(len(x)), scale)
 
     def step(
         self,

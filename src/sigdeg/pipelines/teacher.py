@@ -11,7 +11,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
 import torch
@@ -20,6 +20,8 @@ from torch import Generator, Tensor
 from sigdeg.errors import SigdegError
 from sigdeg.grids import join_rows
 from sigdeg.pipelines.calls import Kept
+from sigdeg.pipelines.guidance import Guidance, conditioned, negative_half
+from sigdeg.pipelines.layer import Called
 from sigdeg.pipelines.scheduler import Logged, SigDEGScheduler, replaced
 from sigdeg.pipelines.student import PipelineStudent
 from sigdeg.pipelines.trace import Trace, call_pipeline, recorded
@@ -55,6 +57,7 @@ class PipelineTeacher:
         trace: What is known of its network.
         student: The student's step: its grids, and the order of its paths.
         rows: Fine times in each of the student's coarse steps.
+        guidance: What of its guidance the student is told.
     """
 
     pipe: Any
@@ -62,18 +65,20 @@ class PipelineTeacher:
     trace: Trace
     student: PipelineStudent
     rows: Sequence[Tensor]
+    guidance: Guidance = field(default_factory=Guidance)
 
     @property
     def fine_steps(self) -> int:
         """Steps of the teacher: of one sample each is a call, or more where it is guided."""
         return sum(len(row) - 1 for row in self.rows)
 
-    def run(self, call: Mapping[str, Any], seed: int) -> Run:
+    def run(self, call: Mapping[str, Any], seed: int, dropped: bool = False) -> Run:
         """Run a call, and record the student's calls of it.
 
         Arguments:
             call: Arguments of the pipeline.
             seed: Of its noise: a run depends on call and seed alone.
+            dropped: Whether the calls are to be without the condition.
 
         Raises:
             SigdegError: If the pipeline fails, gives values that are not finite, or starts between
@@ -90,7 +95,8 @@ class PipelineTeacher:
         longest = len(self.rows)
         for count in self.student.steps:
             stride = longest // count
-            calls |= self.record(call, seed, count, start // stride, states[:, ::stride])
+            through = states[:, ::stride]
+            calls |= self.record(call, seed, count, start // stride, through, dropped)
         return Run(start, states, coefficients, calls)
 
     def march(self, call: Mapping[str, Any], seed: int) -> list[Logged]:
@@ -149,20 +155,40 @@ class PipelineTeacher:
         return scheduler
 
     def record(
-        self, call: Mapping[str, Any], seed: int, count: int, start: int, states: Tensor
+        self,
+        call: Mapping[str, Any],
+        seed: int,
+        count: int,
+        start: int,
+        states: Tensor,
+        dropped: bool = False,
     ) -> dict[str, Kept]:
         """The student's calls of its network over a grid of `count` steps, through given states."""
         through = [*states[:, :1].unbind(1)] * start + [*states[:, 1:].unbind(1)]
-        scheduler = self.forced(count, through)
-        pipe, names = self.pipe, self.trace.networks
-        with (
-            replaced(pipe, scheduler),
-            answered(pipe, names),
-            recorded(pipe, scheduler, names) as calls,
-        ):
-            call_pipeline(pipe, {**call, **self.off}, count, Generator().manual_seed(seed))
-        samples = len(states)
+        networks = [self.pipe.components[name] for name in self.trace.networks]
+        samples, told = len(states), self.guidance
+        with conditioned(networks, told.width):
+            calls = self.called(told.without(call, self.off), seed, count, through)
+        if dropped:
+            guided = self.called(told.guided(call), seed, count, through)
+            calls = negative_half(guided, calls, self.trace, samples)
+        if told.beside:
+            scale = torch.full((samples,), told.scale(call))
+            calls = [replace(c, kwargs={**c.kwargs, "sigdeg": scale}) for c in calls]
         return {f"{count}.{c.k}": Kept.of(c, self.trace, samples) for c in calls if c.k >= start}
+
+    def called(
+        self, call: Mapping[str, Any], seed: int, count: int, through: Sequence[Tensor]
+    ) -> list[Called]:
+        """The networks' calls in a run of so many steps through given states."""
+        scheduler, names = self.forced(count, through), self.trace.networks
+        with (
+            replaced(self.pipe, scheduler),
+            answered(self.pipe, names),
+            recorded(self.pipe, scheduler, names) as calls,
+        ):
+            call_pipeline(self.pipe, call, count, Generator().manual_seed(seed))
+        return calls
 
 
 def copies_of(coefficients: Tensor) -> int:
