@@ -1,5 +1,7 @@
 """What a run tells of a pipeline, where it is not as in most, and what is refused in one line."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 from diffusers import DiffusionPipeline, UNet1DModel
@@ -7,7 +9,8 @@ from torch import nn
 
 from sigdeg.errors import SigdegError
 from sigdeg.pipelines.layer import Called, find_layer
-from sigdeg.pipelines.trace import steps_of, trace, unguided
+from sigdeg.pipelines.scheduler import SigDEGScheduler
+from sigdeg.pipelines.trace import recorded, steps_of, trace, unguided
 from tests.pipelines.parts import images, unet
 from tests.pipelines.zoo import FAMILIES
 
@@ -55,6 +58,35 @@ def test_a_unet_of_sounds_sees_its_time_beside_the_sound():
 def test_a_network_whose_layers_see_no_whole_state_has_no_input_layer():
     network = nn.Sequential(nn.AvgPool1d(2), nn.Conv1d(2, 2, 1))
     assert find_layer(network, Called("net", 0, (torch.zeros(1, 2, 8),), {}), 0) == (None, None)
+
+
+class Adapted(nn.Module):
+    """A network that empties the list it is given, as U-Nets do with what adapters say."""
+
+    def forward(self, x, told):
+        return x + told.pop(0)
+
+
+def test_calls_are_recorded_as_they_were_made():
+    network, scheduler = Adapted(), SimpleNamespace(k=0)
+    x, told = torch.zeros(2), [torch.ones(2)]
+    with recorded(SimpleNamespace(components={"unet": network}), scheduler) as calls:
+        network(x, told=told)
+    x.add_(5)  # and some pipelines write the next state into the last one
+    assert torch.equal(calls[0].argument(0), torch.zeros(2))
+    assert torch.equal(calls[0].argument("told")[0], torch.ones(2))
+
+
+def test_a_march_logs_states_that_a_pipeline_writes_over():
+    scheduler = SigDEGScheduler()
+    scheduler.set_timesteps(2)
+    scheduler.log = []
+    x = first = torch.randn(1, 3, 8, 8, generator=torch.Generator().manual_seed(0))
+    kept = first.clone()
+    new = scheduler.step(torch.zeros_like(x), scheduler.timesteps[0], x).prev_sample
+    first.fill_(0), new.fill_(0)
+    assert torch.equal(scheduler.log[0].before, kept)
+    assert scheduler.log[0].after.abs().max() > 0
 
 
 @pytest.mark.parametrize(("strength", "steps"), [(1.0, 2), (0.5, 4), (0.3, 7)])

@@ -326,7 +326,8 @@ class SigDEGScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]  # dif
         mean = self.core.mean(model_output.float(), given.state, given.around)
         new = (given.carried + given.gain * mean + given.noise).to(sample.dtype)
         if self.log is not None:
-            self.log.append(Logged(self.k, sample, new, c, model_output))
+            states = sample.clone(), new.clone()  # some pipelines write into their state
+            self.log.append(Logged(self.k, *states, c, model_output))
         self.k += 1
         made = Stepped(prev_sample=new, pred_original_sample=mean.to(sample.dtype))
         return made if return_dict else made.to_tuple()

@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
+import torch.utils._pytree as pytree
 from torch import Generator, Tensor, nn
 
 from sigdeg.errors import SigdegError, reason
@@ -110,9 +111,8 @@ def call_pipeline(pipe: Any, call: Mapping[str, Any], steps: int, generator: Any
     except Exception as error:  # whatever a pipeline makes of its arguments
         raise SigdegError(f"{type(pipe).__name__} fails: {reason(error)}") from error
     finally:
-        if quiet is None:
-            del pipe._progress_bar_config
-        else:
+        pipe.__dict__.pop("_progress_bar_config", None)
+        if quiet is not None:
             pipe._progress_bar_config = quiet
 
 
@@ -126,7 +126,9 @@ def recorded(
 
     def listen(name: str, module: nn.Module) -> None:
         def before(_: nn.Module, args: Any, kwargs: Any) -> None:
-            calls.append(Called(name, scheduler.k, args, dict(kwargs)))
+            # Copied: some U-Nets empty the lists they are given, some pipelines write into a state.
+            args, kwargs = pytree.tree_map_only(Tensor, Tensor.clone, (args, kwargs))
+            calls.append(Called(name, scheduler.k, args, kwargs))
 
         def after(_: nn.Module, args: Any, output: Any) -> None:
             mine = next(c for c in reversed(calls) if c.name == name)
@@ -313,19 +315,21 @@ def unguided(pipe: Any, call: Mapping[str, Any]) -> tuple[dict[str, Any], Trace]
         {**dict.fromkeys(scales, 1.0), **added},
         {**dict.fromkeys(scales, 0.0), **added},
     ]
-    said = ""
+    why = ""
     for off in tries:
         try:
             found = trace(pipe, {**call, **off})
         except SigdegError as error:
             if not off:  # the call fails as it is
                 raise
-            said = f": {error}"
+            why = why or f": {error}"
             continue
         if found.relation is not None:
             return {**call, **off}, found
+        if (found.copies, found.calls) == (1, 1):
+            why = ": what it steps on is not what its network said, or the first part of it"
     known_by = ", ".join(scales) or "its call"
     raise SigdegError(
         f"{type(pipe).__name__}: guidance cannot be turned off by {known_by}, so that a step is "
-        f"one call of its network{said}"
+        f"one call of its network{why}"
     )
