@@ -86,7 +86,7 @@ class PipelineBenchmark(Benchmark[W]):
 
     stream: ClassVar[Stream]
     calls: ClassVar[int] = 1
-    batch = 250
+    batch = 500
     teacher: Any
 
     @abstractmethod
