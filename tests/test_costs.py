@@ -8,6 +8,7 @@ import pytest
 import torch
 from PIL import Image
 from safetensors.torch import load_file
+from torch import nn
 
 from sigdeg import (
     Exponential,
@@ -21,6 +22,7 @@ from sigdeg import (
 )
 from sigdeg.cli import main
 from sigdeg.costs import check_room, size
+from sigdeg.training import Job, TrainConfig
 from sigdeg.workflows.sample import write_samples
 
 SMALL = {"iterations": 3, "batch_size": 8, "paths": 32, "refinement": 4, "tracker": "none"}
@@ -87,6 +89,57 @@ def test_bytes_in_words() -> None:
         "4 TB",
         "5e+03 PB",
     ]
+
+
+def test_what_a_gradient_needs_is_counted() -> None:
+    """Of a layer its input, of tanh its output, in single precision; weights are there anyway."""
+    layers = nn.Sequential(nn.Linear(3, 5), nn.Tanh(), nn.Linear(5, 1))
+    with (held := costs.Activations(layers)):
+        layers(torch.ones(7, 3)).sum().backward()
+    assert held.most == 4 * 7 * (3 + 5)
+    assert held.now == 0
+
+
+def test_what_weights_need_in_training() -> None:
+    """Those that learn five times: with gradient, two moments and average; frozen ones once."""
+    layers = nn.Sequential(nn.Linear(3, 5), nn.Linear(5, 8).bfloat16())
+    frozen = list(layers[1].parameters())
+    learnt, still = 4 * (15 + 5), 2 * (40 + 8)
+    need = costs.Need.of(layers, frozen, TrainConfig(), 2)
+    assert (need.disk, need.memory) == (4 * learnt, 5 * learnt + still)
+    need = costs.Need.of(layers, frozen, TrainConfig(sharding="fsdp"), 2)
+    assert (need.disk, need.memory) == (4 * learnt, (5 * learnt + still) // 2)
+
+
+def test_a_training_says_what_it_takes_and_is_refused(monkeypatch, capsys) -> None:
+    """By its loss of one row: the weights five times, and what the gradient needs a row."""
+
+    class Mean(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer = nn.Linear(1000, 500, bias=False)
+
+        def forward(self, x: torch.Tensor) -> dict[str, torch.Tensor]:
+            return {"loss": self.layer(x).sum()}
+
+    job = Job(Mean(), lambda g: torch.ones(64, 1000), torch.ones(10, 1000), {})
+    config, cpu = TrainConfig(iterations=70, batch_size=64), torch.device("cpu")
+    costs.tell_job(job, 10, config, cpu, processes=2)
+    line = capsys.readouterr().err
+    weights, activations = 4 * 500_000, 4 * 1000 * 64 // 2
+    assert line.startswith(f"70 training steps: {size(4 * weights)} on disk, ")
+    assert f" {size(5 * weights + activations)} of memory, about a minute" in line
+    free = costs.psutil.virtual_memory()._replace(available=5 * weights)
+    monkeypatch.setattr(costs.psutil, "virtual_memory", lambda: free)
+    with pytest.raises(SigdegError, match=r"^this takes 10\.1 MB of memory, where 10 MB are free"):
+        costs.tell_job(job, 10, config, cpu, processes=2)
+
+
+def test_a_gpus_memory_is_its_own(monkeypatch) -> None:
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda place: (10**9 * place.index, 10**10))
+    costs.check_memory(10**9, "cuda:2")
+    with pytest.raises(SigdegError, match=r"^this takes 3 GB of the GPU's memory, where 2 GB are"):
+        costs.check_memory(3 * 10**9, torch.device("cuda", 2))
 
 
 def test_a_folder_below_a_file_is_refused(tmp_path: Path) -> None:

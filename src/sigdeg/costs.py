@@ -2,22 +2,27 @@
 
 from __future__ import annotations
 
-import copy
 import math
 import os
 import shutil
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import psutil
 import torch
-from torch import Tensor
+from accelerate.utils import send_to_device
+from torch import Tensor, nn
+from torch.autograd.graph import saved_tensors_hooks
 from tqdm.auto import tqdm
 
 from sigdeg.errors import SigdegError
+from sigdeg.training import Job, TrainConfig
+from sigdeg.training.memory import checkpoint_gradients
+from sigdeg.training.weights import copied
 
 if TYPE_CHECKING:
     from sigdeg.paths import TeacherPaths
@@ -25,6 +30,8 @@ if TYPE_CHECKING:
     from sigdeg.student import SignatureStudent
 
 __all__ = [
+    "Activations",
+    "Need",
     "check_memory",
     "check_room",
     "check_training",
@@ -32,8 +39,13 @@ __all__ = [
     "path_bytes",
     "size",
     "tell_calls",
+    "tell_job",
+    "tell_memory",
     "tell_training",
 ]
+
+
+PROBE = 64  # samples that are tried at most
 
 
 def size(count: float) -> str:
@@ -54,9 +66,13 @@ def check_room(folder: Path, disk: float = 0, memory: float = 0) -> None:
     check_memory(memory)
 
 
-def check_memory(need: float) -> None:
-    """Refuse work that needs more bytes of memory than are free."""
-    compare(need, psutil.virtual_memory().available, "of memory")
+def check_memory(need: float, place: torch.device | str = "cpu") -> None:
+    """Refuse work that needs more bytes of memory than are free, of a GPU's where it runs there."""
+    place = torch.device(place)
+    if place.type == "cuda":
+        compare(need, torch.cuda.mem_get_info(place)[0], "of the GPU's memory")
+    else:
+        compare(need, psutil.virtual_memory().available, "of memory")
 
 
 def compare(need: float, free: float, where: str) -> None:
@@ -123,7 +139,7 @@ def call_seconds(
     train: bool = False,
 ) -> float:
     """Seconds of a call in a grid's first step, or of a step in training, for one sample."""
-    n = min(batch_size, 64)
+    n = min(batch_size, PROBE)
     x = torch.zeros(n, *shape, device=device)
     first = torch.zeros(n, dtype=torch.long)
     given = {name: value[first].to(x.device) for name, value in (condition or {}).items()}
@@ -140,39 +156,138 @@ def call_seconds(
     return (time.perf_counter() - began) / parts
 
 
-def check_training(
-    folder: Path, paths: TeacherPaths, student: SignatureStudent, count: int, batch_size: int
-) -> tuple[int, int]:
-    """Refuse training a student on so many saved paths where there is no room for it.
+@dataclass(frozen=True)
+class Need:
+    """Bytes that a training takes.
 
-    Returns:
-        Bytes on disk, of the paths and of a checkpoint: weights, their average, Adam's two moments;
-        and in memory, of a batch and its gradient, and of the weights in training.
+    Arguments:
+        disk: Of saved paths, and of a checkpoint: weights that learn, their average, Adam's two
+            moments.
+        memory: Of the device, for a process: of weights that learn five times as many, those and
+            their gradient; frozen weights once; a batch and its gradient.
     """
+
+    disk: int
+    memory: int
+
+    @classmethod
+    def of(
+        cls, module: nn.Module, frozen: Iterable[Tensor], config: TrainConfig, processes: int
+    ) -> Need:
+        """What weights take, some of them frozen."""
+        still = nbytes(frozen)
+        learnt = nbytes(module.parameters()) - still
+        parts = processes if config.sharding == "fsdp" else 1
+        return cls(4 * learnt, (5 * learnt + still) // parts)
+
+
+def nbytes(tensors: Iterable[Tensor]) -> int:
+    """Bytes of tensors."""
+    return sum(tensor.nbytes for tensor in tensors)
+
+
+def check_training(
+    folder: Path,
+    paths: TeacherPaths,
+    student: SignatureStudent,
+    count: int,
+    config: TrainConfig,
+    processes: int = 1,
+) -> Need:
+    """Refuse training a student on so many saved paths where there is no room for it."""
     steps = len(paths.rows) if paths.data is None else paths.q
     each = path_bytes(steps, paths.order, paths.shape)
-    weights = sum(p.numel() * p.element_size() for p in student.parameters())
-    disk, memory = count * each + 4 * weights, 2 * batch_size * each + 6 * weights
-    there = sum(file.stat().st_size for file in folder.glob("paths/*.safetensors"))
-    check_room(folder, disk - there, memory)
-    return disk, memory
+    need = Need.of(student, student.frozen(), config, processes)
+    rows = 2 * config.batch_size // processes
+    need = Need(need.disk + count * each, need.memory + rows * each)
+    saved = sum(file.stat().st_size for file in folder.glob("paths/*.safetensors"))
+    check_room(folder, need.disk - saved)
+    place = torch.device(paths.device)
+    there = nbytes(p for p in student.frozen() if p.device == place)
+    check_memory(need.memory - there, place)
+    return need
 
 
 def tell_training(
     paths: TeacherPaths,
     student: SignatureStudent,
     count: int,
-    iterations: int,
-    batch_size: int,
-    room: tuple[int, int],
+    config: TrainConfig,
+    need: Need,
+    processes: int = 1,
 ) -> None:
     """Say on stderr what simulating and training will take, by a call and a step, measured."""
+    batch_size = config.batch_size
     row, shared = paths.rows[0], (paths.shape, batch_size, paths.device, paths.condition)
-    probe = copy.deepcopy(student).to(paths.device).eval().requires_grad_(True)
+    probe = copied(student, student.frozen()).to(paths.device).eval().requires_grad_(True)
     probe.lookahead = 0.0  # which costs no calls, and would ask for a covariance
+    if config.gradient_checkpointing:
+        checkpoint_gradients(probe)
     calls = count * paths.teacher_nfe
     seconds = calls * call_seconds(paths.teacher, row, *shared)
-    step = call_seconds(probe, row[[0, -1]], *shared, train=True) * paths.q
-    what = f"{count:,} paths, {calls:,.0f} teacher calls, {iterations:,} training steps"
-    line = costs_line(what, *room, seconds + iterations * batch_size * step)
-    tqdm.write(line, file=sys.stderr)
+    with (held := Activations(probe)):
+        step = call_seconds(probe, row[[0, -1]], *shared, train=True) * paths.q
+    seconds += config.iterations * batch_size * step
+    memory = need.memory + held.most / min(batch_size, PROBE) * paths.q * batch_size / processes
+    what = f"{count:,} paths, {calls:,.0f} teacher calls, {config.iterations:,} training steps"
+    tqdm.write(costs_line(what, need.disk, memory, seconds / processes), file=sys.stderr)
+
+
+def tell_job(
+    job: Job[Any], rows: int, config: TrainConfig, place: torch.device, processes: int = 1
+) -> None:
+    """Say on stderr what a training will take, by its loss of some rows held out, measured.
+
+    Raises:
+        SigdegError: If there is no room for it.
+    """
+    frozen = [p for p in job.objective.parameters() if not p.requires_grad]
+    need = Need.of(job.objective, frozen, config, processes)
+    probe = copied(job.objective).to(place)
+    if config.gradient_checkpointing:
+        checkpoint_gradients(probe)
+    few = send_to_device(job.share(job.held_out, 0, rows), place)  # one of them
+    with (held := Activations(probe)):
+        for _ in range(1 if place.type == "cpu" else 2):  # a GPU has to warm up
+            began = time.perf_counter()
+            loss = probe(few)["loss"]
+            loss.backward()
+            float(loss.detach())
+        seconds = time.perf_counter() - began
+    memory = need.memory + held.most * config.batch_size / processes
+    check_memory(memory - nbytes(p for p in frozen if p.device == place), place)
+    what, work = f"{config.iterations:,} training steps", config.iterations * config.batch_size
+    tqdm.write(costs_line(what, need.disk, memory, work * seconds / processes), file=sys.stderr)
+
+
+def tell_memory(used: float) -> None:
+    """Say on stderr what a training took of memory."""
+    tqdm.write(f"training took {size(used)} of memory", file=sys.stderr)
+
+
+class Activations(saved_tensors_hooks):
+    """Counts the bytes that autograd keeps for a gradient, beside weights.
+
+    Attributes:
+        most: The most that was kept at a time.
+    """
+
+    def __init__(self, module: nn.Module) -> None:
+        super().__init__(self.keep, self.give)
+        self.weights = {p.untyped_storage().data_ptr() for p in module.parameters()}
+        self.kept: dict[int, int] = {}
+        self.now = self.most = 0
+
+    def keep(self, value: Tensor) -> Tensor:
+        """Called with what a gradient will need."""
+        storage, place = value.untyped_storage(), value.data_ptr()
+        if storage.data_ptr() not in self.weights and place not in self.kept:
+            self.kept[place] = min(value.nbytes, storage.nbytes())  # it may be a part, or expanded
+            self.now += self.kept[place]
+            self.most = max(self.most, self.now)
+        return value
+
+    def give(self, value: Tensor) -> Tensor:
+        """Called when the gradient takes it."""
+        self.now -= self.kept.pop(value.data_ptr(), 0)
+        return value

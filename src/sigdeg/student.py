@@ -274,10 +274,14 @@ class SignatureStudent(CalledNetwork, GaussianStep):
     def requires_grad_(self, requires_grad: bool = True) -> SignatureStudent:
         """Of all parameters but those of a denoiser inside."""
         super().requires_grad_(requires_grad)
-        for part in self.modules():
-            if isinstance(part, Denoiser):
-                part.requires_grad_(False)
+        for parameter in self.frozen():
+            parameter.requires_grad_(False)
         return self
+
+    def frozen(self) -> list[nn.Parameter]:
+        """The parameters that are never trained: those of a denoiser inside."""
+        inside = (part for part in self.modules() if isinstance(part, Denoiser))
+        return [parameter for part in inside for parameter in part.parameters()]
 
     def at_times(
         self, times: Tensor | Sequence[float], steps: tuple[int, ...] | None = None

@@ -40,6 +40,7 @@ TRAINED = (
     "times",
     "lookahead",
 )
+HOW = ("mixed_precision", "gradient_checkpointing", "sharding", "tracker", "seed")
 OTHERS = (
     "data",
     "latents",
@@ -90,6 +91,9 @@ class Distill(Guided, Recipe):
             look right. Start from a student that is trained already.
         samples: Samples behind the metrics of the report.
         mixed_precision: Precision of the training.
+        gradient_checkpointing: Compute activations anew for the gradient: less memory, more time.
+        sharding: fsdp leaves each of several processes a part of every weight, for networks too
+            large for one device.
         tracker: tensorboard, wandb ... or none.
         seed: Seed of everything that is drawn.
         device: cpu or cuda (default: what is found).
@@ -114,6 +118,8 @@ class Distill(Guided, Recipe):
     matching: Annotated[float, number(0, 1e6)] = 0.0
     samples: Samples = 256
     mixed_precision: Literal["no", "bf16"] = "no"
+    gradient_checkpointing: bool = False
+    sharding: Literal["none", "fsdp"] = "none"
     tracker: Text = "tensorboard"
     seed: Seed = 0
     device: AnyText = None
@@ -137,7 +143,7 @@ class Distill(Guided, Recipe):
             return
         refuse(self, ("data", "latents", "alpha"), "for teachers of tokens")
         training = ("iterations", "batch_size", "learning_rate", "paths", "refinement", "q")
-        more = ("matching", "mixed_precision", "tracker", "seed")
+        more = ("matching", *HOW)
         config = configure(teacher, self, **{key: getattr(self, key) for key in training + more})
         distill_teacher(
             teacher, self.out, self, config, self.samples, self.device, self.progress, command
@@ -163,11 +169,9 @@ class Distill(Guided, Recipe):
             steps=self.steps,
             out=self.out,
             order=self.order,
-            mixed_precision=self.mixed_precision,
-            tracker=self.tracker,
-            seed=self.seed,
             device=self.device,
             progress=self.progress,
+            **{name: getattr(self, name) for name in HOW},
             **given,
         )
 
@@ -178,8 +182,7 @@ class Distill(Guided, Recipe):
 
         refuse(self, PATHS, "for teachers that paths drive, not for one of tokens")
         training = ("iterations", "batch_size", "learning_rate", "paths", "latents", "alpha")
-        more = ("mixed_precision", "tracker", "seed")
-        given = {key: getattr(self, key) for key in training + more}
+        given = {key: getattr(self, key) for key in training + HOW}
         config = configure(teacher, **{key: v for key, v in given.items() if v is not None})
         data = None if self.data is None else load_tokens(self.data, teacher)
         distill_tokens(

@@ -46,6 +46,7 @@ from sigdeg.training import (
     split_batches,
     train,
 )
+from sigdeg.training.memory import check_networks
 
 __all__ = ["Distilled", "distill", "distill_model", "make_student", "train_student"]
 
@@ -156,6 +157,7 @@ def train_student(
         check_data(data, LEAST)
     count = config.paths if data is None else len(data)
     check_labels(labels, count)
+    check_networks(student, config)
     accelerator = make_accelerator(config, out_dir, device)
     identity = {
         **config.identity(),

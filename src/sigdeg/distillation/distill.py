@@ -25,6 +25,7 @@ from sigdeg.planning import LinearStudent, Plan, plan_grid
 from sigdeg.steps import GaussianStep
 from sigdeg.student import SignatureStudent
 from sigdeg.training import make_accelerator, resolve_device
+from sigdeg.training.memory import check_networks
 
 __all__ = ["distill"]
 
@@ -101,6 +102,7 @@ def distill(
         config = dataclasses.replace(config, **options)
     task = Task(config, data, condition or {}, resume, device, progress)
     out_dir, spent = Path(out_dir), 0.0
+    check_networks(student, config)
     check_memory(judging_bytes(judge or 0, student.sample_shape, len(student.steps)))
     if grid is not None:
         if grid != "planned" or fine is not None or cache is not None:

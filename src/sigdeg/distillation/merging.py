@@ -209,4 +209,5 @@ def distill_rounds(
         torch.cat([result.history + start for result, start in zip(found, clock, strict=True)]),
         sum(result.seconds for result in found),
         sum(result.teacher_nfe for result in found),
+        memory=max(result.memory for result in found),
     )

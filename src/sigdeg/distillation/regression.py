@@ -14,7 +14,7 @@ import torch
 from torch import Generator, Tensor, nn
 
 from sigdeg.codec import covariance_of
-from sigdeg.costs import check_training, tell_training
+from sigdeg.costs import check_training, tell_memory, tell_training
 from sigdeg.distillation.checks import check_fit, check_schedules, check_teacher
 from sigdeg.distillation.config import HELD_OUT, DistillConfig
 from sigdeg.distillation.judgement import Verdict
@@ -37,6 +37,7 @@ from sigdeg.runs import fingerprint
 from sigdeg.steps import GaussianStep
 from sigdeg.student import SignatureStudent
 from sigdeg.training import Job, claim, make_accelerator, train
+from sigdeg.training.weights import copied
 
 __all__ = ["Distilled", "Task", "distill_steps", "fine_rows", "on_device"]
 
@@ -64,6 +65,7 @@ class Distilled:
         teacher_nfe: Teacher calls spent in all, over samples (not batches), but for judging.
         held_out: Whole teacher paths that training has not seen, where there are any.
         verdict: Whether it worked, where that was asked, on the main process.
+        memory: Bytes in use at most while training, see `sigdeg.training.Trained`.
     """
 
     student: SignatureStudent
@@ -72,6 +74,7 @@ class Distilled:
     teacher_nfe: float
     held_out: Batch | None = None
     verdict: Verdict | None = None
+    memory: int = 0
 
 
 def distill_steps(
@@ -112,14 +115,16 @@ def distill_steps(
     cached = shared is None and config.paths > 0 and (data is None or paths.teacher_nfe > 0)
     drawn = config.iterations * config.batch_size
     count = 0 if shared is not None else config.paths if cached else drawn
-    room = check_training(out_dir, paths, student, cached * count, config.batch_size)
+    processes = accelerator.num_processes
+    need = check_training(out_dir, paths, student, cached * count, config, processes)
     claim(accelerator, out_dir, identity, task.resume)
     progress = task.progress and accelerator.is_main_process
     if progress:
-        tell_training(paths, student, count, config.iterations, config.batch_size, room)
+        tell_training(paths, student, count, config, need, processes)
     began = time.perf_counter()
     source = shared or open_source(paths, out_dir / "paths", config, cached, progress)
-    student = copy.deepcopy(student).train().requires_grad_(True)  # it may come from a training
+    # It may come from a training.
+    student = copied(student, student.frozen()).train().requires_grad_(True)
     whole = source.held_out(min(HELD_OUT, max(1, config.held_out)))
     scale_student(student, source.ends if data is None else data)
     matching = None
@@ -147,7 +152,16 @@ def distill_steps(
     if accelerator.is_main_process:
         found.save_pretrained(out_dir / "student")
     unseen = whole if source.unseen and data is None else None
-    return Distilled(found, trained.history, trained.seconds, source.calls(drawn), unseen)
+    if progress:
+        tell_memory(trained.memory)
+    return Distilled(
+        found,
+        trained.history,
+        trained.seconds,
+        source.calls(drawn),
+        unseen,
+        memory=trained.memory,
+    )
 
 
 def share_cache(

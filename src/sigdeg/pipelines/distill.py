@@ -17,6 +17,7 @@ import torch
 from accelerate import PartialState
 from torch import Generator, Tensor, nn
 
+from sigdeg.costs import tell_job, tell_memory
 from sigdeg.distillation import DistillConfig, Verdict
 from sigdeg.distillation.checks import check_fit
 from sigdeg.distillation.judgement import advice, compare
@@ -41,6 +42,7 @@ from sigdeg.rng import Stream, derive_generator
 from sigdeg.runs import fingerprint
 from sigdeg.student import ResidualNoise
 from sigdeg.training import Job, claim, make_accelerator, train
+from sigdeg.training.memory import check_networks
 
 __all__ = ["DistilledPipeline", "Judged", "PipelineRecipe", "distill_pipeline", "pipeline_config"]
 
@@ -180,6 +182,7 @@ def distill_pipeline(
     guidance = find_guidance(pipe, calls, turned, trace.networks, recipe.guidance, recipe.dropout)
     levels = Levels.of(step, config.q or max(step.steps), late=config.late)
     check_fit(step, config, levels, None, None, accelerator.num_processes)
+    check_networks(nn.ModuleList(pipe.components[name] for name in trace.networks), config)
     rows = list(refine(step.schedule, step.grid(), config.refinement, config.fine_power))
     teacher = PipelineTeacher(pipe, turned, trace, step, rows, guidance)
     identity = {
@@ -209,8 +212,12 @@ def distill_pipeline(
         (lambda o: o.normalise(whole.to(accelerator.device))) if config.normalise else None,
         Segments.share,
     )
+    if shown:
+        tell_job(job, len(whole), config, accelerator.device, accelerator.num_processes)
     spent = time.perf_counter() - began
     trained = train(job, out, config, device=device, progress=shown, label="distil", spent=spent)
+    if shown:
+        tell_memory(trained.memory)
     found = trained.objective.student
     assert isinstance(found, PipelineStudent)
     made = student_pipeline(pipe, found, student_id, guidance)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any, TypeVar
 
 import torch
@@ -18,14 +18,17 @@ __all__ = ["Average", "copied", "ema_update", "fill", "kept", "whole"]
 M = TypeVar("M", bound=nn.Module)
 
 
-def copied(module: M) -> M:
-    """A copy of a module that shares the memory of frozen parameters with it."""
-    shared = {
-        id(p): nn.Parameter(p.detach(), requires_grad=False)
-        for p in module.parameters()
-        if not p.requires_grad
-    }
-    return copy.deepcopy(module, shared)
+def copied(module: M, frozen: Iterable[nn.Parameter] | None = None) -> M:
+    """A copy of a module that shares the memory of frozen parameters with it.
+
+    Arguments:
+        module: The module.
+        frozen: Which they are (default: those that need no gradient).
+    """
+    if frozen is None:
+        frozen = (p for p in module.parameters() if not p.requires_grad)
+    memo = {id(p): nn.Parameter(p.detach(), requires_grad=False) for p in frozen}
+    return copy.deepcopy(module, memo)
 
 
 def kept(module: nn.Module) -> dict[str, Tensor]:
