@@ -71,7 +71,10 @@ assert off[1] < 0.03, off
 @pytest.mark.parametrize(
     "name",
     ["README.md"]
-    + [f"docs/{page}.md" for page in ("architecture", "discrete", "rough-bergomi", "tutorial")],
+    + [
+        f"docs/{page}.md"
+        for page in ("architecture", "devices", "discrete", "rough-bergomi", "tutorial")
+    ],
 )
 def test_code_runs_as_written(name: str, tmp_path: Path) -> None:
     # In a Python of its own, as a reader would run it. Text after code is its output.
