@@ -35,6 +35,7 @@ __all__ = [
     "check_memory",
     "check_room",
     "check_training",
+    "costs_line",
     "judging_bytes",
     "path_bytes",
     "size",

@@ -7,8 +7,9 @@ import dataclasses
 import hashlib
 import json
 import math
+import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,8 +17,9 @@ from typing import Any
 import torch
 from accelerate import PartialState
 from torch import Generator, Tensor, nn
+from tqdm.auto import tqdm
 
-from sigdeg.costs import tell_job, tell_memory
+from sigdeg.costs import check_room, costs_line, tell_job, tell_memory
 from sigdeg.distillation import DistillConfig, Verdict
 from sigdeg.distillation.checks import check_fit
 from sigdeg.distillation.judgement import advice, compare
@@ -196,7 +198,17 @@ def distill_pipeline(
     student_id = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:16]
     shown = progress and accelerator.is_main_process
     began = time.perf_counter()
-    source = open_runs(teacher, out / "runs", calls, config, identity, shown)
+
+    def tell(seconds: float, size: int, runs: int) -> None:
+        """Say what the runs will take, by the first one; refuse them where there is no room."""
+        check_room(out, runs * size, runs * size)
+        each, steps = trace.samples, teacher.fine_steps
+        what = f"{runs:,} runs of {each:,} samples, {steps:,} steps each"
+        if shown:
+            line = costs_line(what, runs * size, runs * size, runs * seconds)
+            tqdm.write(line, file=sys.stderr)
+
+    source = open_runs(teacher, out / "runs", calls, config, identity, tell, shown)
     step.set_scale(source.ends)
     student = new_student(teacher, student_id, source, recipe.rank)
     whole = source.held_out(len(source.rows))  # whole runs
@@ -238,7 +250,7 @@ def distill_pipeline(
 def card_of(pipe: Any, done: DistilledPipeline, judged: Judged, config: DistillConfig) -> Card:
     """What made a student."""
     return Card(
-        teacher=getattr(pipe, "name_or_path", None) or None,
+        teacher=str(getattr(pipe, "name_or_path", None) or type(pipe).__name__),
         seed=config.seed,
         configuration=config.identity(),
         teacher_calls=done.teacher_calls,
@@ -272,6 +284,7 @@ def open_runs(
     calls: Sequence[Mapping[str, Any]],
     config: DistillConfig,
     identity: Mapping[str, Any],
+    tell: Callable[[float, int, int], None],
     progress: bool,
 ) -> PipelinePaths:
     """The teacher's runs: those that there are, and those that are missing."""
@@ -282,7 +295,7 @@ def open_runs(
     told = {name: value for name, value in identity.items() if name in names}
     told |= {"fine": [row.tolist() for row in teacher.rows], "seed": config.seed}
     told["calls"] = hashlib.sha256(json.dumps(identity["calls"]).encode()).hexdigest()
-    return PipelinePaths(teacher, folder, calls, count, told, config.seed, held_out, progress)
+    return PipelinePaths(teacher, folder, calls, count, told, config.seed, held_out, tell, progress)
 
 
 def new_student(

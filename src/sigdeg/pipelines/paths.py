@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+import time
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +37,8 @@ class PipelinePaths:
         identity: JSON values that tell these runs from any others.
         seed: Seed of their noise.
         held_out: Runs that are held out, below count.
+        tell: Called once, after the first run that is made here, with its seconds, its bytes, and
+            the number of runs that are missing.
         progress: Show a progress bar.
 
     Attributes:
@@ -57,6 +60,7 @@ class PipelinePaths:
         identity: Mapping[str, Any],
         seed: int = 0,
         held_out: int = 1,
+        tell: Callable[[float, int, int], None] | None = None,
         progress: bool = False,
     ) -> None:
         if not 0 < held_out < count:
@@ -68,16 +72,18 @@ class PipelinePaths:
             for i in range(count)
         ]
         told = {name: json.dumps({**identity, "run": number}) for name, number in names.items()}
+        missing, first = count - len(arrived(folder, names)), True
         with tqdm(
             total=count,
-            initial=len(arrived(folder, names)),
+            initial=count - missing,
             desc="teacher runs",
             unit="run",
             disable=not progress,
         ) as bar:
 
             def make(name: str) -> None:
-                number = names[name]
+                nonlocal first
+                number, began = names[name], time.perf_counter()
                 # What is held out judges the student as it is asked: by its conditions.
                 own = derive_generator(seed, Stream.DROPOUT, number)
                 chance = float(torch.rand((), generator=own))
@@ -88,6 +94,10 @@ class PipelinePaths:
                 kept |= {"start": torch.tensor(run.start), "calls": as_bytes(written)}
                 save_tensors(folder / name, kept, {"identity": told[name]})
                 bar.update()
+                if first and tell is not None:
+                    size = (folder / name).stat().st_size
+                    tell(time.perf_counter() - began, size, missing)
+                first = False
 
             work(folder, names, make)
             bar.update(count - bar.n)  # what others have made
