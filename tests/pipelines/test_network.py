@@ -104,6 +104,8 @@ def test_its_class_is_its_teachers_with_one_argument_more():
     cls = signature_class(diffusers.UNet2DConditionModel)
     assert signature_class(diffusers.UNet2DConditionModel) is cls
     assert issubclass(cls, diffusers.UNet2DConditionModel)
+    assert cls == diffusers.UNet2DConditionModel != cls.__base__.__base__
+    assert cls not in (diffusers.UNet2DModel, signature_class(diffusers.UNet2DModel))
     assert sigdeg.SigDEGUNet2DConditionModel is cls is served("SigDEGUNet2DConditionModel")
     _, network = beside(weights=0.1)
     made = cls.from_config(network.config)

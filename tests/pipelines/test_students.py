@@ -32,9 +32,7 @@ def elastic():
 
 def variant(kind: str, pipe, **more):
     """Another pipeline around the networks of one."""
-    parts = {k: v for k, v in pipe.components.items() if k != "image_encoder"}
-    cls = getattr(diffusers, f"StableDiffusion{kind}Pipeline")
-    made = cls(**parts, **more, requires_safety_checker=False)
+    made = getattr(diffusers, f"StableDiffusion{kind}Pipeline").from_pipe(pipe, **more)
     made.set_progress_bar_config(disable=True)
     return made
 
@@ -48,6 +46,15 @@ def test_a_seed_is_a_sample_in_any_batch(student):
         assert apart(both[i : i + 1], draw(pipe, alone, i)) <= SAME
         assert torch.equal(draw(pipe, alone, i), draw(pipe, alone, [i]))
     assert apart(both[:1], both[1:]) > 0.1
+
+
+def test_several_samples_of_a_prompt_have_paths_of_their_own(student):
+    pipe, call = student
+    drawn = draw(pipe, call, [0, 1], num_images_per_prompt=2)
+    for i in range(2):
+        assert apart(drawn[i : i + 1], draw(pipe, call, i)) <= SAME
+    one = draw(pipe, call, num_images_per_prompt=2)  # of one generator
+    assert apart(one[:1], one[1:]) > 0.1
 
 
 def test_neither_global_seed_nor_earlier_runs_matter(student):
@@ -230,6 +237,16 @@ def draw_times(pipe):
     grid = pipe.scheduler.core.grid(STEPS)
     looks = pipe.scheduler.core.response.looks_at(grid[:-1], grid[1:])
     return pipe.scheduler.core.schedule.timestep(looks).float()
+
+
+def test_weights_may_be_kept_in_eight_bits(student):
+    pipe, call = student
+    expected = draw(pipe.to(torch.bfloat16), call).float()
+    eight = torch.float8_e4m3fn
+    pipe.unet.enable_layerwise_casting(storage_dtype=eight, compute_dtype=torch.bfloat16)
+    assert pipe.unet.mid_block.resnets[0].conv1.weight.dtype == eight
+    assert pipe.unet.signature.extra.weight.dtype == torch.bfloat16
+    assert float((draw(pipe, call).float() - expected).norm() / expected.norm()) < 0.1
 
 
 @pytest.mark.parametrize("how", ["pipeline", "hook", "layers"])
