@@ -75,11 +75,15 @@ def trained(network, seed):
     return network
 
 
+def make_scheduler(family):
+    core = SigDEGScheduler.like(family.pipe.scheduler).core.written
+    return SigDEGScheduler.like(family.pipe.scheduler, **{**core, **STEP}, student="mine")
+
+
 def make_student(family):
     """The pipeline as a student with adapters, its scheduler, its networks and its calls."""
     off, trace = unguided(family.pipe, family.call)
-    core = SigDEGScheduler.like(family.pipe.scheduler).core.written
-    scheduler = SigDEGScheduler.like(family.pipe.scheduler, **{**core, **STEP}, student="mine")
+    scheduler = make_scheduler(family)
     networks = {name: family.pipe.components[name] for name in trace.networks}
     for seed, network in enumerate(networks.values()):
         add_signature(network, trace, 2, "mine")
@@ -181,6 +185,28 @@ def test_what_is_trained_is_single_and_all_of_it_learns(adapted):
     assert all("context" in name or "add_" in name for name in unmoved)
 
 
+def test_activations_computed_anew_give_the_same_gradient():
+    family = FAMILIES["sd15"]()
+    _, networks, off = make_student(family)
+    network, calls = networks["unet"], []
+    handle = network.register_forward_pre_hook(
+        lambda _, args, kwargs: calls.append((args, kwargs)), with_kwargs=True
+    )
+    sample(family.pipe, off, make_scheduler(family))
+    handle.remove()
+    args, kwargs = calls[0]
+    beside = torch.ones(1, 2, *args[0].shape[1:]), torch.full((1,), 0.3)
+    gradients = []
+    for anew in (False, True):
+        if anew:
+            network.enable_gradient_checkpointing()
+        network.zero_grad()
+        network(*args, **{**kwargs, "return_dict": False}, sigdeg=beside)[0].sum().backward()
+        gradients.append([p.grad.clone() for p in network.parameters() if p.requires_grad])
+    assert all(torch.allclose(a, b, rtol=1e-5, atol=1e-6) for a, b in zip(*gradients, strict=True))
+    assert all(bool(g.any()) for g in gradients[0])
+
+
 @pytest.mark.filterwarnings("ignore:Already found a `peft_config`")
 def test_an_adapter_of_a_style_stays_when_ours_goes():
     family = FAMILIES["sd15"]()
@@ -263,6 +289,22 @@ def test_without_peft_one_line_says_which_extra_has_it(monkeypatch):
     monkeypatch.setitem(sys.modules, "peft", None)
     with pytest.raises(MissingPackageError, match=r"peft is not installed.*sigdeg\[pipelines\]"):
         importlib.import_module("sigdeg.pipelines.lora")
+
+
+def test_both_networks_of_a_pipeline_learn(tmp_path):
+    family = two_experts(2)
+    recipe = PipelineRecipe((2,), order=2, residual_noise=None, lookahead=0.0, rank=RANK)
+    budget = dict(paths=8, held_out=2, batch_size=4, learning_rate=1e-2, refinement=2, warmup=2)
+    config = pipeline_config(recipe.steps, iterations=10, tracker="none", **budget)
+    made = distill_pipeline(family.pipe, [family.call], tmp_path, recipe, config, progress=False)
+    other = attach(two_experts(2).pipe, tmp_path)
+    for name in ("transformer", "transformer_2"):
+        network = other.components[name]
+        assert bool(network.signature.extra.weight.any())
+        assert any(bool(p.any()) for n, p in network.named_parameters() if "lora_B" in n)
+    call = {**family.call, **made.off}
+    drawn = [sample(pipe, call, pipe.scheduler) for pipe in (other, made.pipe)]
+    assert torch.equal(*drawn)
 
 
 def test_distilling_with_adapters_leaves_a_folder_that_attaches(tmp_path):

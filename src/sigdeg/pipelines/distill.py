@@ -34,6 +34,7 @@ from sigdeg.pipelines.guidance import Guidance, GuidanceWay, find_guidance, most
 from sigdeg.pipelines.inputs import check_calls
 from sigdeg.pipelines.lora import add_adapter, sharing
 from sigdeg.pipelines.network import add_signature
+from sigdeg.pipelines.parts import remembered, set_aside
 from sigdeg.pipelines.paths import PipelinePaths
 from sigdeg.pipelines.scheduler import SigDEGScheduler
 from sigdeg.pipelines.student import PipelineStudent
@@ -48,6 +49,7 @@ from sigdeg.training.memory import check_networks
 
 __all__ = ["DistilledPipeline", "Judged", "PipelineRecipe", "distill_pipeline", "pipeline_config"]
 
+LEAST = 4  # samples that a student is judged by
 LOOKAHEAD = 0.5  # of each step's way, as for images
 
 
@@ -227,7 +229,10 @@ def distill_pipeline(
     if shown:
         tell_job(job, len(whole), config, accelerator.device, accelerator.num_processes)
     spent = time.perf_counter() - began
-    trained = train(job, out, config, device=device, progress=shown, label="distil", spent=spent)
+    with set_aside(pipe, trace.networks if recipe.rank else ()):  # adapters share their weights
+        trained = train(
+            job, out, config, device=device, progress=shown, label="distil", spent=spent
+        )
     if shown:
         tell_memory(trained.memory)
     found = trained.objective.student
@@ -289,13 +294,15 @@ def open_runs(
 ) -> PipelinePaths:
     """The teacher's runs: those that there are, and those that are missing."""
     each = teacher.trace.samples
-    held_out = max(1, math.ceil(config.held_out / each))
+    held_out = math.ceil(max(LEAST, config.held_out) / each)
     count = max(held_out + 1, math.ceil(config.paths / each))
     names = "pipeline", "step", "guidance", "dropout"
     told = {name: value for name, value in identity.items() if name in names}
     told |= {"fine": [row.tolist() for row in teacher.rows], "seed": config.seed}
     told["calls"] = hashlib.sha256(json.dumps(identity["calls"]).encode()).hexdigest()
-    return PipelinePaths(teacher, folder, calls, count, told, config.seed, held_out, tell, progress)
+    with remembered(teacher.pipe):
+        given = teacher, folder, calls, count, told, config.seed, held_out, tell, progress
+        return PipelinePaths(*given)
 
 
 def new_student(
