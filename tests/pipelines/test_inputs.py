@@ -101,7 +101,7 @@ def test_options_of_distilling_and_of_the_pipeline_are_told_apart(pipe, tmp_path
         sigdeg.distill(pipe, **given, guidance_scal=3.0)
     with pytest.raises(SigdegError, match="give one of them"):
         sigdeg.distill(pipe, **given, calls=[{}])
-    with pytest.raises(SigdegError, match="a dict is none"):
+    with pytest.raises(SigdegError, match="a dict is no diffusers pipeline"):
         sigdeg.distill({}, **given)
     assert not (tmp_path / "run").exists()
     size = {"height": 16, "width": 16, "guidance_scale": 3.0}

@@ -263,8 +263,9 @@ def test_offloading_changes_nothing(student, how):
     assert torch.equal(draw(pipe, call), expected)
 
 
-def test_threads_share_a_network(student):
-    pipe, call = student
+def test_threads_share_a_network():
+    # Embeddings are given: the text encoders of transformers mix up threads that share one.
+    pipe, call = student_of("sd2_v")
 
     def work(first: int) -> list[torch.Tensor]:
         own = copy.copy(pipe)
