@@ -288,6 +288,33 @@ def lumina2(n: int = 1) -> Family:
     return Family(pipe, embeddings(n) | attention_masks(n) | size | GUIDED | LATENT)
 
 
+def zimage(n: int = 1) -> Family:
+    network = diffusers.ZImageTransformer2DModel(
+        in_channels=4,
+        dim=WIDTH,
+        n_layers=1,
+        n_refiner_layers=1,
+        n_heads=2,
+        n_kv_heads=2,
+        cap_feat_dim=WIDTH,
+        axes_dims=[4, 2, 2],
+        axes_lens=[64, 32, 32],
+    )
+    pipe = diffusers.ZImagePipeline(
+        transformer=randomised(network),
+        scheduler=diffusers.FlowMatchEulerDiscreteScheduler(shift=3.0),
+        vae=autoencoder(shift_factor=0.1),
+        text_encoder=None,
+        tokenizer=None,
+    )
+    # Its samples, and their texts, are lists.
+    return Family(
+        pipe,
+        {name: list(text) for name, text in embeddings(n).items()} | GUIDED | SIZE | LATENT,
+        {"guidance_scale": 0.0},
+    )
+
+
 def cogview4(n: int = 1) -> Family:
     network = diffusers.CogView4Transformer2DModel(
         **ATTENTION,

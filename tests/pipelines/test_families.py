@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass
 from typing import Any
 
@@ -77,6 +78,7 @@ FACTS = {
     "qwen": Facts("transformer", "img_in", 1, 2, time=PER_MILLE),
     "lumina2": Facts("transformer", "x_embedder", 1, 2, time=(-0.001, 1), relation="negated"),
     "cogview4": Facts("transformer", "patch_embed.proj", 1, 2),
+    "zimage": Facts("transformer", "all_x_embedder.2-1", 2, time=(-0.001, 1), relation="negated"),
     "wan": Facts("transformer", "patch_embedding", 1, 2),
     "ltx": Facts("transformer", "proj_in", 2),
     "cogvideox": Facts("transformer", "patch_embed.proj", 2),
@@ -150,6 +152,7 @@ def test_one_run_tells_all_of_a_pipeline(student):
     assert guided.axis == found.axis == facts.axis
     assert (guided.time_scale, guided.time_shift) == pytest.approx(facts.time, abs=1e-6)
     assert found.relation == facts.relation
+    assert Trace.read(json.loads(json.dumps(found.written))) == found
     assert student.two.off.items() <= student.off.items()
 
 

@@ -11,7 +11,7 @@ from sigdeg.errors import SigdegError
 from sigdeg.pipelines.layer import Called, find_layer
 from sigdeg.pipelines.scheduler import SigDEGScheduler
 from sigdeg.pipelines.trace import recorded, steps_of, trace, unguided
-from tests.pipelines.parts import images, unet
+from tests.pipelines.parts import images, randomised, unet
 from tests.pipelines.zoo import FAMILIES
 
 
@@ -100,6 +100,15 @@ def test_two_steps_are_left_to_an_image(strength, steps):
 def test_a_call_that_leaves_little_to_do_is_traced():
     family = FAMILIES["sd_img2img"]()
     assert trace(family.pipe, {**family.call, "strength": 0.1}).layer == "conv_in"
+
+
+def test_experts_are_traced_together():
+    family = FAMILIES["wan"]()
+    pipe = family.pipe
+    second = randomised(type(pipe.transformer).from_config(pipe.transformer.config), seed=1)
+    pipe.register_modules(transformer_2=second)
+    pipe.register_to_config(boundary_ratio=0.6)
+    assert unguided(pipe, family.call)[1].networks == ("transformer", "transformer_2")
 
 
 def test_what_is_no_single_diffusion_is_refused():

@@ -36,6 +36,7 @@ FAMILIES: dict[str, Callable[..., Family]] = {  # FAMILIES[name](n): a call of n
         image_transformers.qwen,
         image_transformers.lumina2,
         image_transformers.cogview4,
+        image_transformers.zimage,
         video_transformers.wan,
         video_transformers.ltx,
         video_transformers.cogvideox,

@@ -18,10 +18,12 @@ from torch import Tensor
 
 from sigdeg.errors import SigdegError
 from sigdeg.grids import Grid
-from sigdeg.pipelines.layer import Called
-from sigdeg.pipelines.trace import Trace, first_tensor
+from sigdeg.pipelines.layer import Called, as_whole
+from sigdeg.pipelines.trace import Trace, first_part, first_tensor, is_list
 
 __all__ = ["Calls", "Kept", "keep_calls", "read_calls"]
+
+LISTED = "sigdeg_listed"  # marks a list of samples, kept as one tensor
 
 
 @dataclass(frozen=True)
@@ -62,7 +64,10 @@ class Kept:
         args, kwargs = list(called.args), dict(called.kwargs)
         if trace.axis is None:
             place: Any = args if isinstance(trace.state, int) else kwargs
-            place[trace.state] = place[trace.state].new_empty(0)
+            place[trace.state] = as_whole(place[trace.state]).new_empty(0)
+        if trace.listed is not None:  # its other lists are of the samples, too
+            args = [{LISTED: torch.stack(v)} if is_list(v) else v for v in args]
+            kwargs = {k: {LISTED: torch.stack(v)} if is_list(v) else v for k, v in kwargs.items()}
         if trace.time is not None:
             place = args if isinstance(trace.time, int) else kwargs
             time = place[trace.time]
@@ -82,6 +87,11 @@ class Kept:
             by_row.append(isinstance(leaf, Tensor) and leaf.ndim > 0 and len(leaf) == samples)
         written = pytree.treespec_dumps(structure)
         return cls(called.name, written, tuple(kept), tuple(by_row))
+
+
+def unlisted(value: Any) -> Any:
+    """A list of samples again."""
+    return list(value[LISTED]) if isinstance(value, dict) and LISTED in value else value
 
 
 def keep_calls(kept: Mapping[str, Kept]) -> tuple[dict[str, Tensor], str]:
@@ -194,15 +204,17 @@ class Calls:
             leaves.append(leaf)
         structure = pytree.treespec_loads(first.structure)
         args, kwargs = pytree.tree_unflatten(leaves, structure)
+        if self.trace.listed is not None:
+            args = [unlisted(v) for v in args]
+            kwargs = {k: unlisted(v) for k, v in kwargs.items()}
         place = args if isinstance(self.trace.state, int) else kwargs
         argument = place[self.trace.state]
         states = states.to(argument)
-        filled = self.trace.filled(argument, states) if len(argument) else states
-        place[self.trace.state] = filled
+        place[self.trace.state] = self.trace.filled(argument, states)
         return args, kwargs, first.name
 
     def related(self, output: Tensor, states: Tensor) -> Tensor:
         """What a scheduler is given of the network's output."""
-        for axis in range(1, output.ndim):
-            output = output.narrow(axis, 0, states.shape[axis])
-        return -output if self.trace.relation == "negated" else output
+        part = first_part(output, states)
+        assert part is not None  # as when it was traced
+        return -part if self.trace.relation == "negated" else part

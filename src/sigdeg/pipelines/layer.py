@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-__all__ = ["LAYERS", "Called", "Key", "find_layer"]
+__all__ = ["LAYERS", "Called", "Key", "as_whole", "find_layer"]
 
 LAYERS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Linear)
 DIGIT = 128  # numbers that half precision tells apart
@@ -45,6 +45,11 @@ class Seen(Exception):  # noqa: N818  # a signal, no error
     """Raised when a layer has seen what was looked for."""
 
 
+def as_whole(argument: Any) -> Tensor:
+    """An argument as a tensor: some networks take a list of the samples."""
+    return argument if isinstance(argument, Tensor) else torch.stack(list(argument))
+
+
 def find_layer(
     net: nn.Module, called: Called, state: Key, only: str | None = None
 ) -> tuple[str | None, Tensor | None]:
@@ -60,7 +65,7 @@ def find_layer(
         Its name, and which element of the argument stands at each place of its input, with the
         input's shape, -1 where none does; None for both where there is none.
     """
-    shape = called.argument(state).shape
+    shape = as_whole(called.argument(state)).shape
     numbers = torch.arange(math.prod(shape))
     modules = dict(net.named_modules())
     layers = {n: m for n, m in modules.items() if isinstance(m, LAYERS)}
@@ -106,7 +111,7 @@ def look_for(
         probe(net, called, state, torch.zeros_like(digits), {name: layers[name]}, look_again)
     place = found[name].long()
     counts = place.flatten().bincount(minlength=DIGIT + 1)[1:]
-    return (name, place) if torch.equal(counts, expected[1:]) else (None, None)
+    return (name, place) if bool((counts >= expected[1:]).all()) else (None, None)
 
 
 def probe(
@@ -120,7 +125,9 @@ def probe(
     """Call a network with numbers in the place of the state, until a layer has been looked at."""
     argument = called.argument(state)
     args, kwargs = list(called.args), dict(called.kwargs)
-    given = numbers.to(argument)
+    given: Any = numbers.to(as_whole(argument))
+    if not isinstance(argument, Tensor):
+        given = list(given)
     if isinstance(state, int):
         args[state] = given
     else:

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from sigdeg.errors import SigdegError, extra
 from sigdeg.networks import sinusoidal
 from sigdeg.pipelines.guidance import add_condition, remove_condition
-from sigdeg.pipelines.layer import Called, find_layer
+from sigdeg.pipelines.layer import Called, as_whole, find_layer
 from sigdeg.pipelines.noise import tiled
 from sigdeg.pipelines.scheduler import SigDEGScheduler, running
 from sigdeg.pipelines.trace import Trace
@@ -42,7 +42,7 @@ TRACE = record(
         "time_shift": number(),
         "layer": text,
     },
-    {"axis": maybe(whole(1, 8))},
+    {"axis": maybe(whole(1, 8)), "listed": maybe(listed(whole(1, 8)))},
 )
 BESIDE = record(
     {"trace": TRACE, "order": whole(1, 1000), "student": text},
@@ -117,8 +117,8 @@ class SignatureInput(nn.Module):
         else:
             coefficients, told = given[0], (*given[1:], None)[:2]
         called = Called("", 0, tuple(args), kwargs)
-        maps = self.maps(network, called, tiled(coefficients.to(argument), len(argument)))
-        features = self.told(*told).to(argument)
+        maps = self.maps(network, called, tiled(coefficients.to(state), len(argument)))
+        features = self.told(*told).to(state)
         ADDED.by[id(self)] = maps, tiled(features, len(argument))
         return tuple(args), kwargs
 
@@ -144,7 +144,7 @@ class SignatureInput(nn.Module):
 
     def maps(self, network: nn.Module, called: Called, coefficients: Tensor) -> Tensor:
         """The coefficients on the way of the state to the input layer, channels side by side."""
-        argument = called.argument(self.trace.state)
+        argument = as_whole(called.argument(self.trace.state))
         shape = tuple(argument.shape)
         if shape not in self._places:
             ADDED.by.pop(id(self), None)  # the network is called with numbers, and as it is
@@ -172,8 +172,8 @@ class SignatureInput(nn.Module):
             return output
         maps, features = given
         told: Tensor = self.features(features.to(self.features.weight.dtype))
+        told = told.repeat_interleave(len(output) // len(told), 0)
         if not isinstance(self.extra, nn.Linear):
-            told = told.repeat_interleave(len(output) // len(told), 0)
             told = told.reshape(*told.shape, *(1,) * (output.ndim - 2))
         else:
             told = told.reshape(len(told), *(1,) * (output.ndim - 2), -1)

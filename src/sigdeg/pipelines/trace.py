@@ -21,12 +21,23 @@ import torch.utils._pytree as pytree
 from torch import Generator, Tensor, nn
 
 from sigdeg.errors import SigdegError, reason
-from sigdeg.pipelines.layer import Called, Key, find_layer
+from sigdeg.pipelines.layer import Called, Key, as_whole, find_layer
 from sigdeg.pipelines.scheduler import Logged, SigDEGScheduler, replaced
 
-__all__ = ["Trace", "call_pipeline", "first_tensor", "recorded", "steps_of", "trace", "unguided"]
+__all__ = [
+    "Trace",
+    "call_pipeline",
+    "first_part",
+    "first_tensor",
+    "is_list",
+    "recorded",
+    "steps_of",
+    "trace",
+    "unguided",
+]
 
 CLOSE = 1e-5
+NONE = "it is no diffusion, or several pipelines in one, to be distilled one by one"
 # Guidance is off at 1, but for those of attention that add to what is there.
 SCALES = ("guidance_scale", "cfg_scale")
 ADDED = ("pag_scale", "pag_adaptive_scale")
@@ -51,6 +62,8 @@ class Trace:
         relation: How the network's output becomes that of the scheduler.
         layer: The network's input layer.
         samples: Samples of the call that it was found by.
+        listed: Where the state comes as a list of its samples: axes of length one that they have
+            besides, counted in the whole.
     """
 
     networks: tuple[str, ...]
@@ -65,23 +78,37 @@ class Trace:
     relation: Relation | None
     layer: str
     samples: int
+    listed: tuple[int, ...] | None = None
 
     @property
     def written(self) -> dict[str, Any]:
         """It as JSON."""
-        return {**dataclasses.asdict(self), "networks": list(self.networks)}
+        listed = None if self.listed is None else list(self.listed)
+        return {**dataclasses.asdict(self), "networks": list(self.networks), "listed": listed}
 
     @classmethod
     def read(cls, written: Mapping[str, Any]) -> Trace:
         """What `written` gave."""
-        return cls(**{**written, "networks": tuple(written["networks"])})
+        listed = written.get("listed")
+        lists = {
+            "networks": tuple(written["networks"]),
+            "listed": None if listed is None else tuple(listed),
+        }
+        return cls(**{**written, **lists})
 
-    def part(self, argument: Tensor) -> Tensor:
+    def part(self, argument: Any) -> Tensor:
         """The state in its argument."""
-        return argument if self.axis is None else argument.narrow(self.axis, 0, self.channels)
+        if self.listed is not None:
+            return as_whole(argument).squeeze(self.listed)
+        part: Tensor = argument
+        return part if self.axis is None else part.narrow(self.axis, 0, self.channels)
 
-    def filled(self, argument: Tensor, state: Tensor) -> Tensor:
+    def filled(self, argument: Any, state: Tensor) -> Any:
         """The argument with another state in it."""
+        if self.listed is not None:
+            for axis in self.listed:
+                state = state.unsqueeze(axis)
+            return list(state)
         if self.axis is None:
             return state
         rest = argument.shape[self.axis] - self.channels
@@ -169,15 +196,12 @@ def trace(pipe: Any, call: Mapping[str, Any]) -> Trace:
         SigdegError: If the pipeline fails, or its network cannot be made out.
     """
     name = type(pipe).__name__
-    if not hasattr(pipe, "scheduler"):
-        raise SigdegError(
-            f"{name} has no scheduler of its own: it is no diffusion, or several pipelines in one, "
-            "to be distilled one by one"
-        )
+    if getattr(pipe, "scheduler", None) is None:
+        raise SigdegError(f"{name} has no scheduler of its own: {NONE}")
     steps = steps_of(pipe, call)
     scheduler, log, calls = observe(pipe, call, steps)
     if not log:
-        raise SigdegError(f"{name} never steps its scheduler: it is no pipeline of a diffusion")
+        raise SigdegError(f"{name} never steps its scheduler: {NONE}")
     first, found = log[0], None
     in_steps = [c for c in calls if c.k < len(scheduler.grid) - 1]
     for called in reversed([c for c in in_steps if c.k == first.k]):
@@ -186,7 +210,7 @@ def trace(pipe: Any, call: Mapping[str, Any]) -> Trace:
             break
     if found is None:
         raise SigdegError(f"{name}: no component is called with the state that its scheduler steps")
-    state, axis, copies = found
+    state, axis, copies, listed = found
     kind = type(pipe.components[called.name])
     mine = [c for c in in_steps if type(pipe.components[c.name]) is kind]
     time, scale, shift = find_time(mine, scheduler, state)
@@ -213,6 +237,7 @@ def trace(pipe: Any, call: Mapping[str, Any]) -> Trace:
         relation,
         layer,
         samples,
+        listed,
     )
 
 
@@ -226,11 +251,17 @@ def steps_of(pipe: Any, call: Mapping[str, Any]) -> int:
 
 def find_state(
     called: Called, state: Tensor, scheduler: SigDEGScheduler
-) -> tuple[Key, int | None, int] | None:
-    """The argument that is the state, the axis of other channels in it, and its copies."""
+) -> tuple[Key, int | None, int, tuple[int, ...] | None] | None:
+    """The argument that is the state, the axis of other channels in it, copies, and `listed`."""
     t = scheduler.grid[called.k]
     seen = scheduler.core.preconditioning(state, t).scale(state)
     for key, value in called.items():
+        listed = None
+        if is_list(value):
+            value = torch.stack(value)
+            ones = [i for i in range(1, value.ndim) if value.shape[i] == 1]
+            listed = tuple(ones[: max(0, value.ndim - state.ndim)])
+            value = value.squeeze(listed)
         if not isinstance(value, Tensor) or value.ndim != state.ndim or len(value) % len(state):
             continue
         if not value.is_floating_point():
@@ -244,8 +275,17 @@ def find_state(
         for expected in (seen, state):
             whole = expected.repeat(copies, *(1,) * (state.ndim - 1)).to(part)
             if float((part - whole).abs().max()) <= CLOSE * float(whole.abs().max()):
-                return key, axis, copies
+                return key, axis, copies, listed
     return None
+
+
+def is_list(value: Any) -> bool:
+    """Whether it is a list of tensors of one shape."""
+    return (
+        isinstance(value, list)
+        and all(isinstance(v, Tensor) for v in value)
+        and len({v.shape for v in value}) == 1
+    )
 
 
 def find_time(
@@ -274,13 +314,10 @@ def find_time(
 
 def find_relation(calls: list[Called], logged: Logged) -> Relation | None:
     """How the one output of a step's one call became what the scheduler was given."""
-    output, given = first_tensor(calls[0].output), logged.output
-    if output.ndim != given.ndim or any(
-        o < g for o, g in zip(output.shape, given.shape, strict=True)
-    ):
+    given = logged.output
+    output = first_part(first_tensor(calls[0].output), given)
+    if output is None:
         return None
-    for axis in range(1, output.ndim):
-        output = output.narrow(axis, 0, given.shape[axis])
     size = float(given.abs().max())
     relations: dict[Relation, Tensor] = {"same": output, "negated": -output}
     for relation, value in relations.items():
@@ -289,9 +326,23 @@ def find_relation(calls: list[Called], logged: Logged) -> Relation | None:
     return None
 
 
+def first_part(output: Tensor, given: Tensor) -> Tensor | None:
+    """The first part of each axis of an output, of another tensor's shape; None if it has none."""
+    if output.squeeze().shape == given.squeeze().shape:
+        return output.reshape(given.shape)
+    shapes = zip(output.shape, given.shape, strict=False)
+    if output.ndim != given.ndim or any(o < g for o, g in shapes):
+        return None
+    for axis in range(1, output.ndim):
+        output = output.narrow(axis, 0, given.shape[axis])
+    return output
+
+
 def first_tensor(output: Any) -> Tensor:
     """The tensor of a network's output, whatever it is wrapped in."""
     while not isinstance(output, Tensor):
+        if is_list(output):
+            return torch.stack(output)
         output = next(iter(output.values())) if isinstance(output, Mapping) else output[0]
     return output
 
