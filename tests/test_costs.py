@@ -22,6 +22,8 @@ from sigdeg import (
 )
 from sigdeg.cli import main
 from sigdeg.costs import check_room, size
+from sigdeg.grids import refine
+from sigdeg.paths import TeacherPaths
 from sigdeg.training import Job, TrainConfig
 from sigdeg.workflows.sample import write_samples
 
@@ -129,10 +131,45 @@ def test_a_training_says_what_it_takes_and_is_refused(monkeypatch, capsys) -> No
     weights, activations = 4 * 500_000, 4 * 1000 * 64 // 2
     assert line.startswith(f"70 training steps: {size(4 * weights)} on disk, ")
     assert f" {size(5 * weights + activations)} of memory, about a minute" in line
+    sharing = TrainConfig(iterations=70, batch_size=64, sharding="fsdp")
+    costs.tell_job(job, 10, sharing, cpu, processes=4)
+    parts = f"{size(4 * weights)} on disk, {size(5 * weights / 4)} of memory beside activations"
+    assert capsys.readouterr().err == f"70 training steps: {parts}\n"
     free = costs.psutil.virtual_memory()._replace(available=5 * weights)
     monkeypatch.setattr(costs.psutil, "virtual_memory", lambda: free)
     with pytest.raises(SigdegError, match=r"^this takes 10\.1 MB of memory, where 10 MB are free"):
         costs.tell_job(job, 10, config, cpu, processes=2)
+
+
+def test_a_shared_network_is_not_tried_on_one_device(tmp_path: Path, capsys) -> None:
+    rows = list(refine(VPLinear(), student().grid(), 4))
+    paths = TeacherPaths(teacher(), rows, (2,), 2)
+    config = TrainConfig(iterations=7, batch_size=8, sharding="fsdp")
+    need = costs.check_training(tmp_path, paths, student(), 8, config, processes=2)
+    costs.tell_training(paths, student(), 8, config, need, processes=2)
+    weights = sum(p.nbytes for p in student().parameters())
+    assert need.memory - 5 * weights // 2 == 8 * costs.path_bytes(5, 2, (2,))
+    said = capsys.readouterr().err
+    assert said.startswith("8 paths, 160 teacher calls, 7 training steps: ")
+    assert said.endswith(" of memory beside activations\n")
+
+
+def test_half_precision_is_tried_as_it_is_trained(capsys) -> None:
+    """Frozen weights may be in half precision, what comes in is not."""
+
+    class Half(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first = nn.Linear(2, 2)
+            self.layer = nn.Linear(2, 2).bfloat16().requires_grad_(False)
+
+        def forward(self, x: torch.Tensor) -> dict[str, torch.Tensor]:
+            return {"loss": self.layer(self.first(x)).float().sum()}
+
+    job = Job(Half(), lambda g: torch.ones(4, 2), torch.ones(4, 2), {})
+    config = TrainConfig(iterations=5, batch_size=4, mixed_precision="bf16")
+    costs.tell_job(job, 4, config, torch.device("cpu"))
+    assert capsys.readouterr().err.startswith("5 training steps: 0.096 kB on disk, ")
 
 
 def test_a_gpus_memory_is_its_own(monkeypatch) -> None:

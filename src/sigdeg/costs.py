@@ -218,19 +218,21 @@ def tell_training(
     processes: int = 1,
 ) -> None:
     """Say on stderr what simulating and training will take, by a call and a step, measured."""
-    batch_size = config.batch_size
+    batch_size, calls = config.batch_size, count * paths.teacher_nfe
+    what = f"{count:,} paths, {calls:,.0f} teacher calls, {config.iterations:,} training steps"
+    if sharded(config, processes):
+        tell_weights(what, need)
+        return
     row, shared = paths.rows[0], (paths.shape, batch_size, paths.device, paths.condition)
     probe = copied(student, student.frozen()).to(paths.device).eval().requires_grad_(True)
     probe.lookahead = 0.0  # which costs no calls, and would ask for a covariance
     if config.gradient_checkpointing:
         checkpoint_gradients(probe)
-    calls = count * paths.teacher_nfe
     seconds = calls * call_seconds(paths.teacher, row, *shared)
-    with (held := Activations(probe)):
+    with half(config, paths.device), (held := Activations(probe)):
         step = call_seconds(probe, row[[0, -1]], *shared, train=True) * paths.q
     seconds += config.iterations * batch_size * step
     memory = need.memory + held.most / min(batch_size, PROBE) * paths.q * batch_size / processes
-    what = f"{count:,} paths, {calls:,.0f} teacher calls, {config.iterations:,} training steps"
     tqdm.write(costs_line(what, need.disk, memory, seconds / processes), file=sys.stderr)
 
 
@@ -243,12 +245,18 @@ def tell_job(
         SigdegError: If there is no room for it.
     """
     frozen = [p for p in job.objective.parameters() if not p.requires_grad]
-    need = Need.of(job.objective, frozen, config, processes)
+    need, what = (
+        Need.of(job.objective, frozen, config, processes),
+        f"{config.iterations:,} training steps",
+    )
+    if sharded(config, processes):
+        tell_weights(what, need)
+        return
     probe = copied(job.objective).to(place)
     if config.gradient_checkpointing:
         checkpoint_gradients(probe)
     few = send_to_device(job.share(job.held_out, 0, rows), place)  # one of them
-    with (held := Activations(probe)):
+    with half(config, place), (held := Activations(probe)):
         for _ in range(1 if place.type == "cpu" else 2):  # a GPU has to warm up
             began = time.perf_counter()
             loss = probe(few)["loss"]
@@ -257,8 +265,25 @@ def tell_job(
         seconds = time.perf_counter() - began
     memory = need.memory + held.most * config.batch_size / processes
     check_memory(memory - nbytes(p for p in frozen if p.device == place), place)
-    what, work = f"{config.iterations:,} training steps", config.iterations * config.batch_size
-    tqdm.write(costs_line(what, need.disk, memory, work * seconds / processes), file=sys.stderr)
+    seconds *= config.iterations * config.batch_size / processes
+    tqdm.write(costs_line(what, need.disk, memory, seconds), file=sys.stderr)
+
+
+def sharded(config: TrainConfig, processes: int) -> bool:
+    """Whether a network may be too large to be tried on one device."""
+    return config.sharding == "fsdp" and processes > 1
+
+
+def tell_weights(what: str, need: Need) -> None:
+    """Say on stderr what is known of a training without a trial."""
+    line = f"{what}: {size(need.disk)} on disk, {size(need.memory)} of memory beside activations"
+    tqdm.write(line, file=sys.stderr)
+
+
+def half(config: TrainConfig, place: torch.device | str) -> torch.autocast:
+    """The precision of a training."""
+    on = config.mixed_precision == "bf16"
+    return torch.autocast(torch.device(place).type, torch.bfloat16, enabled=on)
 
 
 def tell_memory(used: float) -> None:
