@@ -276,6 +276,24 @@ def test_tables_of_pixels_are_the_results() -> None:
         assert [title, str(calls), *shown] in lines, (title, calls)
 
 
+@pytest.mark.parametrize("name", ["digits-classes", "own-pipeline"])
+def test_tables_of_pipelines_are_the_results(name: str) -> None:
+    """All rows, and the floor: means, and deviations of what was drawn more than once."""
+    results = json.loads((ROOT / f"results/{name}.json").read_text())
+    page = (ROOT / "docs/digits.md").read_text()
+    lines = [[cell.strip() for cell in line.strip("|").split("|")] for line in page.splitlines()]
+    places = {"accuracy": 3, "recall": 3, "fid": 3, "diversity": 2, "w1": 4, "iw1": 4, "energy": 4}
+    places |= {"accuracy_2": 3, "recall_2": 3, "class_diversity": 2, "fid_2": 3}
+    series = ("w1", "iw1", "energy")
+    images = ("accuracy", "accuracy_2", "recall", "recall_2", "diversity", "class_diversity")
+    for row in [*results["rows"], *([{"metrics": results["floor"]}] if results["floor"] else [])]:
+        shown = [str(row.get("nfe", ""))]
+        for key in series if "w1" in row["metrics"] else (*images, "fid", "fid_2"):
+            m, d = row["metrics"][key], places[key]
+            shown.append(f"{m['mean']:.{d}f}" + (f" ± {m['std']:.{d}f}" if m["n"] > 1 else ""))
+        assert shown in [line[1:] for line in lines], (row.get("method"), shown)
+
+
 def left_open(order: int, paths: int = 4000, steps: int = 120) -> float:
     """Share of the variance of 1DN that the first coefficients of one step's path leave open.
 
