@@ -218,9 +218,8 @@ class Loop(Generic[M]):
         with accelerator.autocast():
             losses: dict[str, Tensor] = self.model(send_to_device(own, self.place))
         check_finite(losses["loss"], step, self.checkpoint)
-        self.memory = max(
-            self.memory, memory_used(self.place)
-        )  # while all for the gradient is there
+        # While all that the gradient needs is there.
+        self.memory = max(self.memory, memory_used(self.place))
         self.model.zero_grad()
         accelerator.backward(losses["loss"])
         for group in self.groups:
@@ -246,6 +245,7 @@ class Loop(Generic[M]):
     def save(self, done: int) -> None:
         """Write a checkpoint: the weights that are kept must be good ones."""
         check_finite(self.unseen_loss(), done, self.checkpoint)
+        self.memory = max(self.memory, memory_used(self.place))
         extra = {"history": torch.tensor(self.history, dtype=torch.float64).reshape(-1, 3)}
         main = self.accelerator.is_main_process
         if main:  # beside the checkpoint: that is the same to the bit, time and memory are not
