@@ -70,10 +70,10 @@ assert off[1] < 0.03, off
 
 @pytest.mark.parametrize(
     "name",
-    ["README.md"]
+    ["README.md", "docs/architecture.md", "docs/devices.md"]
     + [
-        f"docs/{page}.md"
-        for page in ("architecture", "devices", "discrete", "rough-bergomi", "tutorial")
+        pytest.param(f"docs/{page}.md", marks=pytest.mark.slow)
+        for page in ("discrete", "rough-bergomi", "tutorial")
     ],
 )
 def test_code_runs_as_written(name: str, tmp_path: Path) -> None:
