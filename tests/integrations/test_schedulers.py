@@ -465,7 +465,6 @@ def test_schedulers_without_a_posterior_mean_are_refused_in_one_line(name: str) 
 
 
 SETTINGS: dict[str, tuple[str, dict[str, Any], str]] = {
-    "thresholding": ("DDIMScheduler", {"thresholding": True}, "dynamic thresholding is not supp"),
     "noise at zero SNR": ("EulerDiscreteScheduler", TO_ZERO, "zero terminal SNR .* got epsilon"),
     "noise of a flow": (
         "UniPCMultistepScheduler",

@@ -4,11 +4,12 @@ import json
 
 import pytest
 import torch
+from diffusers import DDIMScheduler, DDPMScheduler
 from torch import nn
 
 from sigdeg import SignatureStudent
 from sigdeg.errors import SigdegError
-from sigdeg.pipelines import PipelineStudent
+from sigdeg.pipelines import PipelineStudent, SigDEGScheduler
 from sigdeg.schedule import DiscreteVP, RectifiedFlow
 from sigdeg.signature import PartialSignature
 
@@ -36,6 +37,28 @@ def test_it_is_the_arithmetic_of_a_signature_student(step):
     assert torch.equal(own.inputs, its.inputs[:, :2])
     output = torch.randn(x.shape, generator=generator)
     assert torch.equal(step.outputs(output, own), other.outputs(output, its))
+
+
+@pytest.mark.parametrize("kind", [DDPMScheduler, DDIMScheduler])
+@pytest.mark.parametrize("most", [1.0, 1.2, 3.0])  # clipped, cut at the largest, as the data says
+def test_dynamic_thresholding_is_the_schedulers_own(kind, most):
+    scheduler = kind(thresholding=True, dynamic_thresholding_ratio=0.9, sample_max_value=most)
+    scheduler.set_timesteps(10)
+    march = SigDEGScheduler.like(scheduler)
+    x, output = torch.randn(2, 2, 3, 4, 4, generator=torch.Generator().manual_seed(0))
+    x[1] *= 3  # each sample has a threshold of its own
+    timestep = scheduler.timesteps[4]
+    t = march.core.schedule.time_at(log_snr_of(scheduler, timestep))
+    found = march.core.mean(output, x, march.core.preconditioning(x, t))
+    theirs = scheduler.step(output, timestep, x).pred_original_sample
+    assert (found - theirs).abs().max() <= 1e-5
+    assert found.abs().max() <= 1 < x[1].abs().max()
+
+
+def log_snr_of(scheduler, timestep):
+    """Half the logarithm of the ratio of signal to noise at a timestep."""
+    kept = scheduler.alphas_cumprod[timestep].double()
+    return (kept / (1 - kept)).log() / 2
 
 
 def test_states_of_other_resolutions_pass(step):

@@ -16,7 +16,7 @@ from sigdeg.errors import SigdegError, extra, reason
 from sigdeg.files import find_folder, find_student, load_weights, read_json, save_json
 from sigdeg.integrations.masked_lm import is_language_model, load_token_teacher
 from sigdeg.integrations.models import load_model
-from sigdeg.integrations.schedulers import describe
+from sigdeg.integrations.schedulers import Described, describe
 from sigdeg.model import Model, as_model, conditions_of
 from sigdeg.networks import (
     Call,
@@ -130,7 +130,7 @@ def assemble(
 ) -> Model:
     """The parts of a pipeline as a teacher."""
     try:
-        said = describe(scheduler, exact=False)
+        said = described(scheduler)
     except SigdegError as error:
         raise SigdegError(f"{where}: {error}") from None
     if decoder is not None:
@@ -218,13 +218,26 @@ def as_teacher(
     if schedule is None:
         raise SigdegError("a network is told the schedule it was trained with, such as VPLinear()")
     if not isinstance(schedule, Schedule):
-        said = describe(schedule, exact=False)
+        said = described(schedule)
         schedule, data_std = said.schedule, said.data_std
         prediction_type = prediction_type or said.prediction
         clip = said.clip if clip is None else clip
     kind: Prediction = prediction_type or "epsilon"
     denoiser = NetworkDenoiser(network, schedule, kind, clip, data_std, timesteps, call)
     return as_model(denoiser.eval(), shape, name or type(network).__name__)
+
+
+def described(scheduler: Any) -> Described:
+    """What a scheduler says of a network on its own.
+
+    Raises:
+        SigdegError: If its steps do to the mean what a denoiser cannot say.
+    """
+    said = describe(scheduler, exact=False)
+    if said.threshold is not None:
+        name = type(scheduler).__name__
+        raise SigdegError(f"{name}: dynamic thresholding is not supported, clip_sample is")
+    return said
 
 
 def split_name(path: str | Path) -> tuple[str | Path, str]:

@@ -85,12 +85,15 @@ class Described:
         prediction: What they predict, see `sigdeg.prediction`.
         clip: The mean is clamped to [-clip, clip].
         data_std: The data's standard deviation that `edm` and `edm_v` assume.
+        threshold: Dynamic thresholding of the mean, if any, in the place of `clip`: the quantile of
+            its absolute values, and the largest that is heeded.
     """
 
     schedule: Schedule
     prediction: Prediction
     clip: float | None
     data_std: float
+    threshold: tuple[float, float] | None = None
 
 
 class Family(NamedTuple):
@@ -117,8 +120,6 @@ def describe(scheduler: Any, exact: bool = True) -> Described:
             are not supported.
     """
     name, config = type(scheduler).__name__, scheduler_config(scheduler)
-    if config.get("thresholding"):
-        raise SigdegError(f"{name}: dynamic thresholding is not supported, clip_sample is")
     schedule, predictions, data_std = family(scheduler, exact)
     said = config.get("prediction_type", next(iter(predictions)))
     if said not in list(predictions):
@@ -134,7 +135,10 @@ def describe(scheduler: Any, exact: bool = True) -> Described:
         )
     clips = config.get("clip_sample") and not kinds_of(scheduler) & NEVER_CLIP
     clip = float(config.get("clip_sample_range", 1.0)) if clips else None
-    return Described(schedule, predictions[said], clip, data_std)
+    threshold = None
+    if config.get("thresholding"):
+        clip, threshold = None, (config["dynamic_thresholding_ratio"], config["sample_max_value"])
+    return Described(schedule, predictions[said], clip, data_std, threshold)
 
 
 def from_scheduler(scheduler: Any) -> Schedule:

@@ -375,7 +375,12 @@ def describe_step(scheduler: Any) -> dict[str, Any]:
     found = describe(scheduler)
     kind, std = found.prediction, found.data_std
     step = PipelineStudent(
-        None, found.schedule, data_std=std, prediction_type=kind, clip=found.clip
+        None,
+        found.schedule,
+        data_std=std,
+        prediction_type=kind,
+        clip=found.clip,
+        threshold=found.threshold,
     )
     return step.written
 

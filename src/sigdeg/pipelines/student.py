@@ -6,14 +6,15 @@ channels of it (`sigdeg.pipelines.network`), and whatever else the pipeline give
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Self
 
 import torch
 from torch import Tensor
 
 from sigdeg.errors import SigdegError
-from sigdeg.schedule import Schedule, schedule_from_config
+from sigdeg.prediction import Preconditioning
+from sigdeg.schedule import Schedule, expand, schedule_from_config
 from sigdeg.schema import listed, mapped, maybe, number, record, text, whole
 from sigdeg.signature import PartialSignature
 from sigdeg.steps import Time
@@ -33,6 +34,7 @@ STEP = record(  # what a scheduler's configuration says of it
         "lookahead": number(0),
         "residual_noise": maybe(text),
         "clip": maybe(number(0)),
+        "threshold": maybe(listed(number(0))),
         "steps": listed(whole(1)),
         "power": number(0),
         "times": maybe(listed(number(0, 1))),
@@ -53,6 +55,9 @@ class PipelineStudent(SignatureStudent):
         response_std: The data's standard deviation that the linear response assumes, where that is
             another than the network's: 0 makes the untrained step the ancestral one.
         sample_shape: Shape of one state of its training.
+        threshold: Dynamic thresholding, a quantile q and a largest value (Saharia et al. 2022): of
+            each mean, s is the quantile q of its absolute values, between 1 and the largest value;
+            the mean is clamped to [-s, s] and divided by s.
         recorded: The calls to replay: `forward` then takes the number of a row in them, `row`.
         options: Further arguments of `SignatureStudent`.
     """
@@ -67,12 +72,14 @@ class PipelineStudent(SignatureStudent):
         *,
         response_std: float = 0.0,
         sample_shape: tuple[int, ...] = (1,),
+        threshold: Sequence[float] | None = None,
         recorded: Calls | None = None,
         **options: Any,
     ) -> None:
         shape = tuple(sample_shape)
         super().__init__(network, schedule, shape[0], order, sample_shape=shape, **options)
         self.response.set_data_std(response_std)
+        self.threshold = threshold
         self.recorded = recorded
 
     def train(self, mode: bool = True) -> Self:
@@ -97,6 +104,7 @@ class PipelineStudent(SignatureStudent):
             "lookahead": self.lookahead,
             "residual_noise": self.residual_noise,
             "clip": self.clip,
+            "threshold": None if self.threshold is None else list(self.threshold),
             "steps": list(self.steps),
             "power": self.power,
             "times": None if self.times is None else list(self.times),
@@ -136,6 +144,16 @@ class PipelineStudent(SignatureStudent):
             known.b,
             self.response.noise(seen, t, s),
         )
+
+    def mean(self, output: Tensor, x: Tensor, around: Preconditioning) -> Tensor:
+        """The posterior mean that an output stands for, clipped or thresholded at the very end."""
+        mean = super().mean(output, x, around)
+        if self.threshold is None:
+            return mean
+        quantile, most = self.threshold
+        s = mean.abs().flatten(1).quantile(quantile, dim=1).clamp(1, most)
+        s = expand(s, mean)
+        return mean.clamp(-s, s) / s
 
     def forward(
         self, x: Tensor, t: Time, s: Time, noise: PartialSignature, **condition: Any
