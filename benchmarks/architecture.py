@@ -84,7 +84,7 @@ ROOMS = (
 FLOORS = (
     ("cli", "what is typed"),
     ("workflows  experiments", "what commands do; benchmarks"),
-    ("distillation  planning  integrations  metrics  discrete", "the wings"),
+    ("pipelines  distillation  planning  integrations  metrics  discrete", "the wings"),
     ("paths  training  datasets  report", "what wings share"),
     ("signature  schedule  denoiser  steps  student  sampling  model  networks", "the core"),
     ("errors  files  rng  runs  schema  results", "the ground"),
@@ -95,11 +95,11 @@ def draw(path: Path) -> None:
     """Write the drawing as a PNG."""
     right = len(ROOMS) * WIDTH + (len(ROOMS) - 1) * GAP
     with use_style():
-        figure = Figure(figsize=(11, 6.4))
+        figure = Figure(figsize=(11, 6.9))
         axes = figure.add_axes((0.015, 0.01, 0.97, 0.98))
         axes.set_axis_off()
         axes.set_xlim(-0.1, right + 0.1)
-        axes.set_ylim(-6.86, HEIGHT + 0.95)
+        axes.set_ylim(-7.72, HEIGHT + 0.95)
         axes.text(0, HEIGHT + 0.5, "From teacher to student", **HEADING)
         for k, room in enumerate(ROOMS):
             left = k * (WIDTH + GAP)
@@ -131,9 +131,19 @@ def draw(path: Path) -> None:
             color=INK,
             **CENTRED,
         )
-        axes.text(0, -2.86, "Floors: nothing imports what stands above it", **HEADING)
+        box(axes, 0, -2.84, right, 0.72, BLUE)
+        axes.text(
+            right / 2,
+            -2.48,
+            "pipelines/: the same for any pipeline of diffusers.  Its own call is the loop, its "
+            "scheduler the step; the student is the pipeline again",
+            size=8.4,
+            color=INK,
+            **CENTRED,
+        )
+        axes.text(0, -3.72, "Floors: nothing imports what stands above it", **HEADING)
         for k, (names, what) in enumerate(FLOORS):
-            low = -3.76 - 0.6 * k
+            low = -4.62 - 0.6 * k
             box(axes, 0, low, right, 0.5, GREY)
             axes.text(0.25, low + 0.25, names, size=7.6, family=MONO, color=INK, va="center")
             axes.text(
