@@ -108,6 +108,14 @@ assert torch.equal(torch.as_tensor(drawn), expected)
     assert run.returncode == 0, run.stderr
 
 
+@pytest.mark.parametrize("options", [{"variant": "fp16"}, {"max_shard_size": "50KB"}])
+def test_variants_and_shards_are_those_of_any_pipeline(tmp_path, options):
+    pipe, call = student_of("sd15")
+    pipe.save_pretrained(tmp_path, **options)
+    asked = {k: v for k, v in options.items() if k == "variant"}
+    assert torch.equal(draw(load_pipeline(tmp_path, **asked), call), draw(pipe, call))
+
+
 def test_components_that_are_missing_stay_so(tmp_path):
     pipe, call = student_of("dit")
     bare, other = student_of("sd_img2img")

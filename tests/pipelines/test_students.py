@@ -136,6 +136,15 @@ def test_a_strength_of_no_step_is_one_line(student):
         draw(variant("Img2Img", pipe), given, image=images(1), strength=0.2)
 
 
+def test_the_kind_of_pipeline_may_be_found_by_diffusers(student):
+    pipe, call = student
+    made = diffusers.AutoPipelineForImage2Image.from_pipe(pipe)
+    assert type(made) is diffusers.StableDiffusionImg2ImgPipeline
+    made = diffusers.AutoPipelineForText2Image.from_pipe(made)
+    made.set_progress_bar_config(disable=True)
+    assert torch.equal(draw(made, call), draw(pipe, call))
+
+
 @pytest.mark.parametrize("strength", [0.5, 1.0])
 def test_it_fills_what_a_mask_leaves_out(student, strength):
     pipe, call = student
