@@ -56,7 +56,7 @@ def test_an_interrupted_run_goes_on_to_the_same_weights(distilled, tmp_path):
     family, _, made = distilled
     with pytest.raises(KeyboardInterrupt):
         stop_after(
-            2,
+            3,  # a rehearsal, and two that are kept
             lambda: distill_pipeline(
                 family.pipe, [family.call], tmp_path, RECIPE, config(40), progress=False
             ),
@@ -71,7 +71,7 @@ def test_an_interrupted_run_goes_on_to_the_same_weights(distilled, tmp_path):
 
 
 def stop_after(runs, work):
-    """Interrupt work once so many runs of the teacher are kept."""
+    """Interrupt work once the teacher has run so often."""
     from sigdeg.pipelines.teacher import PipelineTeacher
 
     own, count = PipelineTeacher.run, 0

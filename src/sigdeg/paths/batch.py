@@ -72,9 +72,9 @@ class Batch:
     def window(
         self, q: int, generator: Generator, starts: Sequence[int] | None = None, late: int = 0
     ) -> Batch:
-        """A random run of q consecutive steps out of each segment, see `draw_starts`."""
+        """A random run of q consecutive steps, or of all, of each segment, see `draw_starts`."""
         n, length = self.coefficients.shape[:2]
-        if q == length:
+        if q >= length:
             return self
         offset = draw_starts(n, length, q, generator, starts, late)
         rows = torch.arange(n)[:, None]
@@ -89,11 +89,13 @@ class Batch:
     def coarsen(self, grid: Tensor, stride: int) -> Batch:
         """Whole paths seen at every stride-th time of their grid: signatures concatenate.
 
-        Their starts then count the steps of that coarser grid.
+        Their starts then count the steps of that coarser grid. Paths that begin late, all alike,
+        end with the grid.
         """
         if stride == 1:
             return self
         n, steps, order = self.coefficients.shape[:3]
+        grid = grid[-1 - steps :]
         start, end = (v.repeat_interleave(stride) for v in (grid[:-1:stride], grid[stride::stride]))
         left, right = ((start - v) / (start - end) for v in (grid[:-1], grid[1:]))
         parts = self.coefficients.reshape(n, steps // stride, stride, order, -1)

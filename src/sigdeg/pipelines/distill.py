@@ -25,10 +25,11 @@ from sigdeg.distillation.checks import check_fit
 from sigdeg.distillation.judgement import advice, compare
 from sigdeg.distillation.levels import Levels
 from sigdeg.distillation.objective import Objective, Segments
-from sigdeg.errors import SigdegError, check_whole
+from sigdeg.errors import SigdegError, check_whole, reason
 from sigdeg.grids import refine
 from sigdeg.model import Card
 from sigdeg.paths import Batch
+from sigdeg.pipelines.checks import check_scheduler
 from sigdeg.pipelines.files import save_student
 from sigdeg.pipelines.guidance import Guidance, GuidanceWay, find_guidance, most_guided
 from sigdeg.pipelines.inputs import check_calls
@@ -84,6 +85,8 @@ class PipelineRecipe:
 
     def __post_init__(self) -> None:
         check_whole(self.rank, 0, "the rank of a LoRA")
+        for count in self.steps:
+            check_whole(count, 1, "a step count")
 
     @property
     def added(self) -> dict[str, Any]:
@@ -175,20 +178,26 @@ def distill_pipeline(
     """
     recipe, out = recipe or PipelineRecipe(), Path(out)
     config = config or pipeline_config(recipe.steps)
+    check_scheduler(pipe)
     check_calls(pipe, calls)
     step = first_step(pipe, recipe)
     accelerator = make_accelerator(config, out, device)
-    pipe = pipe.to(accelerator.device)
+    try:
+        pipe = pipe.to(accelerator.device)
+    except Exception as error:  # weights that are not there, or are kept elsewhere
+        raise SigdegError(f"{type(pipe).__name__} cannot be moved: {reason(error)}") from error
     first = most_guided(pipe, calls)
     off, trace = unguided(pipe, first)
     check_told(pipe, off, trace)
     turned = {name: off[name] for name in off if off[name] is not first.get(name)}
     guidance = find_guidance(pipe, calls, turned, trace.networks, recipe.guidance, recipe.dropout)
     levels = Levels.of(step, config.q or max(step.steps), late=config.late)
+    check_whole(config.paths, 1, "the number of paths of a pipeline, whose runs are kept,")
     check_fit(step, config, levels, None, None, accelerator.num_processes)
     check_networks(nn.ModuleList(pipe.components[name] for name in trace.networks), config)
     rows = list(refine(step.schedule, step.grid(), config.refinement, config.fine_power))
     teacher = PipelineTeacher(pipe, turned, trace, step, rows, guidance)
+    teacher.rehearse(calls)
     identity = {
         "pipeline": identify(pipe),
         "calls": [written(call) for call in calls],

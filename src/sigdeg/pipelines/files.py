@@ -109,7 +109,8 @@ def save_student(
                 save_adapter(small, made)
                 pipe.scheduler.save_pretrained(made / "scheduler")
             else:
-                pipe.save_pretrained(made)
+                with quiet():
+                    pipe.save_pretrained(made)
             told = call or {}, card or Card(), guidance or Guidance()
             write_card(made, folder.name, pipe, *told, whole=not small)
             if held:
@@ -188,6 +189,9 @@ def load_pipeline(path: Any, **options: Any) -> Any:
     folder = find_pipeline(path)
     index = read_json(folder / INDEX)
     check_student(folder, index)
+    for name, home in index.items():
+        if isinstance(home, list) and home[:1] != [None] and not (folder / name).is_dir():
+            raise SigdegError(f"{folder} is incomplete: its {name} is missing")
     absent = {k: None for k, v in index.items() if isinstance(v, list) and v[:1] == [None]}
     options = {"use_safetensors": True, **absent, **options}
     return read_part(DiffusionPipeline, folder, **options)
@@ -296,7 +300,7 @@ def read_part(kind: Any, folder: Path, **options: Any) -> Any:
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Without the progress bars of those who load."""
+    """Without the progress bars of those who load and save."""
     shown = [each for each in (diffusers_says, transformers_says) if each.is_progress_bar_enabled()]
     for each in shown:
         each.disable_progress_bar()

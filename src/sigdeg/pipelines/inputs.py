@@ -11,7 +11,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from sigdeg.errors import SigdegError, extra, reason
+from sigdeg.errors import SigdegError, check_whole, extra, reason
 
 __all__ = ["BATCH", "check_calls", "join_rows", "read_rows"]
 
@@ -97,7 +97,11 @@ def join_rows(rows: Iterable[Mapping[str, Any]], batch: int = BATCH) -> list[dic
 
     Prompts, class labels and pictures become lists, one a sample; everything else, a scale or a
     size, is one for a call.
+
+    Raises:
+        SigdegError: If a call were to have less than one sample.
     """
+    check_whole(batch, 1, "the batch of a call")
 
     def shared(row: Mapping[str, Any]) -> str:
         told = {k: v if not is_sample(k, v) else type(v).__name__ for k, v in row.items()}
@@ -132,6 +136,11 @@ def check_calls(pipe: Any, calls: Sequence[Mapping[str, Any]]) -> None:
     """
     name = type(pipe).__name__
     known = inspect.signature(type(pipe).__call__).parameters
+    if isinstance(calls, str | Mapping) or not all(isinstance(call, Mapping) for call in calls):
+        raise SigdegError(
+            f"calls are a list of arguments of a pipeline, such as [{{'prompt': 'a cat'}}], got "
+            f"{calls!r:.60}"
+        )
     if not calls:
         raise SigdegError("there are no calls to distil: give one or more, such as {'prompt': ...}")
     for call in calls:

@@ -20,11 +20,12 @@ from torch import Generator, Tensor
 from sigdeg.errors import SigdegError
 from sigdeg.grids import join_rows
 from sigdeg.pipelines.calls import Kept
+from sigdeg.pipelines.checks import check_finite
 from sigdeg.pipelines.guidance import Guidance, conditioned, negative_half
 from sigdeg.pipelines.layer import Called
 from sigdeg.pipelines.scheduler import Logged, SigDEGScheduler, replaced
 from sigdeg.pipelines.student import PipelineStudent
-from sigdeg.pipelines.trace import Trace, call_pipeline, recorded
+from sigdeg.pipelines.trace import SCALES, Trace, call_pipeline, recorded
 from sigdeg.signature import PartialSignature
 
 __all__ = ["PipelineTeacher", "Run"]
@@ -86,18 +87,36 @@ class PipelineTeacher:
         """
         log = self.march(call, seed)
         start, states, coefficients = self.coarsen(log)
-        if not bool(torch.isfinite(states).all()):
-            raise SigdegError(
-                f"{type(self.pipe).__name__} gave NaN or infinite values: check its weights, "
-                "their precision and its scheduler's prediction_type"
-            )
+        check_finite(self.pipe, states)
         calls: dict[str, Kept] = {}
         longest = len(self.rows)
         for count in self.student.steps:
             stride = longest // count
+            if start % stride:
+                raise SigdegError(
+                    f"{type(self.pipe).__name__} starts this call after {start} of {longest} "
+                    f"steps, which are no whole ones of {count}: change its strength, or the step "
+                    "counts"
+                )
             through = states[:, ::stride]
             calls |= self.record(call, seed, count, start // stride, through, dropped)
         return Run(start, states, coefficients, calls)
+
+    def rehearse(self, calls: Sequence[Mapping[str, Any]]) -> None:
+        """Refuse calls that cannot be runs: one of each kind is, whose network answers at once.
+
+        Raises:
+            SigdegError: As `run` does, or if states differ in shape.
+        """
+        dropped, shapes = self.guidance.dropout > 0, set()
+        for call in {kind_of(call): call for call in calls}.values():
+            with answered(self.pipe, self.trace.networks):
+                shapes.add(self.run(call, 0, dropped).states.shape[1:])
+        if len(shapes) > 1:
+            raise SigdegError(
+                "the calls make states of several shapes or lengths: give them one resolution and "
+                "one strength"
+            )
 
     def march(self, call: Mapping[str, Any], seed: int) -> list[Logged]:
         """The steps of the teacher over its fine grid."""
@@ -175,7 +194,15 @@ class PipelineTeacher:
         if told.beside:
             scale = torch.full((samples,), told.scale(call))
             calls = [replace(c, kwargs={**c.kwargs, "sigdeg": scale}) for c in calls]
-        return {f"{count}.{c.k}": Kept.of(c, self.trace, samples) for c in calls if c.k >= start}
+        made = {f"{count}.{c.k}": Kept.of(c, self.trace, samples) for c in calls if c.k >= start}
+        names = self.trace.networks
+        for k in range(start, count):
+            if f"{count}.{k}" not in made:
+                raise SigdegError(
+                    f"step {k + 1} of {count} does not call the {' or the '.join(names)}: another "
+                    "network would have to be distilled with it"
+                )
+        return made
 
     def called(
         self, call: Mapping[str, Any], seed: int, count: int, through: Sequence[Tensor]
@@ -189,6 +216,20 @@ class PipelineTeacher:
         ):
             call_pipeline(self.pipe, call, count, Generator().manual_seed(seed))
         return calls
+
+
+def kind_of(call: Mapping[str, Any]) -> str:
+    """What of a call may decide whether it can be a run: no texts, no scale of guidance."""
+
+    def told(name: str, value: Any) -> str:
+        if isinstance(value, list | tuple):
+            return f"[{', '.join(sorted({told(name, part) for part in value}))}]"
+        if isinstance(value, bool | int | float) and not name.endswith((*SCALES, "labels")):
+            return repr(value)
+        size = getattr(value, "shape", getattr(value, "size", ""))  # of a tensor, of a picture
+        return f"{type(value).__name__} {size}"
+
+    return "; ".join(sorted(f"{name}: {told(name, value)}" for name, value in call.items()))
 
 
 def copies_of(coefficients: Tensor) -> int:
@@ -217,11 +258,15 @@ def answered(pipe: Any, names: Sequence[str]) -> Iterator[None]:
 
         return forward
 
-    networks = [pipe.components[name] for name in names]
-    for name, network in zip(names, networks, strict=True):
+    networks = {name: pipe.components[name] for name in names}
+    before = {name: vars(network).get("forward") for name, network in networks.items()}
+    for name, network in networks.items():
         network.forward = answer(network.forward, name)
     try:
         yield
     finally:
-        for network in networks:
-            del network.forward
+        for name, network in networks.items():
+            if before[name] is None:
+                del network.forward
+            else:  # another's, such as one that answers at once already
+                network.forward = before[name]

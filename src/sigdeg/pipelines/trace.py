@@ -21,6 +21,7 @@ import torch.utils._pytree as pytree
 from torch import Generator, Tensor, nn
 
 from sigdeg.errors import SigdegError, reason
+from sigdeg.pipelines.checks import NONE, check_finite, check_scheduler, suspects
 from sigdeg.pipelines.layer import Called, Key, as_whole, find_layer
 from sigdeg.pipelines.scheduler import Logged, SigDEGScheduler, replaced
 
@@ -37,7 +38,6 @@ __all__ = [
 ]
 
 CLOSE = 1e-5
-NONE = "it is no diffusion, or several pipelines in one, to be distilled one by one"
 # Guidance is off at 1, but for those of attention that add to what is there.
 SCALES = ("guidance_scale", "cfg_scale")
 ADDED = ("pag_scale", "pag_adaptive_scale")
@@ -136,7 +136,8 @@ def call_pipeline(pipe: Any, call: Mapping[str, Any], steps: int, generator: Any
     except SigdegError:
         raise
     except Exception as error:  # whatever a pipeline makes of its arguments
-        raise SigdegError(f"{type(pipe).__name__} fails: {reason(error)}") from error
+        said = f"{type(pipe).__name__} fails: {reason(error)}{suspects(pipe)}"
+        raise SigdegError(said) from error
     finally:
         pipe.__dict__.pop("_progress_bar_config", None)
         if quiet is not None:
@@ -196,12 +197,12 @@ def trace(pipe: Any, call: Mapping[str, Any]) -> Trace:
         SigdegError: If the pipeline fails, or its network cannot be made out.
     """
     name = type(pipe).__name__
-    if getattr(pipe, "scheduler", None) is None:
-        raise SigdegError(f"{name} has no scheduler of its own: {NONE}")
+    check_scheduler(pipe)
     steps = steps_of(pipe, call)
     scheduler, log, calls = observe(pipe, call, steps)
     if not log:
         raise SigdegError(f"{name} never steps its scheduler: {NONE}")
+    check_finite(pipe, log[0].output)
     first, found = log[0], None
     in_steps = [c for c in calls if c.k < len(scheduler.grid) - 1]
     for called in reversed([c for c in in_steps if c.k == first.k]):

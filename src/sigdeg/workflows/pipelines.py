@@ -97,7 +97,7 @@ def distill_calls(
         load_pipeline,
         pipeline_config,
     )
-    from sigdeg.pipelines.inputs import BATCH, join_rows
+    from sigdeg.pipelines.inputs import BATCH, check_calls, join_rows
 
     if (calls is None) == (prompts is None):
         raise SigdegError("a pipeline is distilled by calls or by prompts: give one of them")
@@ -114,8 +114,11 @@ def distill_calls(
             hint = f", did you mean {near[0]}?" if near else ""
             raise SigdegError(f"unknown option {name!r} for a {type(pipe).__name__}{hint}")
         shared[name] = options.pop(name)
+    if isinstance(prompts, str):
+        raise SigdegError(f"prompts are a list, such as ['a cat', 'a dog'], got {prompts!r:.60}")
     rows = [row if isinstance(row, Mapping) else {"prompt": row} for row in prompts or ()]
-    made = join_rows(rows, options.pop("batch", BATCH)) if calls is None else list(calls)
+    made = join_rows(rows, options.pop("batch", BATCH)) if calls is None else calls
+    check_calls(pipe, made)
     recipe = PipelineRecipe(counts, **{k: options.pop(k) for k in recipes & options.keys()})
     config = pipeline_config(counts, **{k: options.pop(k) for k in TRAINING & options.keys()})
     out = Path(options.pop("out", "runs/distilled"))
