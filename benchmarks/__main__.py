@@ -15,7 +15,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from benchmarks import Row, distillation, pipelines, sampling, signatures, tokens
+from benchmarks import Row, distillation, export, pipelines, sampling, signatures, tokens
 from sigdeg.errors import check_choice
 from sigdeg.files import save_json
 from sigdeg.results import hardware, versions
@@ -29,6 +29,7 @@ BENCHMARKS: dict[str, Callable[..., list[Row]]] = {
     "distillation": distillation.measure,
     "tokens": tokens.measure,
     "pipelines": pipelines.measure,
+    "export": export.measure,
 }
 
 

@@ -12,7 +12,7 @@ import torch
 from torch import Generator
 
 import benchmarks
-from benchmarks import Row, compare, distillation, sampling, summary, tokens
+from benchmarks import Row, compare, distillation, export, sampling, summary, tokens
 from benchmarks.__main__ import BENCHMARKS, main
 from sigdeg.errors import SigdegError
 from sigdeg.sampling import sample
@@ -124,7 +124,10 @@ def test_some_benchmarks_leave_what_others_said(
         main(out, names=["none"])
 
 
-def test_a_small_run_writes_every_ratio(tmp_path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_small_run_writes_every_ratio(
+    tmp_path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delitem(BENCHMARKS, "export")  # makes graphs, which takes a minute
     sizes = {
         "signatures": {"scalars": 10_000, "pairs": 2},
         "sampling": {"vectors": 4, "images": 1, "widths": (8, 8), "pairs": 2},
@@ -163,3 +166,12 @@ def test_a_small_run_writes_every_ratio(tmp_path, capsys: pytest.CaptureFixture[
     held = results["tokens"][-1]["size"]["megabytes"]
     assert 0 < held["gathered"] <= held["expanded"]
     assert len(capsys.readouterr().out.splitlines()) >= len(rows)
+
+
+@pytest.mark.slow
+def test_exports_are_measured_beside_their_students() -> None:
+    rows = export.measure(steps=(1, 1), layers=1, pairs=3)
+    assert [row.target for row in rows] == [">= 2", "", ">= 1.5", ""]
+    for whole, small in (rows[:2], rows[2:]):
+        assert whole.size["largest_error"] < 1e-4 < small.size["largest_error"]
+        assert whole.ratio["median"] > 1

@@ -134,9 +134,7 @@ class LinearResponse(nn.Module):
 
     directions: Tensor | None
     stds: Tensor | None
-    # Whether $U$ and the $w_k$ of a step are kept, in place of the matrices that they make: more to
-    # do, and less to keep. No attribute of every instance: what was fingerprinted stays so.
-    factored = False
+    factored = False  # no attribute of every instance: what was fingerprinted stays so
 
     def __init__(
         self,
@@ -178,6 +176,15 @@ class LinearResponse(nn.Module):
         variances, self.directions = torch.linalg.eigh(covariance.double())
         self.stds = variances.clamp(min=0).sqrt()
         self._weights.clear()
+
+    def factor(self) -> None:
+        """Keep directions and numbers $w_k$, in place of the matrices that a step makes of them.
+
+        It takes more time and less room. Directions are in single precision from now on.
+        """
+        if self.directions is not None:
+            self.directions, self.factored = self.directions.float(), True
+            self._weights.clear()
 
     def make_room(self) -> None:
         """Buffers for a covariance that is to be read from a file."""
@@ -295,6 +302,8 @@ class LinearResponse(nn.Module):
 
 def told(t: Tensor, s: Tensor) -> tuple[float, ...]:
     """One step, or several, as a key."""
+    if not t.ndim:
+        return 0, float(t), float(s)  # which a trace knows, but not what they are stacked to
     return t.ndim, *torch.stack([t, s]).flatten().tolist()
 
 

@@ -123,6 +123,7 @@ def exported(tmp_path_factory: pytest.TempPathFactory) -> tuple[Model, Path, dic
     with pytest.MonkeyPatch.context() as patch:
         brief = partial(paired_seconds, rounds=1, least=0.0)
         patch.setattr("sigdeg.workflows.export.paired_seconds", brief)
+        model.sample(1)  # what it keeps for the next batch is not what a graph of it keeps
         return model, path, export(model, path, int8=True)
 
 
@@ -303,6 +304,19 @@ def test_networks_that_cannot_be_traced_are_one_line(tmp_path: Path) -> None:
     with pytest.raises(SigdegError, match="a Linear is no student driven by paths"):
         export(nn.Linear(1, 1), tmp_path / "sampler.pt2")  # type: ignore[arg-type]
     assert not list(tmp_path.iterdir())
+
+
+def test_the_page_says_what_was_measured() -> None:
+    page = (ROOT / "docs/export.md").read_text()
+    rows = json.loads((ROOT / "results/benchmarks.json").read_text())["export"]
+    for row in rows:
+        size, kind = row["size"], row["name"].rpartition(", ")[2]
+        times = [f"{1e3 * row[side]['seconds']['median']:.3g}" for side in ("first", "second")]
+        errors = [f"{size[name]:.1e}" for name in ("largest_error", "relative_error")]
+        ratio, large = f"{row['ratio']['median']:.2f}", f"{size['bytes'] / 1e6:.1f}"
+        cells = [f"{kind}, {size['steps']} steps", *times, ratio, *errors, large]
+        assert f"| {' | '.join(cells)} |\n" in page
+    assert all(row["reached"] and row["size"]["largest_error"] < 1e-4 for row in rows[::2])
 
 
 @pytest.mark.slow

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 from sigdeg.cli.shared import StudentName
-from sigdeg.options import File, whole
+from sigdeg.options import AnyText, File, whole
 
 __all__ = ["Export"]
 
@@ -16,7 +16,8 @@ __all__ = ["Export"]
 class Export:
     """Write the whole sampler of a student as one graph, with its noise as an input.
 
-    The graph holds every step and the decoder. It is compared with the student, and a report beside
+    The graph holds every step and the decoder; of a pipeline's student every step of its denoiser,
+    with what it makes of prompts as an input. It is compared with the student, and a report beside
     it says how large, how exact and how fast it is.
 
     Arguments:
@@ -26,6 +27,8 @@ class Export:
         out: The file: .onnx for ONNX, .pt2 for an exported program of torch.
         int8: Write a second file, .int8.onnx, with the weights of matrix products in eight bits.
         batch: Samples a run (default: any number that the network takes).
+        calls: What a pipeline's student is tried on, by sample, two or more: a text of a prompt a
+            line, a CSV whose head are arguments of the pipeline, or JSON, a list of objects.
         progress: Show a progress bar.
     """
 
@@ -34,6 +37,7 @@ class Export:
     out: File = Path("sampler.onnx")
     int8: bool = False
     batch: Annotated[int | None, whole(1, 10**7)] = None
+    calls: AnyText = None
     progress: bool = True
 
     def __call__(self) -> None:
@@ -46,13 +50,22 @@ class Export:
             self.steps,
             int8=self.int8,
             batch=self.batch,
+            call=self.read_call(),
             progress=self.progress,
         )
         for name, found in report["files"].items():
             print(
                 f"{self.out.with_name(name)}: {found['bytes'] / 1e6:.2f} MB, error at most "
                 f"{found['largest_error']:.1e}, {1e3 * found['seconds']:.3g} ms for "
-                f"{len(report['seeds'])} on one thread, where the student takes "
+                f"{report['samples']} on one thread, where the student takes "
                 f"{1e3 * found['eager_seconds']:.3g}"
             )
         print(self.out.with_suffix(".json"))
+
+    def read_call(self) -> dict[str, Any] | None:
+        """The first call that the file of calls makes."""
+        if self.calls is None:
+            return None
+        from sigdeg.pipelines.inputs import join_rows, read_rows
+
+        return join_rows(read_rows(self.calls))[0]

@@ -117,9 +117,10 @@ class SignatureInput(nn.Module):
         else:
             coefficients, told = given[0], (*given[1:], None)[:2]
         called = Called("", 0, tuple(args), kwargs)
-        maps = self.maps(network, called, tiled(coefficients.to(state), len(argument)))
+        rows = state.shape[0]
+        maps = self.maps(network, called, tiled(coefficients.to(state), rows))
         features = self.told(*told).to(state)
-        ADDED.by[id(self)] = maps, tiled(features, len(argument))
+        ADDED.by[id(self)] = maps, tiled(features, rows)
         return tuple(args), kwargs
 
     def told(self, ends: Tensor, guidance: Tensor | None) -> Tensor:
@@ -145,25 +146,30 @@ class SignatureInput(nn.Module):
     def maps(self, network: nn.Module, called: Called, coefficients: Tensor) -> Tensor:
         """The coefficients on the way of the state to the input layer, channels side by side."""
         argument = as_whole(called.argument(self.trace.state))
-        shape = tuple(argument.shape)
-        if shape not in self._places:
+        shape = tuple(argument.shape[1:])
+        if shape not in self._places and argument.shape not in self._places:
             ADDED.by.pop(id(self), None)  # the network is called with numbers, and as it is
             _, place = find_layer(network, called, self.trace.state, self.trace.layer)
             if place is None:
                 kind = type(network).__name__
                 raise SigdegError(f"{kind}: its layer {self.trace.layer} no longer sees the state")
-            self._places[shape] = place
-        place = self._places[shape].to(argument.device)
+            own = by_sample(place, argument)
+            self._places[argument.shape if own is None else shape] = place if own is None else own
+        alone = shape in self._places  # one sample tells of all, and of any number of them
+        place = self._places[shape if alone else argument.shape].to(argument.device)
         if self.trace.axis is not None:  # other channels have no path
             rest = list(coefficients.shape)
-            rest[self.trace.axis + 1] = shape[self.trace.axis] - self.trace.channels
+            rest[self.trace.axis + 1] = shape[self.trace.axis - 1] - self.trace.channels
             zeros = coefficients.new_zeros(rest)
             coefficients = torch.cat([coefficients, zeros], dim=self.trace.axis + 1)
-        none = coefficients.new_zeros(1)  # at place -1: what stands there is not of the state
-        flat = [torch.cat([coefficients[:, j].flatten(), none]) for j in range(self.order)]
-        rows = [row[place.flatten()] for row in flat]
+        flat = coefficients.flatten(2) if alone else coefficients.transpose(0, 1).flatten(1)[None]
+        none = flat.new_zeros(
+            *flat.shape[:2], 1
+        )  # at place -1: what stands there is not of the state
+        rows = torch.cat([flat, none], dim=2)[:, :, place.flatten()]
         axis = -1 if isinstance(self.extra, nn.Linear) else 1
-        return torch.cat([row.reshape(place.shape) for row in rows], dim=axis)
+        parts = rows.unflatten(2, tuple(place.shape)).unbind(1)
+        return torch.cat([part.flatten(0, 1) for part in parts], dim=axis)
 
     def after(self, layer: nn.Module, args: Any, output: Tensor) -> Tensor:
         """What the input layer gives, with what is seen beside it added."""
@@ -172,13 +178,24 @@ class SignatureInput(nn.Module):
             return output
         maps, features = given
         told: Tensor = self.features(features.to(self.features.weight.dtype))
-        told = told.repeat_interleave(len(output) // len(told), 0)
+        told = told.repeat_interleave(output.shape[0] // told.shape[0], 0)
         if not isinstance(self.extra, nn.Linear):
             told = told.reshape(*told.shape, *(1,) * (output.ndim - 2))
         else:
-            told = told.reshape(len(told), *(1,) * (output.ndim - 2), -1)
+            told = told.reshape(told.shape[0], *(1,) * (output.ndim - 2), -1)
         seen: Tensor = self.extra(maps.to(self.extra.weight.dtype))
         return output + seen.to(output.dtype) + told.to(output.dtype)
+
+
+def by_sample(place: Tensor, argument: Tensor) -> Tensor | None:
+    """Where the elements of the first sample stand, if those of the others stand likewise."""
+    samples = len(argument)
+    if len(place) % samples:
+        return None
+    own = place.unflatten(0, (samples, -1))
+    starts = torch.arange(samples).reshape(-1, *(1,) * place.ndim) * argument[0].numel()
+    alike = torch.equal(own, (own[0] + starts).where(own[0] >= 0, -1))
+    return own[0] if alike else None
 
 
 class Kind(type):

@@ -112,7 +112,7 @@ class PathNoise:
 
 def tiled(values: Tensor, rows: int) -> Tensor:
     """Copies of samples, as many rows as are asked for, one copy of all after another."""
-    return values.repeat(rows // len(values), *(1,) * (values.ndim - 1))
+    return values.repeat(rows // values.shape[0], *(1,) * (values.ndim - 1))
 
 
 def repeats(values: Sequence[int], period: int) -> bool:

@@ -137,7 +137,7 @@ class PipelineStudent(SignatureStudent):
             state = self.response.state(torch.cat([x[:, None], seen], dim=1), t, s, known.at)
         return NetworkInput(
             known.around.scale(state),
-            known.timestep.expand(len(x)),
+            known.timestep.expand(x.shape[0]),
             state,
             known.around,
             known.a * x,

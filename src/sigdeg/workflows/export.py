@@ -9,7 +9,7 @@ from functools import partial
 from itertools import pairwise
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -19,7 +19,7 @@ from tqdm.auto import tqdm
 
 from sigdeg.costs import check_room
 from sigdeg.errors import SigdegError, check_least, reason
-from sigdeg.files import atomic_write, save_json
+from sigdeg.files import PIPELINE_CARD, atomic_write, find_folder, save_json
 from sigdeg.integrations import load_model
 from sigdeg.integrations.onnx import Array, Run, check_onnx, onnx_runner, quantise, quiet, save_onnx
 from sigdeg.model import Model, as_model
@@ -30,7 +30,7 @@ from sigdeg.signature import PartialSignature
 from sigdeg.student import SignatureStudent
 from sigdeg.timing import paired_seconds
 
-__all__ = ["Sampler", "export"]
+__all__ = ["Sampler", "draw", "export", "named"]
 
 ONNX, PT2 = ".onnx", ".pt2"
 SAMPLES = 4  # drawn to trace, to check and to time a sampler of any batch
@@ -50,13 +50,12 @@ class Sampler(nn.Module):
 
     def __init__(self, model: Model, grid: Tensor) -> None:
         super().__init__()
-        self.step = copy.deepcopy(model.gaussian)
+        step: Any = copy.deepcopy(model.step)
+        step.response.factor()  # a matrix a step would outweigh the network
+        self.step = step
         self.codec: Any = copy.deepcopy(model.codec)  # a module where it has weights
         self.prior_std = model.schedule.prior_std
         self.times = tuple(grid.tolist())
-        response: Any = self.step.response
-        if response.directions is not None:  # a matrix a step would outweigh the network
-            response.factored, response.directions = True, response.directions.float()
         self.to("cpu").eval().requires_grad_(False)
 
     def forward(
@@ -77,13 +76,24 @@ class Sampler(nn.Module):
         return samples
 
 
+class Prepared(NamedTuple):
+    """A sampler to be written, and an example: what it takes, and what is to come out."""
+
+    name: str
+    sampler: Any
+    given: tuple[Tensor, Tensor, dict[str, Tensor]]
+    expected: Tensor
+    seeds: Sequence[int]
+
+
 def export(
-    student: Model | SignatureStudent | str | Path,
+    student: Any,
     path: str | Path,
     steps: int | None = None,
     *,
     int8: bool = False,
     batch: int | None = None,
+    call: Mapping[str, Any] | None = None,
     progress: bool = False,
 ) -> dict[str, Any]:
     r"""Write a student's sampler as one file: ONNX, or an exported program of torch.
@@ -92,16 +102,21 @@ def export(
     standard normal, and the student's conditions, such as `class_labels` (batch,), by their names;
     its output is `sample`, decoded. An exported program takes the conditions as one dictionary.
 
+    Of a pipeline it is the march of its denoiser, to the states that the pipeline decodes. The
+    conditions are those of a call: what the network gets a row a sample.
+
     The file is run before it is handed over, on the noise of some seeds, and compared with what the
     student draws of them. A report with its name and the ending `.json` says what was found.
 
     Arguments:
-        student: The student, or its folder, hub id or name.
+        student: The student: a `Model`, a `SignatureStudent`, a pipeline; or its folder, hub id or
+            name.
         path: The file; its ending, `.onnx` or `.pt2`, says which kind.
         steps: Its number of steps (default: all of its grid).
         int8: Write a second ONNX file beside it, ending in `.int8.onnx`, with the weights of matrix
             products in eight bits.
         batch: Samples a run (default: any number that the network takes).
+        call: Arguments of a pipeline for the samples that it is tried on, such as two prompts.
         progress: Show a progress bar.
 
     Returns:
@@ -115,17 +130,16 @@ def export(
     files = check_files(Path(path), int8)
     if batch is not None:
         check_least(batch, 1, "batch")
-    model = as_student(student)
-    sampler = Sampler(model, model.grid.at(steps))
-    size = sum(value.nbytes for value in sampler.state_dict().values())
+    made = prepare(student, steps, batch, call)
+    size = sum(value.nbytes for value in made.sampler.state_dict().values())
     if files[0].suffix == ONNX:
         check_onnx(size)
     check_room(files[0].parent, disk=2 * size, memory=3 * size)
     bar = tqdm(disable=not progress, bar_format="{desc}{elapsed}")
     with bar, TemporaryDirectory() as folder:
-        made = [Path(folder, file.name) for file in files]
-        report = make(model, sampler, made, batch, bar)
-        for file, source in zip(files, made, strict=True):
+        written = [Path(folder, file.name) for file in files]
+        report = make(made, written, batch, bar)
+        for file, source in zip(files, written, strict=True):
             atomic_write(file, partial(shutil.copyfile, source))
     save_json(files[0].with_suffix(".json"), report)
     return report
@@ -145,7 +159,51 @@ def check_files(path: Path, int8: bool) -> list[Path]:
     return files
 
 
-def as_student(student: Model | SignatureStudent | str | Path) -> Model:
+def prepare(
+    student: Any, steps: int | None, batch: int | None, call: Mapping[str, Any] | None
+) -> Prepared:
+    """The sampler of a student, and a run of it."""
+    if is_pipeline(student):
+        return prepare_pipeline(student, steps, batch, call or {})
+    if call:
+        raise SigdegError("a call is for students that are pipelines: leave it out")
+    model = as_student(student)
+    sampler, seeds = Sampler(model, model.grid.at(steps)), range(batch or SAMPLES)
+    given = draw(model, sampler.times, seeds)
+    expected = model.sample(len(seeds), grid=sampler.times, seeds=seeds).cpu()
+    return Prepared(model.name, sampler, given, expected, seeds)
+
+
+def is_pipeline(student: Any) -> bool:
+    """Whether a student is a pipeline, or a folder of one."""
+    if not isinstance(student, str | Path):
+        return hasattr(student, "components")
+    folder = find_folder(student)
+    return any((place / PIPELINE_CARD).is_file() for place in (folder, folder / "student"))
+
+
+def prepare_pipeline(
+    student: Any, steps: int | None, batch: int | None, call: Mapping[str, Any]
+) -> Prepared:
+    """The sampler of a student pipeline, and a run of a call."""
+    from sigdeg.pipelines.export import SEED, observe_student
+
+    sampler, given, expected = observe_student(student, call, steps)
+    samples = len(expected)
+    if batch is not None and batch != samples:
+        raise SigdegError(
+            f"a batch of {batch} is tried on a call of as many samples, got {samples}"
+        )
+    if batch is None and samples < 2:
+        raise SigdegError(
+            "a call of one sample does not tell what any number of them shares: give a call of "
+            "two or more, or a batch of 1"
+        )
+    name = str(student) if isinstance(student, str | Path) else type(student).__name__
+    return Prepared(name, sampler, given, expected, [SEED])
+
+
+def as_student(student: Any) -> Model:
     """A student as a model."""
     if isinstance(student, str | Path):
         student = load_model(student)
@@ -157,12 +215,10 @@ def as_student(student: Model | SignatureStudent | str | Path) -> Model:
 
 
 def make(
-    model: Model, sampler: Sampler, files: Sequence[Path], batch: int | None, bar: tqdm[Any]
+    made: Prepared, files: Sequence[Path], batch: int | None, bar: tqdm[Any]
 ) -> dict[str, Any]:
     """Trace, write and run a sampler; returns the report."""
-    seeds = range(batch or SAMPLES)
-    given = draw(model, sampler.times, seeds)
-    expected = model.sample(len(seeds), grid=sampler.times, seeds=seeds).cpu()
+    name, sampler, given, expected, seeds = made
     bar.set_description("tracing")
     program = trace(sampler, given, dynamic=batch is None)
     bar.set_description("converting")
@@ -170,20 +226,23 @@ def make(
     runs = write(program, given, files, matrices)
     bar.set_description("measuring")
     return {
-        "student": model.name,
-        "fingerprint": fingerprint(model.step),
+        "student": name,
+        "fingerprint": fingerprint(sampler),
         "steps": len(sampler.times) - 1,
         "times": list(sampler.times),
         "inputs": {key: describe(value, batch) for key, value in named(given).items()},
         "sample": describe(expected, batch),
         "batch": [batch or 1, batch or most(program)],
+        "samples": len(expected),
         "seeds": list(seeds),
         "files": judge(sampler, given, runs, expected.numpy()),
         "versions": versions(),
     }
 
 
-def draw(model: Model, times: Sequence[float], seeds: Sequence[int]) -> tuple[Any, ...]:
+def draw(
+    model: Model, times: Sequence[float], seeds: Sequence[int]
+) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
     """What a sampler takes, of seeds: the noise that `sample` draws, and conditions."""
     generators, size = seed_generators(seeds), (len(seeds), *model.shape)
     noise = randn(size, generators)
@@ -205,7 +264,7 @@ def describe(value: Tensor, batch: int | None) -> dict[str, Any]:
 
 
 @torch.no_grad()
-def trace(sampler: Sampler, given: tuple[Any, ...], dynamic: bool) -> ExportedProgram:
+def trace(sampler: Any, given: tuple[Any, ...], dynamic: bool) -> ExportedProgram:
     """The sampler as a graph of torch's operators, of any number of rows if it is dynamic."""
     rows = {0: Dim.DYNAMIC}
     shapes = (rows, rows, dict.fromkeys(given[2], rows)) if dynamic else None
@@ -246,7 +305,7 @@ def write(
 
 
 def judge(
-    sampler: Sampler, given: tuple[Any, ...], runs: Mapping[Path, Run], expected: Array
+    sampler: Any, given: tuple[Any, ...], runs: Mapping[Path, Run], expected: Array
 ) -> dict[str, dict[str, float]]:
     """Bytes, errors, and seconds of a run of all samples on one thread, of each file."""
 
