@@ -29,7 +29,8 @@ PATHS = (
     "q",
     "matching",
 )
-ASKED = ("guidance_scale", "arguments")
+ADDED = ("rank", "dropout")  # to a pipeline's student
+ASKED = ("guidance_scale", "arguments", "guidance_input", *ADDED)
 TRAINED = (
     "iterations",
     "batch_size",
@@ -71,6 +72,11 @@ class Distill(Guided, Recipe):
             head names arguments of the pipeline, or JSON, a list of objects.
         calls: Calls of a pipeline as they are, in JSON: a list of objects of its arguments.
         guidance_scale: Guidance of a pipeline in all its calls; the student has it baked in.
+        guidance_input: The student of a pipeline is told its guidance, by calls of several scales.
+        dropout: Share of a pipeline's runs that are learnt without the condition, such as 0.1: the
+            student can then be guided again.
+        rank: Rank of the adapters (LoRA) of a pipeline's student, such as 16, for large networks: 0
+            trains all weights.
         arguments: Further arguments of a pipeline for all its calls, a JSON object such as
             '{"height": 512, "negative_prompt": "blurred"}'.
         iterations: Optimiser steps (default: by the kind of data, 3000 for images).
@@ -105,6 +111,9 @@ class Distill(Guided, Recipe):
     prompts: AnyText = None
     calls: AnyText = None
     guidance_scale: Annotated[float | None, number(-1000, 1000)] = None
+    guidance_input: bool = False
+    dropout: Annotated[float, number(0, 0.99)] = 0.0
+    rank: Annotated[int, whole(0, 10**4)] = 0
     arguments: AnyText = None
     iterations: Annotated[int | None, whole(1, 10**9)] = None
     batch_size: Annotated[int | None, whole(1, 10**7)] = None
@@ -162,6 +171,8 @@ class Distill(Guided, Recipe):
             given["residual_noise"] = None
         if self.guidance_scale is not None:
             given["guidance_scale"] = self.guidance_scale
+        if self.guidance_input:
+            given["guidance"] = "input"
         distill_calls(
             self.teacher,
             **read_calls(self.prompts, self.calls),
@@ -171,7 +182,7 @@ class Distill(Guided, Recipe):
             order=self.order,
             device=self.device,
             progress=self.progress,
-            **{name: getattr(self, name) for name in HOW},
+            **{name: getattr(self, name) for name in (*HOW, *ADDED)},
             **given,
         )
 
