@@ -190,7 +190,7 @@ class Calls:
             told = [kwargs.pop("sigdeg")] if "sigdeg" in kwargs else []  # the scale of guidance
             given = coefficients[own], ends[own.cpu()], *told
             output = first_tensor(networks[name](*args, **kwargs, sigdeg=given)).to(states)
-            outputs.append(self.related(output, states))
+            outputs.append(self.related(output, states[own]))
             order.append(own)
         return torch.cat(outputs)[torch.cat(order).argsort()]
 
