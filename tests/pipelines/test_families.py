@@ -21,7 +21,7 @@ from sigdeg.pipelines import (
     unguided,
 )
 from sigdeg.pipelines.calls import Kept
-from sigdeg.pipelines.scheduler import Logged
+from sigdeg.pipelines.stepped import Logged
 from sigdeg.pipelines.trace import call_pipeline, recorded
 from sigdeg.signature import PartialSignature
 from tests.pipelines.zoo import FAMILIES, Family

@@ -60,6 +60,15 @@ def test_a_sample_has_its_path_in_any_batch_and_order():
     assert len({float(path.flatten()[0]) for path in paths}) == 4
 
 
+def test_a_step_that_is_drawn_beforehand_is_the_same():
+    x, noise, other = starts(2), PathNoise(GRID, 2), PathNoise(GRID, 2)
+    noise.prepare(0, x.shape[1:])  # nothing is known of the samples yet
+    for k in range(4):
+        assert torch.equal(noise.step(k, x), other.step(k, x))
+        noise.prepare(k + 1, x.shape[1:])
+        assert noise.drawn.keys() == {k, k + 1} - {4}
+
+
 def test_copies_for_guidance_see_the_path_of_their_sample():
     x, noise = starts(2), PathNoise(GRID, 3)
     doubled = noise.step(0, torch.cat([x, x]))

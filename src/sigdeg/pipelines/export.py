@@ -20,7 +20,8 @@ from torch import Generator, Tensor, nn
 from sigdeg.errors import SigdegError, reason
 from sigdeg.pipelines.files import find_pipeline, load_pipeline, read_card
 from sigdeg.pipelines.layer import Called
-from sigdeg.pipelines.scheduler import Logged, SigDEGScheduler
+from sigdeg.pipelines.scheduler import SigDEGScheduler
+from sigdeg.pipelines.stepped import Logged
 from sigdeg.pipelines.trace import call_pipeline, first_tensor, recorded
 from sigdeg.signature import PartialSignature
 

@@ -58,7 +58,7 @@ class PathNoise:
         finest: Tensor | None = None,
         generators: Generator | Sequence[Generator] | None = None,
     ) -> None:
-        self.order, self.generators = order, generators
+        self.order, self.generators, self.steps = order, generators, len(grid) - 1
         self.stride, self.finest = 1, grid
         if finest is not None and (len(finest) - 1) % (len(grid) - 1) == 0:
             stride = (len(finest) - 1) // (len(grid) - 1)
@@ -92,10 +92,17 @@ class PathNoise:
         if self.seeds is None:
             self.start(x)
         assert self.seeds is not None
-        if k not in self.drawn:
-            drawn = self.draw(k, x.shape[1:]).to(x.device)
-            self.drawn = {k: drawn}  # of a video they are large: one step's
+        drawn = self.drawn[k] if k in self.drawn else self.draw(k, x.shape[1:])
+        self.drawn = {k: drawn.to(x.device)}  # of a video they are large: one step's
         return tiled(self.drawn[k], len(x))
+
+    def prepare(self, k: int, shape: torch.Size) -> None:
+        r"""Draw step k, if there is one, for states of shape (samples, \*).
+
+        The processor is free while an accelerator is still at work on the step before.
+        """
+        if self.seeds is not None and k < self.steps:
+            self.drawn[k] = self.draw(k, shape)
 
     def draw(self, k: int, shape: torch.Size) -> Tensor:
         """Draw steps of the finest grid and join them, by Chen's identity."""

@@ -13,7 +13,6 @@ import threading
 import weakref
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -23,6 +22,7 @@ from sigdeg.errors import SigdegError, extra
 from sigdeg.grids import coarse_grid
 from sigdeg.integrations.schedulers import describe
 from sigdeg.pipelines.noise import PathNoise, tiled
+from sigdeg.pipelines.stepped import Logged, Look, Stepped
 from sigdeg.pipelines.student import PipelineStudent
 from sigdeg.response import remember
 from sigdeg.schedule import RectifiedFlow, expand
@@ -32,52 +32,10 @@ with extra("pipelines"):
     from diffusers import ConfigMixin, DDPMScheduler, SchedulerMixin
     from diffusers.configuration_utils import register_to_config
     from diffusers.schedulers.scheduling_utils import KarrasDiffusionSchedulers
-    from diffusers.utils import BaseOutput
 
-__all__ = ["Look", "SigDEGScheduler", "Stepped", "replaced", "running"]
+__all__ = ["SigDEGScheduler", "replaced", "running"]
 
 KEEP = "this network is a Sig-DEG student: keep its SigDEGScheduler, and call it by its pipeline"
-
-
-@dataclass
-class Stepped(BaseOutput):  # type: ignore[misc]  # diffusers is not typed
-    r"""What `SigDEGScheduler.step` returns.
-
-    Attributes:
-        prev_sample: The state at the end of the step.
-        pred_original_sample: The posterior mean that it was made with.
-    """
-
-    prev_sample: Tensor
-    pred_original_sample: Tensor | None = None
-
-
-@dataclass
-class Logged:
-    """One step of a march that is logged: its number, states before and after, and the noise."""
-
-    k: int
-    before: Tensor
-    after: Tensor
-    coefficients: Tensor
-    output: Tensor
-
-
-@dataclass(frozen=True)
-class Look:
-    r"""What a student's network is to see at a step.
-
-    Attributes:
-        state: The state in the place of the pipeline's own, scaled, and ahead if it looks ahead.
-        coefficients: Those of the path over the step, shape (rows, order, \\*).
-        end: Where the step ends, shape (rows,).
-        guidance: The scale of the guidance, shape (rows,), where the scheduler tells it.
-    """
-
-    state: Tensor
-    coefficients: Tensor
-    end: Tensor
-    guidance: Tensor | None = None
 
 
 class Runs(threading.local):
@@ -329,6 +287,7 @@ class SigDEGScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]  # dif
             states = sample.clone(), new.clone()  # some pipelines write into their state
             self.log.append(Logged(self.k, *states, c, model_output))
         self.k += 1
+        self.noise.prepare(self.k, sample.shape[1:])
         made = Stepped(prev_sample=new, pred_original_sample=mean.to(sample.dtype))
         return made if return_dict else made.to_tuple()
 

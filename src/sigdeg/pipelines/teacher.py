@@ -23,7 +23,8 @@ from sigdeg.pipelines.calls import Kept
 from sigdeg.pipelines.checks import check_finite
 from sigdeg.pipelines.guidance import Guidance, conditioned, negative_half
 from sigdeg.pipelines.layer import Called
-from sigdeg.pipelines.scheduler import Logged, SigDEGScheduler, replaced
+from sigdeg.pipelines.scheduler import SigDEGScheduler, replaced
+from sigdeg.pipelines.stepped import Logged
 from sigdeg.pipelines.student import PipelineStudent
 from sigdeg.pipelines.trace import SCALES, Trace, call_pipeline, recorded
 from sigdeg.signature import PartialSignature

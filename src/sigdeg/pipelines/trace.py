@@ -23,7 +23,8 @@ from torch import Generator, Tensor, nn
 from sigdeg.errors import SigdegError, reason
 from sigdeg.pipelines.checks import NONE, check_finite, check_scheduler, suspects
 from sigdeg.pipelines.layer import Called, Key, as_whole, find_layer
-from sigdeg.pipelines.scheduler import Logged, SigDEGScheduler, replaced
+from sigdeg.pipelines.scheduler import SigDEGScheduler, replaced
+from sigdeg.pipelines.stepped import Logged
 
 __all__ = [
     "Trace",
