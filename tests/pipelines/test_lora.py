@@ -214,6 +214,8 @@ def test_an_adapter_of_a_style_stays_when_ours_goes():
     network = networks["unet"]
     style = LoraConfig(r=2, target_modules=["to_q"], init_lora_weights=False)
     network.add_adapter(style, "style")
+    with pytest.raises(SigdegError, match="adapters of this student are off"):
+        sample(family.pipe, off, scheduler)
     network.set_adapters(["sigdeg", "style"])
     both = sample(family.pipe, off, scheduler)
     fused = copy.deepcopy(network)

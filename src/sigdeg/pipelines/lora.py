@@ -18,7 +18,7 @@ import copy
 import json
 import re
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +29,7 @@ from sigdeg.errors import SigdegError, check_whole, extra, reason
 from sigdeg.files import read_tensors, save_tensors
 from sigdeg.pipelines.guidance import CONDITION
 from sigdeg.pipelines.layer import LAYERS
-from sigdeg.pipelines.network import BESIDE, add_signature, remove_signature
+from sigdeg.pipelines.network import ADAPTER, BESIDE, add_signature, remove_signature
 from sigdeg.pipelines.trace import Trace
 from sigdeg.schema import mapped
 
@@ -49,7 +49,6 @@ __all__ = [
     "sharing",
 ]
 
-ADAPTER = "sigdeg"  # the adapters' name, beside those of styles
 LORA, SIDE = "pytorch_lora_weights.safetensors", "signature.safetensors"
 FIRST = ".lora_A.weight"
 
@@ -105,6 +104,12 @@ def inject(network: Any, names: list[str], rank: int, seed: int = 0) -> None:
         inject_adapter_in_model(config, network, ADAPTER)
     if hasattr(network, "_hf_peft_config_loaded"):  # diffusers' own adapters take note
         network._hf_peft_config_loaded = True
+    network.signature.adapted = list(layers(network))[:1]
+
+
+def layers(network: Any) -> Iterator[Any]:
+    """The layers of a network that have a student's adapters."""
+    return (m for m in network.modules() if isinstance(m, LoraLayer) and ADAPTER in m.r)
 
 
 def beside(network: Any) -> dict[str, nn.Parameter]:
@@ -217,10 +222,9 @@ def check(given: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> None:
 def fuse_adapter(network: Any) -> None:
     """Add a student's adapters to the layers beside which they are: it is then a whole student."""
     with torch.no_grad():
-        for layer in network.modules():
-            if isinstance(layer, LoraLayer) and ADAPTER in layer.r:
-                weight = layer.get_base_layer().weight
-                weight += layer.get_delta_weight(ADAPTER).to(weight.dtype)
+        for layer in layers(network):
+            weight = layer.get_base_layer().weight
+            weight += layer.get_delta_weight(ADAPTER).to(weight.dtype)
     strip(network)
 
 
@@ -237,6 +241,8 @@ def strip(network: Any) -> None:
             layer.delete_adapter(ADAPTER)
             if not layer.r:
                 network.set_submodule(name, layer.get_base_layer())
+    if hasattr(network, "signature"):
+        network.signature.adapted = []
     known = getattr(network, "peft_config", {})
     known.pop(ADAPTER, None)
     if hasattr(network, "peft_config") and not known:

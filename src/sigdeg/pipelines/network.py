@@ -48,6 +48,7 @@ BESIDE = record(
     {"trace": TRACE, "order": whole(1, 1000), "student": text},
     {"guided": flag, "condition": maybe(whole(1, 65536))},
 )
+ADAPTER = "sigdeg"  # a student's adapters, beside those of styles
 PERCENT = 100  # of a scale of guidance: its features are those of a time
 MADE: dict[Any, Any] = {}  # classes of networks' classes
 
@@ -92,6 +93,7 @@ class SignatureInput(nn.Module):
         for own in (self.extra, self.features):
             nn.init.zeros_(own.weight)
         self.to(layer.weight.device, layer.weight.dtype)
+        self.adapted: list[Any] = []  # a layer of its adapters, where it has some; no part of this
         self._places: dict[tuple[int, ...], Tensor] = {}
         # Bound methods: a copy of the network has hooks of its own.
         network.register_forward_pre_hook(self.before, with_kwargs=True)
@@ -100,6 +102,11 @@ class SignatureInput(nn.Module):
     @torch.compiler.disable  # type: ignore[untyped-decorator]  # a run's state is in no graph
     def before(self, network: nn.Module, args: Any, kwargs: Any) -> tuple[Any, dict[str, Any]]:
         """Take the path from the call or from the run, and the state that is to be seen."""
+        if any(ADAPTER not in layer.active_adapters for layer in self.adapted):
+            raise SigdegError(
+                "the adapters of this student are off: name them beside those of styles, "
+                f'pipe.set_adapters(["{ADAPTER}", ...])'
+            )
         args, kwargs = list(args), dict(kwargs)
         given = kwargs.pop("sigdeg", None)
         place: Any = args if isinstance(self.trace.state, int) else kwargs
