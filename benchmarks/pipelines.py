@@ -15,7 +15,7 @@ from torch import Generator
 
 from benchmarks import Row, compare
 from sigdeg.pipelines import PipelineRecipe, SigDEGScheduler, add_signature, trace
-from sigdeg.pipelines.distill import first_step
+from sigdeg.pipelines.prepare import first_step
 
 __all__ = ["measure", "student_of", "text_pipeline"]
 

@@ -30,8 +30,13 @@ def test_it_makes_a_pipeline_and_a_report(folder, capsys):
 
     prompts = str(folder.parent / "prompts.txt")
     asked = ["--prompts", prompts, "--guidance-scale", "3", "--arguments", json.dumps(SIZE)]
+    assert run(folder, *asked, *BUDGET, "--no-progress", "--runs-only") == 0
+    runs = folder.parent / "run" / "runs"
+    assert capsys.readouterr().out.splitlines() == [str(runs)]
+    before = {path.name: path.stat().st_mtime_ns for path in runs.iterdir()}
     assert run(folder, *asked, *BUDGET, "--no-progress") == 0
     assert capsys.readouterr().out.splitlines()[-1].endswith("report.html")
+    assert {path.name: path.stat().st_mtime_ns for path in runs.iterdir()} == before
     student = DiffusionPipeline.from_pretrained(folder.parent / "run" / "student")
     student.set_progress_bar_config(disable=True)
     image = student("a cat", num_inference_steps=2, guidance_scale=1.0, **SIZE)

@@ -24,7 +24,7 @@ from sigdeg.pipelines import (
     pipeline_config,
     save_student,
 )
-from sigdeg.pipelines.distill import first_step, new_student, open_runs
+from sigdeg.pipelines.distill import new_student
 from sigdeg.pipelines.files import read_card
 from sigdeg.pipelines.lora import (
     LORA,
@@ -37,6 +37,7 @@ from sigdeg.pipelines.lora import (
     sharing,
 )
 from sigdeg.pipelines.network import add_signature
+from sigdeg.pipelines.prepare import first_step, open_runs
 from sigdeg.pipelines.scheduler import replaced
 from sigdeg.pipelines.teacher import PipelineTeacher
 from sigdeg.pipelines.trace import call_pipeline, unguided
@@ -378,7 +379,7 @@ def test_adapters_live_on_the_path_beside_the_input_layer(beside, least, most, t
     rows = list(refine(step.schedule, step.grid(), config.refinement))
     _, trace = unguided(family.pipe, calls[0])
     teacher = PipelineTeacher(family.pipe, {"guidance_scale": 1.0}, trace, step, rows)
-    source = open_runs(teacher, tmp_path / "runs", calls, config, {"calls": []}, False)
+    source = open_runs(teacher, tmp_path / "runs", calls, config, {"calls": []})
     student = new_student(teacher, "mine", source, RANK)
     student.network["transformer"].signature.requires_grad_(beside)
     levels, whole = Levels.of(student, 1), source.held_out(4)

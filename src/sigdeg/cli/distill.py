@@ -30,7 +30,7 @@ PATHS = (
     "matching",
 )
 ADDED = ("rank", "dropout")  # to a pipeline's student
-ASKED = ("guidance_scale", "arguments", "guidance_input", *ADDED)
+ASKED = ("guidance_scale", "arguments", "guidance_input", "runs_only", *ADDED)
 TRAINED = (
     "iterations",
     "batch_size",
@@ -79,6 +79,8 @@ class Distill(Guided, Recipe):
             trains all weights.
         arguments: Further arguments of a pipeline for all its calls, a JSON object such as
             '{"height": 512, "negative_prompt": "blurred"}'.
+        runs_only: Only simulate a pipeline's runs, beside all who do so for this folder; the same
+            command without it trains on them.
         iterations: Optimiser steps (default: by the kind of data, 3000 for images).
         batch_size: Segments a step (default: by the kind of data, 64 for images).
         learning_rate: Peak learning rate (default: by the kind of data, 2e-4 for images).
@@ -115,6 +117,7 @@ class Distill(Guided, Recipe):
     dropout: Annotated[float, number(0, 0.99)] = 0.0
     rank: Annotated[int, whole(0, 10**4)] = 0
     arguments: AnyText = None
+    runs_only: bool = False
     iterations: Annotated[int | None, whole(1, 10**9)] = None
     batch_size: Annotated[int | None, whole(1, 10**7)] = None
     learning_rate: Annotated[float | None, number(1e-12, 1e12)] = None
@@ -138,7 +141,10 @@ class Distill(Guided, Recipe):
         """Distil it."""
         if self.prompts is not None or self.calls is not None:
             self.distill_pipeline()
-            tell(self.out / "report.html")
+            if self.runs_only:
+                print(self.out / "runs")
+            else:
+                tell(self.out / "report.html")
             return
         from sigdeg.discrete import TokenModel
         from sigdeg.workflows.distill import configure, distill_teacher
@@ -177,6 +183,7 @@ class Distill(Guided, Recipe):
             self.teacher,
             **read_calls(self.prompts, self.calls),
             arguments=parse_arguments(self.arguments),
+            runs_only=self.runs_only,
             steps=self.steps,
             out=self.out,
             order=self.order,

@@ -4,13 +4,12 @@ from sigdeg.pipelines.calls import Calls
 from sigdeg.pipelines.distill import (
     DistilledPipeline,
     Judged,
-    PipelineRecipe,
     distill_pipeline,
-    pipeline_config,
 )
 from sigdeg.pipelines.files import attach, load_pipeline, save_student
 from sigdeg.pipelines.network import add_signature, served, signature_class
 from sigdeg.pipelines.paths import PipelinePaths
+from sigdeg.pipelines.prepare import PipelineRecipe, pipeline_config, prepare
 from sigdeg.pipelines.scheduler import SigDEGScheduler, replaced
 from sigdeg.pipelines.student import PipelineStudent
 from sigdeg.pipelines.teacher import PipelineTeacher
@@ -31,6 +30,7 @@ __all__ = [
     "distill_pipeline",
     "load_pipeline",
     "pipeline_config",
+    "prepare",
     "replaced",
     "save_student",
     "served",

@@ -58,8 +58,8 @@ def draw_calls(
         SigdegError: If the folder holds anything else, or the pipeline refuses what is asked for.
     """
     from sigdeg.pipelines import load_pipeline
-    from sigdeg.pipelines.distill import identify
     from sigdeg.pipelines.files import find_pipeline, read_card
+    from sigdeg.pipelines.prepare import identify
     from sigdeg.pipelines.trace import call_pipeline
 
     own, _ = read_card(find_pipeline(path))

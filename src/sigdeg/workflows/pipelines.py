@@ -69,6 +69,7 @@ def distill_calls(
     prompts: Iterable[str | Mapping[str, Any]] | None = None,
     arguments: Mapping[str, Any] | None = None,
     steps: int | Sequence[int] = (10,),
+    runs_only: bool = False,
     **options: Any,
 ) -> Any:
     """Distil a pipeline by its calls; see `distill_pipeline`.
@@ -83,10 +84,12 @@ def distill_calls(
         prompts: Prompts, or arguments of one sample each: joined into calls of several.
         arguments: Arguments of the pipeline for all its calls, beside those among `options`.
         steps: Step counts of the student.
+        runs_only: Only simulate the teacher's runs, together with all who do so for this folder;
+            the same call without it trains on them.
         options: See above.
 
     Returns:
-        A `DistilledPipeline`.
+        A `DistilledPipeline`, or the `PipelinePaths` of its teacher where only these are made.
 
     Raises:
         SigdegError: If options do not fit together, or the folder holds another run.
@@ -96,6 +99,7 @@ def distill_calls(
         distill_pipeline,
         load_pipeline,
         pipeline_config,
+        prepare,
     )
     from sigdeg.pipelines.inputs import BATCH, check_calls, join_rows
 
@@ -123,6 +127,8 @@ def distill_calls(
     config = pipeline_config(counts, **{k: options.pop(k) for k in TRAINING & options.keys()})
     out = Path(options.pop("out", "runs/distilled"))
     asked = [{**shared, **call} for call in made]
+    if runs_only:
+        return prepare(pipe, asked, out, recipe, config, **options).runs()
     found = distill_pipeline(pipe, asked, out, recipe, config, **options)
     if found.judged is not None:
         report_pipeline(found, out, config, options.get("device"))

@@ -1,0 +1,254 @@
+"""What goes before a distillation: everything is checked, the folder claimed, the teacher run."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from accelerate import Accelerator
+from torch import Tensor, nn
+from tqdm.auto import tqdm
+
+from sigdeg.costs import check_room, costs_line
+from sigdeg.distillation import DistillConfig
+from sigdeg.distillation.checks import check_fit
+from sigdeg.distillation.levels import Levels
+from sigdeg.errors import SigdegError, check_whole, reason
+from sigdeg.grids import refine
+from sigdeg.pipelines.checks import check_scheduler
+from sigdeg.pipelines.guidance import GuidanceWay, find_guidance, most_guided
+from sigdeg.pipelines.inputs import check_calls
+from sigdeg.pipelines.parts import remembered
+from sigdeg.pipelines.paths import PipelinePaths
+from sigdeg.pipelines.scheduler import SigDEGScheduler
+from sigdeg.pipelines.student import PipelineStudent
+from sigdeg.pipelines.teacher import PipelineTeacher
+from sigdeg.pipelines.told import check_told
+from sigdeg.pipelines.trace import unguided
+from sigdeg.runs import fingerprint
+from sigdeg.student import ResidualNoise
+from sigdeg.training import claim, make_accelerator
+from sigdeg.training.memory import check_networks
+
+__all__ = ["PipelineRecipe", "Ready", "identify", "pipeline_config", "prepare"]
+
+LEAST = 4  # samples that a student is judged by
+LOOKAHEAD = 0.5  # of each step's way, as for images
+
+
+@dataclass(frozen=True)
+class PipelineRecipe:
+    """What student a pipeline gets.
+
+    Arguments:
+        steps: Step counts of the student; several, each dividing the largest, make it elastic.
+        order: Signature coefficients that the network sees.
+        residual_noise: What to do about what the coefficients leave open: learn its law (`energy`,
+            at twice the cost of training) or its mean (None).
+        lookahead: Fraction of a step after which the network looks, see `SignatureStudent`. With 0
+            the untrained student is the teacher's ancestral sampler.
+        times: The largest step count's times (default: power spacing).
+        rank: Rank of the adapters of a frozen network, for large ones, see `sigdeg.pipelines.lora`;
+            0 trains all of its weights.
+        guidance: Whether the teacher's is `baked` into the student, or an `input` of it, which
+            calls of several scales teach, see `sigdeg.pipelines.guidance`.
+        dropout: Share of the runs whose calls are without the condition: the student can then be
+            guided again.
+    """
+
+    steps: tuple[int, ...] = (10,)
+    order: int = 4
+    residual_noise: ResidualNoise | None = "energy"
+    lookahead: float = LOOKAHEAD
+    times: tuple[float, ...] | None = None
+    rank: int = 0
+    guidance: GuidanceWay = "baked"
+    dropout: float = 0.0
+
+    def __post_init__(self) -> None:
+        check_whole(self.rank, 0, "the rank of a LoRA")
+        for count in self.steps:
+            check_whole(count, 1, "a step count")
+
+    @property
+    def added(self) -> dict[str, Any]:
+        """What of it is not the step's, where it is asked for."""
+        told = {"rank": self.rank, "guidance": self.guidance, "dropout": self.dropout}
+        return {name: value for name, value in told.items() if value not in (0, "baked")}
+
+
+@dataclass(frozen=True)
+class Ready:
+    """A distillation that can begin: its folder is claimed, and no run is made yet.
+
+    Arguments:
+        teacher: The teacher.
+        calls: Its calls.
+        out: The folder.
+        recipe: What student.
+        config: How to train.
+        levels: What each of the student's step counts learns from.
+        accelerator: The processes.
+        identity: JSON values that tell this run from any other.
+        shown: Whether this process says how it goes.
+    """
+
+    teacher: PipelineTeacher
+    calls: Sequence[Mapping[str, Any]]
+    out: Path
+    recipe: PipelineRecipe
+    config: DistillConfig
+    levels: Levels
+    accelerator: Accelerator
+    identity: dict[str, Any]
+    shown: bool
+
+    @property
+    def student_id(self) -> str:
+        """By which the student's network and its scheduler know one another."""
+        told = json.dumps(self.identity, sort_keys=True)
+        return hashlib.sha256(told.encode()).hexdigest()[:16]
+
+    def runs(self) -> PipelinePaths:
+        """The teacher's runs: those that there are, and those that are missing."""
+        given = self.teacher, self.out / "runs", self.calls, self.config, self.identity
+        return open_runs(*given, self.tell, self.shown)
+
+    def tell(self, seconds: float, size: int, runs: int) -> None:
+        """Say what the runs will take, by the first one; refuse them where there is no room."""
+        check_room(self.out, runs * size, runs * size)
+        each, steps = self.teacher.trace.samples, self.teacher.fine_steps
+        what = f"{runs:,} runs of {each:,} samples, {steps:,} steps each"
+        if self.shown:
+            line = costs_line(what, runs * size, runs * size, runs * seconds)
+            tqdm.write(line, file=sys.stderr)
+
+
+def prepare(
+    pipe: Any,
+    calls: Sequence[Mapping[str, Any]],
+    out: str | Path,
+    recipe: PipelineRecipe | None = None,
+    config: DistillConfig | None = None,
+    *,
+    device: str | None = None,
+    progress: bool = True,
+) -> Ready:
+    """Check that a pipeline can be distilled by its calls, and claim the folder for it.
+
+    Arguments and errors are those of `distill_pipeline`.
+    """
+    recipe, out = recipe or PipelineRecipe(), Path(out)
+    config = config or pipeline_config(recipe.steps)
+    check_scheduler(pipe)
+    check_calls(pipe, calls)
+    step = first_step(pipe, recipe)
+    accelerator = make_accelerator(config, out, device)
+    try:
+        pipe = pipe.to(accelerator.device)
+    except Exception as error:  # weights that are not there, or are kept elsewhere
+        raise SigdegError(f"{type(pipe).__name__} cannot be moved: {reason(error)}") from error
+    first = most_guided(pipe, calls)
+    off, trace = unguided(pipe, first)
+    check_told(pipe, off, trace)
+    turned = {name: off[name] for name in off if off[name] is not first.get(name)}
+    guidance = find_guidance(pipe, calls, turned, trace.networks, recipe.guidance, recipe.dropout)
+    levels = Levels.of(step, config.q or max(step.steps), late=config.late)
+    check_whole(config.paths, 1, "the number of paths of a pipeline, whose runs are kept,")
+    check_fit(step, config, levels, None, None, accelerator.num_processes)
+    check_networks(nn.ModuleList(pipe.components[name] for name in trace.networks), config)
+    rows = list(refine(step.schedule, step.grid(), config.refinement, config.fine_power))
+    teacher = PipelineTeacher(pipe, turned, trace, step, rows, guidance)
+    teacher.rehearse(calls)
+    identity = {
+        "pipeline": identify(pipe),
+        "calls": [written(call) for call in calls],
+        "step": step.written,
+        **recipe.added,
+        **config.identity(),
+    }
+    claim(accelerator, out, identity)
+    shown = progress and accelerator.is_main_process
+    return Ready(teacher, calls, out, recipe, config, levels, accelerator, identity, shown)
+
+
+def pipeline_config(steps: Sequence[int], **options: Any) -> DistillConfig:
+    """How pipelines are distilled: as images are, whatever their states are."""
+    return DistillConfig.for_samples((1, 1, 1), max(steps, default=1), **options)
+
+
+def first_step(pipe: Any, recipe: PipelineRecipe) -> PipelineStudent:
+    """The step of a student, without its network."""
+    asked = {
+        "steps": list(recipe.steps),
+        "order": recipe.order,
+        "residual_noise": recipe.residual_noise,
+        "lookahead": recipe.lookahead,
+        "times": None if recipe.times is None else list(recipe.times),
+    }
+    scheduler = SigDEGScheduler.like(pipe.scheduler)
+    if scheduler.student:
+        raise SigdegError("this pipeline is a student already: distil its teacher")
+    return PipelineStudent.read({**scheduler.core.written, **asked})
+
+
+def open_runs(
+    teacher: PipelineTeacher,
+    folder: Path,
+    calls: Sequence[Mapping[str, Any]],
+    config: DistillConfig,
+    identity: Mapping[str, Any],
+    tell: Callable[[float, int, int], None] | None = None,
+    progress: bool = False,
+) -> PipelinePaths:
+    """The teacher's runs: those that there are, and those that are missing."""
+    each = teacher.trace.samples
+    held_out = math.ceil(max(LEAST, config.held_out) / each)
+    count = max(held_out + 1, math.ceil(config.paths / each))
+    names = "pipeline", "step", "guidance", "dropout"
+    told = {name: value for name, value in identity.items() if name in names}
+    told |= {"fine": [row.tolist() for row in teacher.rows], "seed": config.seed}
+    told["calls"] = hashlib.sha256(json.dumps(identity["calls"]).encode()).hexdigest()
+    with remembered(teacher.pipe):
+        given = teacher, folder, calls, count, told, config.seed, held_out, tell, progress
+        return PipelinePaths(*given)
+
+
+def identify(pipe: Any) -> dict[str, Any]:
+    """What tells a pipeline from others: its class, its scheduler, and all of its weights."""
+    networks = {
+        name: fingerprint(part)
+        for name, part in pipe.components.items()
+        if isinstance(part, nn.Module)
+    }
+    scheduler = {k: v for k, v in dict(pipe.scheduler.config).items() if not k.startswith("_")}
+    return {
+        "class": type(pipe).__name__,
+        "scheduler": json.loads(json.dumps(scheduler, default=str)),
+        "networks": networks,
+    }
+
+
+def written(call: Mapping[str, Any]) -> dict[str, Any]:
+    """A call as JSON: of tensors and images their fingerprints."""
+
+    def one(value: Any) -> Any:
+        if isinstance(value, Tensor):
+            return fingerprint(value)
+        if isinstance(value, Mapping):
+            return {str(k): one(v) for k, v in value.items()}
+        if isinstance(value, list | tuple):
+            return [one(v) for v in value]
+        if value is None or isinstance(value, bool | int | float | str):
+            return value
+        if hasattr(value, "tobytes"):  # an image, an array
+            return hashlib.sha256(value.tobytes()).hexdigest()[:16]
+        raise SigdegError(f"a call holds a {type(value).__name__}, which cannot be told apart")
+
+    return {name: one(value) for name, value in call.items()}
