@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from sigdeg.errors import SigdegError
 from sigdeg.pipelines import PipelineRecipe, SigDEGScheduler, distill_pipeline, pipeline_config
@@ -86,6 +87,23 @@ def stop_after(runs, work):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(PipelineTeacher, "run", run)
         work()
+
+
+def test_a_pipeline_in_half_precision_learns_in_single(tmp_path):
+    family = FAMILIES["sd3"](2)
+    family.pipe.to(dtype=torch.bfloat16)
+    call = {
+        name: value.bfloat16() if isinstance(value, torch.Tensor) else value
+        for name, value in family.call.items()
+    }
+    recipe = PipelineRecipe(steps=(2,), order=2)
+    made = distill_pipeline(family.pipe, [call], tmp_path, recipe, config(4), progress=False)
+    assert {p.dtype for p in made.pipe.transformer.parameters()} == {torch.bfloat16}
+    weights = load_file(tmp_path / "checkpoints" / "last.safetensors")
+    trained = [v for k, v in weights.items() if k.endswith("signature.extra.weight")]
+    assert trained
+    assert all(v.dtype == torch.float32 for v in trained)
+    assert torch.isfinite(made.history).all()
 
 
 def test_a_folder_of_another_run_is_refused(distilled):

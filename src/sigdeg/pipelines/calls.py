@@ -23,6 +23,8 @@ from sigdeg.pipelines.trace import Trace, first_part, first_tensor, is_list
 
 __all__ = ["Calls", "Kept", "keep_calls", "read_calls"]
 
+HALF = (torch.bfloat16, torch.float16)
+
 LISTED = "sigdeg_listed"  # marks a list of samples, kept as one tensor
 
 
@@ -182,25 +184,27 @@ class Calls:
         outputs, order = [], []
         for members in groups.values():
             own = torch.tensor([i for i, _, _ in members], device=states.device)
-            args, kwargs, name = self.joined(members, states[own])
+            name = members[0][1].name
+            kind = next(networks[name].parameters()).dtype
+            args, kwargs = self.joined(members, states[own], kind)
             told = [kwargs.pop("sigdeg")] if "sigdeg" in kwargs else []  # the scale of guidance
             given = coefficients[own], ends[own.cpu()], *told
             output = first_tensor(networks[name](*args, **kwargs, sigdeg=given)).to(states)
-            outputs.append(self.related(output, states))
+            outputs.append(self.related(output, states[own]))
             order.append(own)
         return torch.cat(outputs)[torch.cat(order).argsort()]
 
     def joined(
-        self, members: Sequence[tuple[int, Kept, int]], states: Tensor
-    ) -> tuple[list[Any], dict[str, Any], str]:
-        """Calls of one kind as one call."""
+        self, members: Sequence[tuple[int, Kept, int]], states: Tensor, kind: torch.dtype
+    ) -> tuple[list[Any], dict[str, Any]]:
+        """Calls of one kind as one call; what was in half precision is of the network's kind."""
         first = members[0][1]
         leaves = []
         for number, (leaf, rows) in enumerate(zip(first.leaves, first.by_row, strict=True)):
             if rows:
                 leaf = torch.stack([kept.leaves[number][place] for _, kept, place in members])
             if isinstance(leaf, Tensor):
-                leaf = leaf.to(states.device)
+                leaf = leaf.to(states.device, kind if leaf.dtype in HALF else None)
             leaves.append(leaf)
         structure = pytree.treespec_loads(first.structure)
         args, kwargs = pytree.tree_unflatten(leaves, structure)
@@ -211,7 +215,7 @@ class Calls:
         argument = place[self.trace.state]
         states = states.to(argument)
         place[self.trace.state] = self.trace.filled(argument, states)
-        return args, kwargs, first.name
+        return args, kwargs
 
     def related(self, output: Tensor, states: Tensor) -> Tensor:
         """What a scheduler is given of the network's output."""

@@ -187,7 +187,8 @@ def new_student(
     trace, step, told = teacher.trace, teacher.student, teacher.guidance
     for name in trace.networks:
         own = teacher.pipe.components[name]
-        copied = sharing(own) if rank else copy.deepcopy(own).requires_grad_(True)
+        # What is trained is so in single precision: half of it would lose small steps.
+        copied = sharing(own) if rank else copy.deepcopy(own).float().requires_grad_(True)
         networks[name] = add_signature(
             copied, trace, step.order, student_id, told.beside, told.width
         )
@@ -207,7 +208,11 @@ def student_pipeline(
     made = copy.copy(pipe)
     step = {**student.written, **({"guidance": guidance.usual} if guidance.beside else {})}
     scheduler = SigDEGScheduler.like(pipe.scheduler, **step, student=student_id)
-    made.register_modules(scheduler=scheduler, **dict(student.network.eval().named_children()))
+    networks = dict(student.network.eval().named_children())
+    for name, network in networks.items():
+        if pipe.components[name].dtype != next(network.parameters()).dtype:
+            network.to(pipe.components[name].dtype)
+    made.register_modules(scheduler=scheduler, **networks)
     return made
 
 
