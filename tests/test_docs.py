@@ -276,7 +276,7 @@ def test_tables_of_pixels_are_the_results() -> None:
         assert [title, str(calls), *shown] in lines, (title, calls)
 
 
-@pytest.mark.parametrize("name", ["digits-classes", "own-pipeline"])
+@pytest.mark.parametrize("name", ["digits", "digits-classes", "own-pipeline"])
 def test_tables_of_pipelines_are_the_results(name: str) -> None:
     """All rows, and the floor: means, and deviations of what was drawn more than once."""
     results = json.loads((ROOT / f"results/{name}.json").read_text())

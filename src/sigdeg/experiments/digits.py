@@ -92,20 +92,21 @@ DEFAULT = Settings(
 LARGE = Settings(
     kind="names",
     network={**UNET, "block_out_channels": (64, 128)},
-    autoencoder=replace(AUTOENCODER, iterations=1500, batch_size=256, ema=0.995),
-    teacher=replace(TEACHER, iterations=6000, batch_size=512, learning_rate=1e-3, ema=0.998),
-    student=replace(
-        STUDENT,
-        config=replace(
+    autoencoder=replace(AUTOENCODER, iterations=1400, batch_size=256, ema=0.995),
+    teacher=replace(TEACHER, iterations=3000, batch_size=512, learning_rate=1e-3, ema=0.998),
+    student=Student(
+        PipelineRecipe(steps=(4, 2)),
+        replace(
             STUDENT.config,
-            iterations=3000,
+            iterations=450,
             batch_size=256,
-            ema=0.998,
-            paths=10_000,
-            held_out=500,
+            learning_rate=5e-4,
+            warmup=30,
+            paths=3000,
+            held_out=300,
             refinement=15,
         ),
-        run=500,
+        run=300,
     ),
     n=5000,
     draws=3,
@@ -128,11 +129,6 @@ PRESETS = {
         DEFAULT, kind="classes", network=DIT, teacher=replace(TEACHER, learning_rate=1e-3)
     ),
     "large": LARGE,
-    "large-classes": replace(
-        LARGE,
-        kind="classes",
-        network={**DIT, "num_layers": 6, "attention_head_dim": 32, "patch_size": 1},
-    ),
 }
 
 
