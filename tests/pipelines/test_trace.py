@@ -10,7 +10,7 @@ from torch import nn
 from sigdeg.errors import SigdegError
 from sigdeg.pipelines.layer import Called, find_layer
 from sigdeg.pipelines.scheduler import SigDEGScheduler
-from sigdeg.pipelines.trace import recorded, steps_of, trace, unguided
+from sigdeg.pipelines.trace import Trace, find_state, recorded, steps_of, trace, unguided
 from tests.pipelines.parts import images, randomised, unet
 from tests.pipelines.zoo import FAMILIES
 
@@ -58,6 +58,20 @@ def test_a_unet_of_sounds_sees_its_time_beside_the_sound():
 def test_a_network_whose_layers_see_no_whole_state_has_no_input_layer():
     network = nn.Sequential(nn.AvgPool1d(2), nn.Conv1d(2, 2, 1))
     assert find_layer(network, Called("net", 0, (torch.zeros(1, 2, 8),), {}), 0) == (None, None)
+
+
+def test_the_state_may_stand_behind_other_channels():
+    scheduler = SigDEGScheduler()
+    scheduler.set_timesteps(2)
+    image, state, other = images(6).split(2)
+    given = torch.cat([image, state], 1)
+    found = find_state(Called("unet", 0, (given,), {}), state, scheduler)
+    assert found == (0, 1, 3, 1, None)
+    facts = {"axis": 1, "channels": 3, "begin": 3, "listed": None, "networks": ["unet"]}
+    others = dict.fromkeys(("state", "copies", "calls", "time", "time_scale", "time_shift"), 0)
+    read = Trace.read({**facts, **others, "relation": "same", "layer": "conv_in", "samples": 2})
+    assert torch.equal(read.part(given), state)
+    assert torch.equal(read.filled(given, other), torch.cat([image, other], 1))
 
 
 class Adapted(nn.Module):

@@ -42,7 +42,7 @@ TRACE = record(
         "time_shift": number(),
         "layer": text,
     },
-    {"axis": maybe(whole(1, 8)), "listed": maybe(listed(whole(1, 8)))},
+    {"axis": maybe(whole(1, 8)), "begin": whole(0, 65536), "listed": maybe(listed(whole(1, 8)))},
 )
 BESIDE = record(
     {"trace": TRACE, "order": whole(1, 1000), "student": text},
@@ -165,14 +165,14 @@ class SignatureInput(nn.Module):
         alone = shape in self._places  # one sample tells of all, and of any number of them
         place = self._places[shape if alone else argument.shape].to(argument.device)
         if self.trace.axis is not None:  # other channels have no path
-            rest = list(coefficients.shape)
-            rest[self.trace.axis + 1] = shape[self.trace.axis - 1] - self.trace.channels
-            zeros = coefficients.new_zeros(rest)
-            coefficients = torch.cat([coefficients, zeros], dim=self.trace.axis + 1)
+            axis, begin = self.trace.axis + 1, self.trace.begin
+            every = list(coefficients.shape)
+            every[axis] = shape[self.trace.axis - 1]
+            zeros, end = coefficients.new_zeros(every), begin + self.trace.channels
+            coefficients = zeros.slice_scatter(coefficients, axis, begin, end)
         flat = coefficients.flatten(2) if alone else coefficients.transpose(0, 1).flatten(1)[None]
-        none = flat.new_zeros(
-            *flat.shape[:2], 1
-        )  # at place -1: what stands there is not of the state
+        # At place -1: what stands there is not of the state.
+        none = flat.new_zeros(*flat.shape[:2], 1)
         rows = torch.cat([flat, none], dim=2)[:, :, place.flatten()]
         axis = -1 if isinstance(self.extra, nn.Linear) else 1
         parts = rows.unflatten(2, tuple(place.shape)).unbind(1)

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
+import itertools
 import math
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -53,7 +54,7 @@ class Trace:
     Arguments:
         networks: Components that are called with the state, in the order of their first calls.
         state: Argument of the state, its position or its name.
-        axis: Axis along which other channels follow those of the state, if any.
+        axis: Axis along which other channels stand beside those of the state, if any.
         channels: Those of the state along that axis.
         copies: Copies of the batch in one call.
         calls: Calls a step.
@@ -63,6 +64,7 @@ class Trace:
         relation: How the network's output becomes that of the scheduler.
         layer: The network's input layer.
         samples: Samples of the call that it was found by.
+        begin: The first of those channels.
         listed: Where the state comes as a list of its samples: axes of length one that they have
             besides, counted in the whole.
     """
@@ -79,6 +81,7 @@ class Trace:
     relation: Relation | None
     layer: str
     samples: int
+    begin: int = 0
     listed: tuple[int, ...] | None = None
 
     @property
@@ -102,7 +105,7 @@ class Trace:
         if self.listed is not None:
             return as_whole(argument).squeeze(self.listed)
         part: Tensor = argument
-        return part if self.axis is None else part.narrow(self.axis, 0, self.channels)
+        return part if self.axis is None else part.narrow(self.axis, self.begin, self.channels)
 
     def filled(self, argument: Any, state: Tensor) -> Any:
         """The argument with another state in it."""
@@ -112,9 +115,11 @@ class Trace:
             return list(state)
         if self.axis is None:
             return state
-        rest = argument.shape[self.axis] - self.channels
-        others = argument.narrow(self.axis, self.channels, rest)
-        return torch.cat([state, tiled_to(others, len(state))], dim=self.axis)
+        others = tiled_to(argument, len(state))
+        end = self.begin + self.channels
+        before = others.narrow(self.axis, 0, self.begin)
+        after = others.narrow(self.axis, end, others.shape[self.axis] - end)
+        return torch.cat([before, state, after], dim=self.axis)
 
 
 def tiled_to(values: Tensor, rows: int) -> Tensor:
@@ -212,7 +217,7 @@ def trace(pipe: Any, call: Mapping[str, Any]) -> Trace:
             break
     if found is None:
         raise SigdegError(f"{name}: no component is called with the state that its scheduler steps")
-    state, axis, copies, listed = found
+    state, axis, begin, copies, listed = found
     kind = type(pipe.components[called.name])
     mine = [c for c in in_steps if type(pipe.components[c.name]) is kind]
     time, scale, shift = find_time(mine, scheduler, state)
@@ -239,6 +244,7 @@ def trace(pipe: Any, call: Mapping[str, Any]) -> Trace:
         relation,
         layer,
         samples,
+        begin,
         listed,
     )
 
@@ -253,8 +259,8 @@ def steps_of(pipe: Any, call: Mapping[str, Any]) -> int:
 
 def find_state(
     called: Called, state: Tensor, scheduler: SigDEGScheduler
-) -> tuple[Key, int | None, int, tuple[int, ...] | None] | None:
-    """The argument that is the state, the axis of other channels in it, copies, and `listed`."""
+) -> tuple[Key, int | None, int, int, tuple[int, ...] | None] | None:
+    """The argument that is the state, the axis of other channels, `begin`, copies, `listed`."""
     t = scheduler.grid[called.k]
     seen = scheduler.core.preconditioning(state, t).scale(state)
     for key, value in called.items():
@@ -272,12 +278,13 @@ def find_state(
         if len(wider) > 1 or any(value.shape[i] < state.shape[i] for i in wider):
             continue
         axis = wider[0] if wider else None
-        part = value if axis is None else value.narrow(axis, 0, state.shape[axis])
         copies = len(value) // len(state)
-        for expected in (seen, state):
+        others = 0 if axis is None else value.shape[axis] - state.shape[axis]
+        for begin, expected in itertools.product(sorted({0, others}), (seen, state)):
+            part = value if axis is None else value.narrow(axis, begin, state.shape[axis])
             whole = expected.repeat(copies, *(1,) * (state.ndim - 1)).to(part)
             if float((part - whole).abs().max()) <= CLOSE * float(whole.abs().max()):
-                return key, axis, copies, listed
+                return key, axis, begin, copies, listed
     return None
 
 
