@@ -62,7 +62,7 @@ def two_experts(n=1):
     return family
 
 
-MADE = {"sd15": FAMILIES["sd15"], "dit": FAMILIES["dit"], "sana": FAMILIES["sana"]}
+MADE = {name: FAMILIES[name] for name in ("sd15", "svd", "dit", "sana")}
 MADE["two experts"] = two_experts
 
 

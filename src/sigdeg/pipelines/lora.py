@@ -232,6 +232,7 @@ def remove_adapter(network: Any) -> None:
     """Give the base back, to the bit; adapters of styles stay."""
     strip(network)
     remove_signature(network)
+    network.requires_grad_(True)  # as it was loaded: kernels may depend on it
 
 
 def strip(network: Any) -> None:
