@@ -46,6 +46,8 @@ from sigdeg.errors import SigdegError
 from sigdeg.files import save_json, save_tensors
 from sigdeg.integrations import load_model, load_teacher
 from sigdeg.networks import Autoencoder, ResidualMLP, TokenMLP
+from sigdeg.pipelines import load_pipeline, save_student
+from sigdeg.pipelines.trace import call_pipeline
 from sigdeg.planning.spectrum import Spectrum
 from sigdeg.report import write_report
 from sigdeg.rng import seeded
@@ -54,6 +56,7 @@ from sigdeg.schedule import VPLinear
 from sigdeg.steps import Exponential
 from sigdeg.student import SignatureStudent
 from sigdeg.workflows.plan.sources import find_source
+from tests.pipelines.student import student_of
 
 SCHEDULE = VPLinear()
 HOSTILE = [
@@ -193,6 +196,11 @@ def read_pipeline(folder: Path) -> None:
         teacher.denoiser(x, torch.tensor(0.5, dtype=torch.float64))
 
 
+def read_pipeline_student(folder: Path) -> None:
+    """Loaded, a student draws."""
+    call_pipeline(load_pipeline(folder), {"output_type": "np"}, 4, Generator().manual_seed(0))
+
+
 def read_spectrum(file: str, folder: Path) -> None:
     found = find_source(str(folder / file))
     assert isinstance(found, Spectrum)
@@ -224,6 +232,11 @@ READERS = {
     "pipeline": Reader(
         [*PIPELINE, "unet/diffusion_pytorch_model.safetensors"], read_pipeline, False
     ),
+    "pipeline-student": Reader(
+        ["sigdeg.json", *PIPELINE, "unet/diffusion_pytorch_model.safetensors"],
+        read_pipeline_student,
+        False,
+    ),
     "results": Reader(["results.json", "config.json", "figures/a.png"], write_report, False),
     **{name: Reader([name], partial(read_spectrum, name), False) for name in SPECTRA},
 }
@@ -240,6 +253,7 @@ def build(folder: Path, seed: int) -> None:
     dataclasses.replace(tokens, codec=codec).save_pretrained(folder / "tokens")
     run_tokens(folder / "tokens-run", seed)
     pipeline(folder / "pipeline")
+    save_student(student_of("ddpm", str(seed))[0], folder / "pipeline-student")
     results(folder / "results")
     rough_bergomi_split(seed, 20, 3, cache=folder / "series" / "series.safetensors")
     save_json(folder / "judged" / "config.json", {"seed": seed})

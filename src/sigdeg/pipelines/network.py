@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from sigdeg.errors import SigdegError, extra
+from sigdeg.errors import SigdegError, extra, reason
 from sigdeg.networks import sinusoidal
 from sigdeg.pipelines.guidance import add_condition, remove_condition
 from sigdeg.pipelines.layer import Called, as_whole, find_layer
@@ -227,7 +227,9 @@ def read_signature(network: nn.Module, written: dict[str, Any]) -> SignatureInpu
         return SignatureInput(network, trace, written["order"], written["student"], guided)
     except (AttributeError, TypeError) as error:
         kind = type(network).__name__
-        raise SigdegError(f"what a {kind} says of its student does not fit: {error}") from None
+        raise SigdegError(
+            f"what a {kind} says of its student does not fit: {reason(error)}"
+        ) from None
 
 
 def signature_class(base: Any) -> Any:
