@@ -15,6 +15,7 @@ from sigdeg.cli import main
 from sigdeg.discrete import Absorbing, NetworkTokenDenoiser, as_token_model
 from sigdeg.integrations import load_teacher
 from sigdeg.networks import TokenMLP
+from tests.pipelines.zoo import FAMILIES
 from tests.tiny import tiny_unet
 
 HUGE = ("99999999999999999999", "4294967296000", "-1", "1e400", "-inf", "nan", "1e-400", "0x10")
@@ -27,6 +28,16 @@ COMMANDS = {
          "--refinement", "--matching", "--guidance", "--guidance-until", "--times", "--lookahead",
          "--samples", "--seed"),
         ("--grid", "--residual-noise", "--mixed-precision", "--device", "--plan", "--tracker"),
+        ("--progress",),
+    ),
+    "distill PIPELINE --prompts prompts.txt": (
+        ("--steps", "--order", "--iterations", "--batch-size", "--learning-rate", "--paths", "--q",
+         "--refinement", "--times", "--rank", "--seed", "--guidance"),
+        ("--arguments", "--calls", "--mixed-precision", "--device", "--tracker", "--plan"),
+        ("--progress", "--runs-only"),
+    ),
+    "sample PIPELINE": (
+        ("-n", "--steps", "--seed", "--label", "--batch-size"), ("--save", "--arguments"),
         ("--progress",),
     ),
     "distill TOKENS": (
@@ -66,7 +77,7 @@ COMMANDS = {
         ("--json", "--progress"),
     ),
 }  # fmt: skip
-NAMES = ("STUDENT", "TEACHER", "TOKENS", "DATA")
+NAMES = ("STUDENT", "TEACHER", "TOKENS", "DATA", "PIPELINE")
 
 
 @pytest.fixture(scope="module")
@@ -86,6 +97,8 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     SignatureStudent.from_denoiser(
         teacher.denoiser, 1, 1, steps=(2,), sample_shape=(1, 8, 8), lookahead=0.0
     ).save_pretrained(folder / "OWN")
+    FAMILIES["sd15"]().pipe.save_pretrained(folder / "PIPELINE")
+    (folder / "prompts.txt").write_text("a cat\n")
     (folder / "DATA").with_suffix(".csv").write_text("2.0, 1.0, 0.1")
     (folder / "file").write_text("in the way")
     for name, text in (("empty", None), ("other", "{}"), ("list", "[]"), ("torn", '{"format":')):
