@@ -237,9 +237,22 @@ def tell_training(
 
 
 def tell_job(
-    job: Job[Any], rows: int, config: TrainConfig, place: torch.device, processes: int = 1
+    job: Job[Any],
+    rows: int,
+    config: TrainConfig,
+    place: torch.device,
+    processes: int = 1,
+    parts: int | None = None,
 ) -> None:
     """Say on stderr what a training will take, by its loss of some rows held out, measured.
+
+    Arguments:
+        job: The training.
+        rows: Rows that it holds out.
+        config: How to train.
+        place: Where to.
+        processes: On how many processes.
+        parts: Parts that the rows can be cut into, of which one is tried (default: each by itself).
 
     Raises:
         SigdegError: If there is no room for it.
@@ -255,7 +268,8 @@ def tell_job(
     probe = copied(job.objective).to(place)
     if config.gradient_checkpointing:
         checkpoint_gradients(probe)
-    few = send_to_device(job.share(job.held_out, 0, rows), place)  # one of them
+    parts = parts or rows
+    few = send_to_device(job.share(job.held_out, 0, parts), place)
     with half(config, place), (held := Activations(probe)):
         for _ in range(1 if place.type == "cpu" else 2):  # a GPU has to warm up
             began = time.perf_counter()
@@ -263,9 +277,10 @@ def tell_job(
             loss.backward()
             float(loss.detach())
         seconds = time.perf_counter() - began
-    memory = need.memory + held.most * config.batch_size / processes
+    times = config.batch_size * parts / rows / processes  # of what was tried, in a step
+    memory = need.memory + held.most * times
     check_memory(memory - nbytes(p for p in frozen if p.device == place), place)
-    seconds *= config.iterations * config.batch_size / processes
+    seconds *= config.iterations * times
     tqdm.write(costs_line(what, need.disk, memory, seconds), file=sys.stderr)
 
 

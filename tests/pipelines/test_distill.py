@@ -20,7 +20,7 @@ def config(iterations, **options):
 @pytest.fixture(scope="module")
 def distilled(tmp_path_factory):
     family, out = FAMILIES["sd3"](2), tmp_path_factory.mktemp("sd3")
-    made = distill_pipeline(family.pipe, [family.call], out, RECIPE, config(40), progress=False)
+    made = distill_pipeline(family.pipe, [family.call], out, RECIPE, config(40))
     return family, out, made
 
 

@@ -140,7 +140,8 @@ def distill_pipeline(
         Segments.share,
     )
     if shown:
-        tell_job(job, len(whole), config, accelerator.device, accelerator.num_processes)
+        place, parts = accelerator.device, min(map(len, job.held_out.levels))  # a row for each
+        tell_job(job, len(whole), config, place, accelerator.num_processes, parts)
     spent = time.perf_counter() - began
     with set_aside(pipe, teacher.trace.networks if rank else ()):  # adapters share their weights
         trained = train(
