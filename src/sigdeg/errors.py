@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import sys
 import tempfile
 from collections.abc import Callable, Iterable, Iterator
@@ -15,6 +16,7 @@ __all__ = [
     "check_choice",
     "check_least",
     "check_whole",
+    "did_you_mean",
     "extra",
     "guard",
     "reason",
@@ -65,6 +67,12 @@ def check_whole(value: object, least: int, what: str) -> None:
     if isinstance(value, bool) or not isinstance(value, Integral):
         raise SigdegError(f"{what} must be a whole number, got {value!r:.60}")
     check_least(int(value), least, what)
+
+
+def did_you_mean(name: str, known: Iterable[str]) -> str:
+    """What is added to the refusal of a name that is near a known one; nothing to others."""
+    near = difflib.get_close_matches(name, list(known), 1)
+    return f", did you mean {near[0]}?" if near else ""
 
 
 class MissingPackageError(ImportError):

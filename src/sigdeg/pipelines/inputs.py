@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import difflib
 import inspect
 import itertools
 import json
@@ -11,7 +10,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from sigdeg.errors import SigdegError, check_whole, extra, reason
+from sigdeg.errors import SigdegError, check_whole, did_you_mean, extra, reason
 
 __all__ = ["BATCH", "check_calls", "join_rows", "read_rows"]
 
@@ -150,8 +149,7 @@ def check_calls(pipe: Any, calls: Sequence[Mapping[str, Any]]) -> None:
                     f"{argument} is chosen by the distillation: leave it out of calls"
                 )
             if argument not in known:
-                near = difflib.get_close_matches(argument, known, 1)
-                hint = f", did you mean {near[0]}?" if near else ""
+                hint = did_you_mean(argument, known)
                 raise SigdegError(f"{name} takes no {argument!r}{hint}")
         sizes = {k: len(v) for k, v in call.items() if isinstance(v, list) and "prompt" in k}
         if len(set(sizes.values())) > 1:

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import difflib
 import hashlib
 import inspect
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +15,7 @@ import torch
 from torch import Generator, Tensor
 from tqdm.auto import tqdm
 
-from sigdeg.errors import SigdegError
+from sigdeg.errors import SigdegError, did_you_mean
 from sigdeg.training import resolve_device
 from sigdeg.workflows.pipelines import as_images
 from sigdeg.workflows.sample import check_unused, write_samples
@@ -60,7 +59,6 @@ def draw_calls(
     from sigdeg.pipelines import load_pipeline
     from sigdeg.pipelines.files import find_pipeline, read_card
     from sigdeg.pipelines.prepare import identify
-    from sigdeg.pipelines.trace import call_pipeline
 
     own, _ = read_card(find_pipeline(path))
     pipe = load_pipeline(path)
@@ -71,15 +69,8 @@ def draw_calls(
     identity = {"student": kind, "n": n, "steps": count, "seed": seed, "request": dict(request)}
     check_unused(out, identity)
     pipe.to(resolve_device(device))
-    parts: list[Tensor] = []
-    with tqdm(total=n, unit="sample", disable=not progress) as bar:
-        for first in range(0, n, batch_size):
-            size = min(batch_size, n - first)
-            seeds = [Generator().manual_seed(seed + first + i) for i in range(size)]
-            call = call_of(pipe, {**own, **request}, size)
-            parts.append(samples_of(call_pipeline(pipe, call, count, seeds)[0], size))
-            bar.update(size)
-    samples = torch.cat(parts)
+    seeds = range(seed, seed + n)
+    samples = draw_seeds(pipe, {**own, **request}, count, seeds, batch_size, progress)
     if single and not (samples.ndim == 4 and samples.shape[1] in (1, 3)):
         raise SigdegError(
             f"samples of shape {tuple(samples.shape[1:])} are no images: leave --save out"
@@ -98,9 +89,29 @@ def check_request(pipe: Any, request: Mapping[str, Any]) -> None:
             raise SigdegError(f"a {name} is asked for samples of something: give {option}")
     for argument in request:
         if argument not in takes:  # many pipelines would leave it unseen
-            near = difflib.get_close_matches(argument, takes, 1)
-            hint = f", did you mean {near[0]}?" if near else ""
-            raise SigdegError(f"a {name} takes no {argument!r}{hint}")
+            raise SigdegError(f"a {name} takes no {argument!r}{did_you_mean(argument, takes)}")
+
+
+def draw_seeds(
+    pipe: Any,
+    request: Mapping[str, Any],
+    steps: int,
+    seeds: Sequence[int],
+    batch_size: int,
+    progress: bool,
+) -> Tensor:
+    r"""Samples of seeds, shape (seeds, \*), so many at a time; see `draw_calls`."""
+    from sigdeg.pipelines.trace import call_pipeline
+
+    parts: list[Tensor] = []
+    with tqdm(total=len(seeds), unit="sample", disable=not progress) as bar:
+        for first in range(0, len(seeds), batch_size):
+            generators = [Generator().manual_seed(v) for v in seeds[first : first + batch_size]]
+            size = len(generators)
+            call = call_of(pipe, request, size)
+            parts.append(samples_of(call_pipeline(pipe, call, steps, generators)[0], size))
+            bar.update(size)
+    return torch.cat(parts)
 
 
 def call_of(pipe: Any, request: Mapping[str, Any], n: int) -> dict[str, Any]:
@@ -121,7 +132,7 @@ def samples_of(output: Any, n: int) -> Tensor:
     """What a pipeline gave as numbers, a sample a row; images in [-1, 1]."""
     images = as_images(output)
     if images is not None:
-        return 2 * images - 1
+        return images
     samples = torch.as_tensor(np.asarray(output) if isinstance(output, list) else output)
     if len(samples) != n or not math.prod(samples.shape):
         raise SigdegError(f"the pipeline gave {len(samples)} samples where {n} were asked for")

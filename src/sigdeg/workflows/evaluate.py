@@ -121,6 +121,8 @@ def save_comparison(
 
 def draw_pictures(samples: dict[str, Tensor], path: Path) -> bool:
     """A picture of images, of numbers or of points in the plane; whether there is one."""
+    if not samples:
+        return False
     shape = next(iter(samples.values())).shape
     if len(shape) == 4:
         images = [(planes(v).clamp(-1, 1) + 1) / 2 for v in samples.values()]

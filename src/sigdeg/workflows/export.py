@@ -19,7 +19,7 @@ from tqdm.auto import tqdm
 
 from sigdeg.costs import check_room
 from sigdeg.errors import SigdegError, check_least, reason
-from sigdeg.files import PIPELINE_CARD, atomic_write, find_folder, save_json
+from sigdeg.files import atomic_write, is_pipeline, save_json
 from sigdeg.integrations import load_model
 from sigdeg.integrations.onnx import Array, Run, check_onnx, onnx_runner, quantise, quiet, save_onnx
 from sigdeg.model import Model, as_model
@@ -163,7 +163,7 @@ def prepare(
     student: Any, steps: int | None, batch: int | None, call: Mapping[str, Any] | None
 ) -> Prepared:
     """The sampler of a student, and a run of it."""
-    if is_pipeline(student):
+    if is_pipeline(student) if isinstance(student, str | Path) else hasattr(student, "components"):
         return prepare_pipeline(student, steps, batch, call or {})
     if call:
         raise SigdegError("a call is for students that are pipelines: leave it out")
@@ -172,14 +172,6 @@ def prepare(
     given = draw(model, sampler.times, seeds)
     expected = model.sample(len(seeds), grid=sampler.times, seeds=seeds).cpu()
     return Prepared(model.name, sampler, given, expected, seeds)
-
-
-def is_pipeline(student: Any) -> bool:
-    """Whether a student is a pipeline, or a folder of one."""
-    if not isinstance(student, str | Path):
-        return hasattr(student, "components")
-    folder = find_folder(student)
-    return any((place / PIPELINE_CARD).is_file() for place in (folder, folder / "student"))
 
 
 def prepare_pipeline(

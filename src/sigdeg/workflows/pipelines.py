@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import inspect
 import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -15,11 +14,11 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from sigdeg.distillation import DistillConfig
-from sigdeg.errors import SigdegError, reason
-from sigdeg.results import Row, add_speed, count_calls, make_row, save_results
+from sigdeg.distillation import DistillConfig, Verdict
+from sigdeg.errors import SigdegError, did_you_mean, reason
+from sigdeg.results import Row, add_speed, count_calls, make_row
 from sigdeg.timing import paired_seconds
-from sigdeg.workflows.evaluate import CAPTION, PICTURES, metrics
+from sigdeg.workflows.evaluate import PICTURES, Comparison, metrics, save_comparison
 
 if TYPE_CHECKING:
     from sigdeg.pipelines import DistilledPipeline, Judged
@@ -27,22 +26,19 @@ if TYPE_CHECKING:
 __all__ = ["distill_calls", "report_pipeline"]
 
 TRAINING = {field.name for field in dataclasses.fields(DistillConfig)}
-OWN = ("out", "device", "progress", "batch")
+OWN = {"out", "device", "progress", "batch"}
 
 
 def read_calls(prompts: str | None, calls: str | None) -> dict[str, Any]:
     """What `distill_calls` takes of files of prompts or of calls.
 
     Raises:
-        SigdegError: If a file cannot be read, or both are given.
+        SigdegError: If a file cannot be read.
     """
     from sigdeg.pipelines.inputs import read_rows
 
-    if prompts is not None and calls is not None:
-        raise SigdegError("a pipeline is distilled by calls or by prompts: give one of them")
-    if prompts is not None:
-        return {"prompts": read_rows(prompts)}
-    return {"calls": read_rows(str(calls))}
+    files = {"prompts": prompts, "calls": calls}
+    return {name: read_rows(file) for name, file in files.items() if file is not None}
 
 
 def parse_arguments(text: str | None) -> dict[str, Any]:
@@ -107,17 +103,9 @@ def distill_calls(
         raise SigdegError("a pipeline is distilled by calls or by prompts: give one of them")
     counts = tuple(steps) if isinstance(steps, list | tuple) else (steps,)
     pipe = load_pipeline(pipe)
-    takes = inspect.signature(type(pipe).__call__).parameters
     recipes = {field.name for field in dataclasses.fields(PipelineRecipe)}
-    shared = dict(arguments or {})
-    for name in [*options]:
-        if name in recipes | TRAINING or name in OWN:
-            continue
-        if name not in takes:
-            near = difflib.get_close_matches(name, [*recipes, *TRAINING, *OWN, *takes], 1)
-            hint = f", did you mean {near[0]}?" if near else ""
-            raise SigdegError(f"unknown option {name!r} for a {type(pipe).__name__}{hint}")
-        shared[name] = options.pop(name)
+    others = sort_out(pipe, options, recipes | TRAINING | OWN)
+    shared = {**(arguments or {}), **{name: options.pop(name) for name in others}}
     if isinstance(prompts, str):
         raise SigdegError(f"prompts are a list, such as ['a cat', 'a dog'], got {prompts!r:.60}")
     rows = [row if isinstance(row, Mapping) else {"prompt": row} for row in prompts or ()]
@@ -135,6 +123,21 @@ def distill_calls(
     return found
 
 
+def sort_out(pipe: Any, options: Iterable[str], known: set[str]) -> list[str]:
+    """Those of some options that are not known ones, but arguments of a pipeline.
+
+    Raises:
+        SigdegError: If one is neither.
+    """
+    takes = inspect.signature(type(pipe).__call__).parameters
+    others = [name for name in options if name not in known]
+    for name in others:
+        if name not in takes:
+            hint = did_you_mean(name, [*known, *takes])
+            raise SigdegError(f"unknown option {name!r} for a {type(pipe).__name__}{hint}")
+    return others
+
+
 def report_pipeline(
     made: DistilledPipeline, out: Path, config: DistillConfig, device: str | None = None
 ) -> Path:
@@ -143,13 +146,30 @@ def report_pipeline(
     The picture shows teacher, untrained step and student of the same noise, as the pipeline decodes
     them, where that gives images.
     """
-    from sigdeg.report import image_grid, write_report  # an extra, which distilling can do without
-
-    judged, verdict = made.judged, made.verdict
+    judged = made.judged
     assert judged is not None
-    name, step = type(made.pipe).__name__, made.pipe.scheduler.core
+    rows = rows_of(made, judged.verdict, config)
+    add_speed(rows, time_runs(made, judged, rows), teacher=0)
+    summary = (
+        f"Teacher, student and untrained step of the same noise: two sets of {judged.verdict.n:,} "
+        "that training has not seen. Distances are to other samples of the teacher, in the "
+        "states that the pipeline diffuses; ± is the noise of one such distance."
+    )
+    results = {
+        "title": f"{type(made.pipe).__name__}, distilled",
+        "experiment": "distill",
+        "preset": None,
+        "training": {"student": made.history.tolist()},
+    }
+    found = Comparison(rows, {}, summary, judged.verdict, decoded(made, judged))
+    return save_comparison(out, results, found, config.seed, device)
+
+
+def rows_of(made: DistilledPipeline, verdict: Verdict, config: DistillConfig) -> list[Row]:
+    """The rows of the teacher and, at each step count, of student and untrained step."""
+    step = made.pipe.scheduler.core
     networks = nn.ModuleList(made.pipe.components[n] for n in made.teacher.trace.networks)
-    table = [
+    rows = [
         make_row("teacher", networks, verdict.teacher_calls, metrics(verdict.levels[0], "floor"))
     ]
     for level in verdict.levels:
@@ -162,41 +182,13 @@ def report_pipeline(
             "train_seconds": made.seconds,
             "teacher_nfe": made.teacher_calls,
         }
-        table.append(
+        rows.append(
             make_row("sig-deg", networks, level.calls, metrics(level, "student"), **told | kind)
         )
-        table.append(
+        rows.append(
             make_row("untrained", networks, level.calls, metrics(level, "untrained"), **told)
         )
-    add_speed(table, time_runs(made, judged, table), teacher=0)
-    results: dict[str, Any] = {
-        "title": f"{name}, distilled",
-        "experiment": "distill",
-        "preset": None,
-        "summary": (
-            f"Teacher, student and untrained step of the same noise: two sets of {verdict.n:,} "
-            "that training has not seen. Distances are to other samples of the teacher, in the "
-            "states that the pipeline diffuses; ± is the noise of one such distance."
-        ),
-        "seed": config.seed,
-        "quality": {
-            "metric": "sliced_w1",
-            "label": "Sliced W1 distance to other samples of the teacher",
-            "lower_is_better": True,
-        },
-        "rows": table,
-        "paper": [],
-        "floor": {},
-        "training": {"student": made.history.tolist()},
-        "warnings": verdict.warnings,
-        "figures": [],
-    }
-    save_results(out, results, device)
-    if shown := decoded(made, judged):
-        image_grid([*shown.values()], out / "figures" / "samples.png", titles=[*shown])
-        results["figures"] = [{"file": "figures/samples.png", "caption": CAPTION}]
-        save_results(out, results, device)
-    return write_report(out)
+    return rows
 
 
 def time_runs(made: DistilledPipeline, judged: Judged, rows: Sequence[Row]) -> dict[int, float]:
@@ -236,9 +228,9 @@ def decoded(made: DistilledPipeline, judged: Judged) -> dict[str, Tensor]:
 
 
 def as_images(output: Any) -> Tensor | None:
-    """Images (n, channels, height, width) in [0, 1] of a pipeline's output, if it is images."""
+    """Images (n, channels, height, width) in [-1, 1] of a pipeline's output, if it is images."""
     if isinstance(output, list) and output and hasattr(output[0], "getbands"):
         output = np.stack([np.asarray(image.convert("RGB")) / 255 for image in output])
     if isinstance(output, np.ndarray) and output.ndim == 4 and output.shape[-1] in (1, 3):
-        return torch.from_numpy(output).movedim(-1, 1).float()
+        return 2 * torch.from_numpy(output).movedim(-1, 1).float() - 1
     return None
