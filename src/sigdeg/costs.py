@@ -45,6 +45,8 @@ __all__ = [
     "tell_training",
 ]
 
+SHORT, SEVERAL = 1.0, 16  # seconds of a row, and rows, in a trial of what training takes
+
 
 PROBE = 64  # samples that are tried at most
 
@@ -269,18 +271,26 @@ def tell_job(
     if config.gradient_checkpointing:
         checkpoint_gradients(probe)
     parts = parts or rows
-    few = send_to_device(job.share(job.held_out, 0, parts), place)
-    with half(config, place), (held := Activations(probe)):
-        for _ in range(1 if place.type == "cpu" else 2):  # a GPU has to warm up
-            began = time.perf_counter()
-            loss = probe(few)["loss"]
-            loss.backward()
-            float(loss.detach())
-        seconds = time.perf_counter() - began
-    times = config.batch_size * parts / rows / processes  # of what was tried, in a step
-    memory = need.memory + held.most * times
+
+    def seconds_of(parts: int) -> float:
+        """Seconds of a row, by the loss of one of some parts."""
+        few = send_to_device(job.share(job.held_out, 0, parts), place)
+        with half(config, place):
+            for _ in range(1 if place.type == "cpu" else 2):  # a GPU has to warm up
+                began = time.perf_counter()
+                loss = probe(few)["loss"]
+                loss.backward()
+                float(loss.detach())
+        return (time.perf_counter() - began) * parts / rows
+
+    with (held := Activations(probe)):
+        seconds = seconds_of(parts)
+    each = config.batch_size / processes  # rows in a step
+    memory = need.memory + held.most * parts / rows * each
     check_memory(memory - nbytes(p for p in frozen if p.device == place), place)
-    seconds *= config.iterations * times
+    if seconds < SHORT:  # several rows cost less than as many times one
+        seconds = seconds_of(max(1, parts // SEVERAL))
+    seconds *= config.iterations * each
     tqdm.write(costs_line(what, need.disk, memory, seconds), file=sys.stderr)
 
 

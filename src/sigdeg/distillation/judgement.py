@@ -109,9 +109,9 @@ class Level:
     @property
     def learnt(self) -> bool:
         """Whether it is nearer to the teacher than the untrained step is."""
-        near, shares = self.distance, (self.off, self.missed)
+        near, others = self.distance, (self.off, self.missed, self.path)
         better = near.untrained.above(near.student) or any(
-            share.untrained.above(share.student, errors=3) for share in shares
+            other.untrained.above(other.student, errors=3) for other in others
         )
         return better and not near.student.above(near.untrained)
 
