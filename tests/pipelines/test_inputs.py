@@ -85,6 +85,8 @@ def test_a_file_that_is_missing_or_no_text_is_refused(tmp_path):
     ("calls", "said"),
     [
         ([], "no calls"),
+        ("a cat", "a list of arguments"),
+        (iter([{"prompt": "a"}]), "a list of arguments"),  # it could be gone through but once
         ([{"promt": "a"}], "did you mean prompt"),
         ([{"prompt": "a", "generator": None}], "chosen by the distillation"),
         ([{"prompt": ["a", "b"], "negative_prompt": ["c"]}], "2 of prompt, 1 of negative_prompt"),
@@ -103,6 +105,17 @@ def test_options_of_distilling_and_of_the_pipeline_are_told_apart(pipe, tmp_path
         sigdeg.distill(pipe, **given, calls=[{}])
     with pytest.raises(SigdegError, match="a dict is no diffusers pipeline"):
         sigdeg.distill({}, **given)
+    for prompts in (3, {"a cat", "a dog"}, {"prompt": "a cat"}, b"a cat"):
+        with pytest.raises(SigdegError, match="prompts are a list"):
+            sigdeg.distill(pipe, **given | {"prompts": prompts})
+    with pytest.raises(SigdegError, match="arguments are a mapping"):
+        sigdeg.distill(pipe, **given, arguments="height")
+    with pytest.raises(SigdegError, match="a call holds nan"):
+        sigdeg.distill(pipe, **given, height=16, width=16, guidance_scale=float("nan"))
+    with pytest.raises(SigdegError, match="too many"):
+        sigdeg.distill(pipe, **given, height=16, width=16, paths=10**9)
+    with pytest.raises(SigdegError, match="rank of a LoRA is at most"):
+        sigdeg.distill(pipe, **given, rank=10**9)
     assert not (tmp_path / "run").exists()
     size = {"height": 16, "width": 16, "guidance_scale": 3.0}
     budget = {"iterations": 2, "paths": 24, "held_out": 8, "batch_size": 8, "refinement": 2}

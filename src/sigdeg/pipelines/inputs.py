@@ -135,7 +135,7 @@ def check_calls(pipe: Any, calls: Sequence[Mapping[str, Any]]) -> None:
     """
     name = type(pipe).__name__
     known = inspect.signature(type(pipe).__call__).parameters
-    if isinstance(calls, str | Mapping) or not all(isinstance(call, Mapping) for call in calls):
+    if not isinstance(calls, list | tuple) or not all(isinstance(call, Mapping) for call in calls):
         raise SigdegError(
             f"calls are a list of arguments of a pipeline, such as [{{'prompt': 'a cat'}}], got "
             f"{calls!r:.60}"

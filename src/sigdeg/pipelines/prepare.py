@@ -39,6 +39,8 @@ from sigdeg.training.memory import check_networks
 __all__ = ["PipelineRecipe", "Ready", "identify", "pipeline_config", "prepare"]
 
 LEAST = 4  # samples that a student is judged by
+MOST = 10**6  # runs, each a file
+WIDEST = 10**4  # rank of adapters: hardly a layer is wider
 LOOKAHEAD = 0.5  # of each step's way, as for images
 
 
@@ -73,6 +75,8 @@ class PipelineRecipe:
 
     def __post_init__(self) -> None:
         check_whole(self.rank, 0, "the rank of a LoRA")
+        if self.rank > WIDEST:
+            raise SigdegError(f"the rank of a LoRA is at most {WIDEST:,}, got {self.rank:,}")
         for count in self.steps:
             check_whole(count, 1, "a step count")
 
@@ -161,6 +165,7 @@ def prepare(
     guidance = find_guidance(pipe, calls, turned, trace.networks, recipe.guidance, recipe.dropout)
     levels = Levels.of(step, config.q or max(step.steps), late=config.late)
     check_whole(config.paths, 1, "the number of paths of a pipeline, whose runs are kept,")
+    count_runs(trace.samples, config)
     check_fit(step, config, levels, None, None, accelerator.num_processes)
     check_networks(nn.ModuleList(pipe.components[name] for name in trace.networks), config)
     rows = list(refine(step.schedule, step.grid(), config.refinement, config.fine_power))
@@ -198,6 +203,19 @@ def first_step(pipe: Any, recipe: PipelineRecipe) -> PipelineStudent:
     return PipelineStudent.read({**scheduler.core.written, **asked})
 
 
+def count_runs(each: int, config: DistillConfig) -> tuple[int, int]:
+    """How many runs of so many samples each there are to be, and how many of them held out.
+
+    Raises:
+        SigdegError: If they are more files than a folder should hold.
+    """
+    held_out = math.ceil(max(LEAST, config.held_out) / each)
+    count = max(held_out + 1, math.ceil(config.paths / each))
+    if count > MOST:
+        raise SigdegError(f"{count:,} runs of a pipeline are too many: at most {MOST:,}")
+    return count, held_out
+
+
 def open_runs(
     teacher: PipelineTeacher,
     folder: Path,
@@ -208,9 +226,7 @@ def open_runs(
     progress: bool = False,
 ) -> PipelinePaths:
     """The teacher's runs: those that there are, and those that are missing."""
-    each = teacher.trace.samples
-    held_out = math.ceil(max(LEAST, config.held_out) / each)
-    count = max(held_out + 1, math.ceil(config.paths / each))
+    count, held_out = count_runs(teacher.trace.samples, config)
     names = "pipeline", "step", "guidance", "dropout"
     told = {name: value for name, value in identity.items() if name in names}
     told |= {"fine": [row.tolist() for row in teacher.rows], "seed": config.seed}
@@ -245,6 +261,8 @@ def written(call: Mapping[str, Any]) -> dict[str, Any]:
             return {str(k): one(v) for k, v in value.items()}
         if isinstance(value, list | tuple):
             return [one(v) for v in value]
+        if isinstance(value, float) and not math.isfinite(value):
+            raise SigdegError(f"a call holds {value}: give a finite number")
         if value is None or isinstance(value, bool | int | float | str):
             return value
         if hasattr(value, "tobytes"):  # an image, an array

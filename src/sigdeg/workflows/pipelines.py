@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import inspect
 import json
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence, Set
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -105,8 +105,12 @@ def distill_calls(
     pipe = load_pipeline(pipe)
     recipes = {field.name for field in dataclasses.fields(PipelineRecipe)}
     others = sort_out(pipe, options, recipes | TRAINING | OWN)
+    if not isinstance(arguments or {}, Mapping):
+        raise SigdegError(
+            f"arguments are a mapping, such as {{'height': 512}}, got {arguments!r:.60}"
+        )
     shared = {**(arguments or {}), **{name: options.pop(name) for name in others}}
-    if isinstance(prompts, str):
+    if isinstance(prompts, str | bytes | Mapping | Set) or not isinstance(prompts or (), Iterable):
         raise SigdegError(f"prompts are a list, such as ['a cat', 'a dog'], got {prompts!r:.60}")
     rows = [row if isinstance(row, Mapping) else {"prompt": row} for row in prompts or ()]
     made = join_rows(rows, options.pop("batch", BATCH)) if calls is None else calls
