@@ -8,9 +8,19 @@ from diffusers import DiffusionPipeline, UNet1DModel
 from torch import nn
 
 from sigdeg.errors import SigdegError
+from sigdeg.pipelines.calls import Calls
 from sigdeg.pipelines.layer import Called, find_layer
 from sigdeg.pipelines.scheduler import SigDEGScheduler
-from sigdeg.pipelines.trace import Trace, find_state, recorded, steps_of, trace, unguided
+from sigdeg.pipelines.stepped import Logged
+from sigdeg.pipelines.trace import (
+    Trace,
+    find_relation,
+    find_state,
+    recorded,
+    steps_of,
+    trace,
+    unguided,
+)
 from tests.pipelines.parts import images, randomised, unet
 from tests.pipelines.zoo import FAMILIES
 
@@ -72,6 +82,26 @@ def test_the_state_may_stand_behind_other_channels():
     read = Trace.read({**facts, **others, "relation": "same", "layer": "conv_in", "samples": 2})
     assert torch.equal(read.part(given), state)
     assert torch.equal(read.filled(given, other), torch.cat([image, other], 1))
+
+
+@pytest.mark.parametrize(("sign", "relation"), [(1, "same"), (-1, "negated")])
+def test_the_output_may_be_stepped_on_where_the_state_stands(sign, relation):
+    output = images(6).reshape(2, 3, 3, *images(1).shape[2:])
+    axis, begin = 2, 1
+    for said in (0, begin):  # a film without its last picture, and one without its first
+        given = output.narrow(axis, said, 2)
+        called, logged = (
+            Called("net", 0, (), {}, sign * output),
+            Logged(0, given, given, given, given),
+        )
+        assert find_relation(called, logged, axis, begin) == (relation, said)
+        facts = {"axis": axis, "channels": 2, "begin": begin, "said": said, "listed": None}
+        others = dict.fromkeys(("state", "copies", "calls", "time", "time_scale", "time_shift"), 0)
+        told = {**facts, **others, "relation": relation, "layer": "conv_in", "samples": 2}
+        read = Trace.read({"networks": ["net"], **told})
+        assert torch.equal(Calls(read, [], torch.zeros(0, 2)).related(sign * output, given), given)
+    other = Logged(0, given, given, given, given + 1)
+    assert find_relation(called, other, axis, begin) == (None, 0)
 
 
 class Adapted(nn.Module):

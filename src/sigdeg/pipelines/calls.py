@@ -19,7 +19,7 @@ from torch import Tensor
 from sigdeg.errors import SigdegError
 from sigdeg.grids import Grid
 from sigdeg.pipelines.layer import Called, as_whole
-from sigdeg.pipelines.trace import Trace, first_part, first_tensor, is_list
+from sigdeg.pipelines.trace import Trace, first_tensor, is_list, part_of
 
 __all__ = ["Calls", "Kept", "keep_calls", "read_calls"]
 
@@ -219,6 +219,6 @@ class Calls:
 
     def related(self, output: Tensor, states: Tensor) -> Tensor:
         """What a scheduler is given of the network's output."""
-        part = first_part(output, states)
+        part = part_of(output, states, self.trace.axis, self.trace.said)
         assert part is not None  # as when it was traced
         return -part if self.trace.relation == "negated" else part

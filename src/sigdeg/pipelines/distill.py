@@ -23,6 +23,7 @@ from sigdeg.model import Card
 from sigdeg.paths import Batch
 from sigdeg.pipelines.files import save_student
 from sigdeg.pipelines.guidance import Guidance
+from sigdeg.pipelines.guiders import disabled
 from sigdeg.pipelines.lora import add_adapter, sharing
 from sigdeg.pipelines.network import add_signature
 from sigdeg.pipelines.parts import set_aside
@@ -153,6 +154,7 @@ def distill_pipeline(
     assert isinstance(found, PipelineStudent)
     made = student_pipeline(pipe, found, student_id, teacher.guidance)
     turned = teacher.guidance.without({}, teacher.off)
+    turned = {name: v for name, v in turned.items() if name not in teacher.guidance.guiders}
     spent, calls_made = trained.seconds, source.calls(0)
     done = DistilledPipeline(made, turned, trained.history, spent, calls_made, teacher)
     if not PartialState().is_main_process:
@@ -213,7 +215,8 @@ def student_pipeline(
     for name, network in networks.items():
         if pipe.components[name].dtype != next(network.parameters()).dtype:
             network.to(pipe.components[name].dtype)
-    made.register_modules(scheduler=scheduler, **networks)
+    off = disabled(pipe, guidance.guiders)
+    made.register_modules(scheduler=scheduler, **networks, **off)
     return made
 
 

@@ -29,6 +29,7 @@ from sigdeg.files import (
 )
 from sigdeg.model import Card
 from sigdeg.pipelines.guidance import Guidance
+from sigdeg.pipelines.guiders import disabled, guiders
 from sigdeg.pipelines.lora import SIDE, adapted, load_adapter, save_adapter
 from sigdeg.pipelines.network import served
 from sigdeg.pipelines.scheduler import SigDEGScheduler
@@ -216,11 +217,12 @@ def attach(pipe: Any, path: str | Path) -> Any:
             network. It is then as it was.
     """
     folder = find_pipeline(path, (INDEX, SIDE))
+    off = disabled(pipe, guiders(pipe))  # what guides is in the student's weights
     if (folder / SIDE).is_file():
         read_card(folder)
         scheduler = read_part(SigDEGScheduler, folder / "scheduler")
         load_adapter(pipe.components, folder, scheduler.student)
-        pipe.register_modules(scheduler=scheduler)
+        pipe.register_modules(scheduler=scheduler, **off)
         return pipe
     names = check_student(folder, read_json(folder / INDEX))
     if not names:
@@ -240,7 +242,7 @@ def attach(pipe: Any, path: str | Path) -> Any:
         made = read_part(made, folder / name, use_safetensors=True)
         networks[name] = made.to(own.device, own.dtype)
     scheduler = read_part(SigDEGScheduler, folder / "scheduler")
-    pipe.register_modules(scheduler=scheduler, **networks)
+    pipe.register_modules(scheduler=scheduler, **networks, **off)
     return pipe
 
 

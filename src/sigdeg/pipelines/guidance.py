@@ -23,6 +23,7 @@ import torch.utils._pytree as pytree
 from torch import Tensor, nn
 
 from sigdeg.errors import SigdegError, check_choice
+from sigdeg.pipelines.guiders import guiders
 from sigdeg.pipelines.layer import Called
 from sigdeg.pipelines.trace import SCALES, Trace
 
@@ -52,6 +53,7 @@ class Guidance:
         way: Whether its student is told of it.
         width: Of the embedding of a scale, where the pipeline itself tells the network.
         dropout: Share of the calls that are without the condition.
+        guiders: Components of the teacher that guide, which are off in the student.
     """
 
     name: str | None = None
@@ -60,6 +62,7 @@ class Guidance:
     way: GuidanceWay = "baked"
     width: int | None = None
     dropout: float = 0.0
+    guiders: tuple[str, ...] = ()
 
     @property
     def beside(self) -> bool:
@@ -74,7 +77,7 @@ class Guidance:
     @property
     def written(self) -> dict[str, Any]:
         """It as JSON."""
-        return {**asdict(self), "scales": list(self.scales)}
+        return {**asdict(self), "scales": list(self.scales), "guiders": list(self.guiders)}
 
     def scale(self, call: Mapping[str, Any]) -> float:
         """The scale of a call, one of those that were taught where the call does not say."""
@@ -104,6 +107,11 @@ class Guidance:
             return (
                 f"{begin} can be guided again: {self.name} above 1 pushes it further to its "
                 "condition, at the cost of a second call, and away from a negative prompt."
+            )
+        if self.guiders:
+            return (
+                f"Guidance is in its weights: its {' and its '.join(self.guiders)} is off, which "
+                f"halves the cost of a call. {NEGATIVE}"
             )
         if self.off:
             return f"{baked}: leave it off, which halves the cost of a call. {NEGATIVE}"
@@ -140,12 +148,14 @@ def find_guidance(
     if not 0 <= dropout < 1:
         raise SigdegError(f"dropout must lie in [0, 1), got {dropout}")
     kind, known = type(pipe).__name__, inspect.signature(type(pipe).__call__).parameters
+    own = tuple(name for name in guiders(pipe) if name in off)
+    off = {name: value for name, value in off.items() if name not in own}
     names = [name for name in ("guidance_scale", *off) if name in known and name.endswith(SCALES)]
     name = next((name for name in names if name in off or not off), None)
     if name is None:
         if way == "input" or dropout:
             raise SigdegError(f"{kind} has no guidance of one scale: there is nothing to teach")
-        return Guidance(off=bool(off))
+        return Guidance(off=bool(off), guiders=own)
     scales = tuple(sorted({float(call.get(name, known[name].default)) for call in calls}))
     if way == "input" and (len(scales) < 2 or not off):
         raise SigdegError(
@@ -158,7 +168,7 @@ def find_guidance(
         takes_condition(pipe.components[network]) for network in networks
     )
     width = WIDTH if way == "input" and embeds else None
-    return Guidance(name, scales, bool(off), way, width, dropout)
+    return Guidance(name, scales, bool(off), way, width, dropout, own)
 
 
 def most_guided(pipe: Any, calls: Sequence[Mapping[str, Any]]) -> Mapping[str, Any]:

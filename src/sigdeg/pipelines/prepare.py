@@ -23,6 +23,7 @@ from sigdeg.errors import SigdegError, check_whole, reason
 from sigdeg.grids import refine
 from sigdeg.pipelines.checks import check_scheduler
 from sigdeg.pipelines.guidance import GuidanceWay, find_guidance, most_guided
+from sigdeg.pipelines.guiders import guiders
 from sigdeg.pipelines.inputs import check_calls
 from sigdeg.pipelines.parts import remembered
 from sigdeg.pipelines.paths import PipelinePaths
@@ -248,6 +249,7 @@ def identify(pipe: Any) -> dict[str, Any]:
         "class": type(pipe).__name__,
         "scheduler": json.loads(json.dumps(scheduler, default=str)),
         "networks": networks,
+        **{name: dict(guider.config) for name, guider in guiders(pipe).items()},
     }
 
 

@@ -23,6 +23,7 @@ from torch import Generator, Tensor, nn
 
 from sigdeg.errors import SigdegError, reason
 from sigdeg.pipelines.checks import NONE, check_finite, check_scheduler, suspects
+from sigdeg.pipelines.guiders import guiders, turned_off
 from sigdeg.pipelines.layer import Called, Key, as_whole, find_layer
 from sigdeg.pipelines.scheduler import SigDEGScheduler, replaced
 from sigdeg.pipelines.stepped import Logged
@@ -30,9 +31,9 @@ from sigdeg.pipelines.stepped import Logged
 __all__ = [
     "Trace",
     "call_pipeline",
-    "first_part",
     "first_tensor",
     "is_list",
+    "part_of",
     "recorded",
     "steps_of",
     "trace",
@@ -67,6 +68,7 @@ class Trace:
         begin: The first of those channels.
         listed: Where the state comes as a list of its samples: axes of length one that they have
             besides, counted in the whole.
+        said: The first of the output's along that axis.
     """
 
     networks: tuple[str, ...]
@@ -83,6 +85,7 @@ class Trace:
     samples: int
     begin: int = 0
     listed: tuple[int, ...] | None = None
+    said: int = 0
 
     @property
     def written(self) -> dict[str, Any]:
@@ -128,16 +131,17 @@ def tiled_to(values: Tensor, rows: int) -> Tensor:
 
 
 def call_pipeline(pipe: Any, call: Mapping[str, Any], steps: int, generator: Any = None) -> Any:
-    """Run a pipeline without gradient, for so many steps.
+    """Run a pipeline without gradient, for so many steps; guiders that are False in it are off.
 
     Raises:
         SigdegError: If it refuses the call: what it says, in one line.
     """
     given = {"num_inference_steps": steps, "generator": generator, **call}
+    off = [name for name in guiders(pipe) if given.pop(name, None) is False]
     quiet = getattr(pipe, "_progress_bar_config", None)
     pipe.set_progress_bar_config(disable=True)
     try:
-        with torch.no_grad():
+        with torch.no_grad(), turned_off(pipe, off):
             return pipe(**given)
     except SigdegError:
         raise
@@ -222,7 +226,9 @@ def trace(pipe: Any, call: Mapping[str, Any]) -> Trace:
     mine = [c for c in in_steps if type(pipe.components[c.name]) is kind]
     time, scale, shift = find_time(mine, scheduler, state)
     own = [c for c in mine if c.k == first.k]
-    relation = find_relation(own, first) if copies == 1 and len(own) == 1 else None
+    relation, said = None, 0
+    if copies == 1 and len(own) == 1:
+        relation, said = find_relation(own[0], first, axis, begin)
     net = pipe.components[called.name]
     channels = first.before.shape[1 if axis is None else axis]
     names = tuple(dict.fromkeys(c.name for c in mine))
@@ -230,23 +236,8 @@ def trace(pipe: Any, call: Mapping[str, Any]) -> Trace:
     if layer is None:
         raise SigdegError(f"{name}: no layer of its {called.name} sees the whole state as it is")
     samples = len(scheduler.noise.seeds or [])
-    own_calls = len(own)
-    return Trace(
-        names,
-        state,
-        axis,
-        channels,
-        copies,
-        own_calls,
-        time,
-        scale,
-        shift,
-        relation,
-        layer,
-        samples,
-        begin,
-        listed,
-    )
+    facts = state, axis, channels, copies, len(own), time, scale, shift
+    return Trace(names, *facts, relation, layer, samples, begin, listed, said)
 
 
 def steps_of(pipe: Any, call: Mapping[str, Any]) -> int:
@@ -321,29 +312,36 @@ def find_time(
     return best
 
 
-def find_relation(calls: list[Called], logged: Logged) -> Relation | None:
-    """How the one output of a step's one call became what the scheduler was given."""
+def find_relation(
+    called: Called, logged: Logged, axis: int | None, begin: int
+) -> tuple[Relation | None, int]:
+    """How the output of a step's one call became what the scheduler was given, and `said`."""
     given = logged.output
-    output = first_part(first_tensor(calls[0].output), given)
-    if output is None:
-        return None
     size = float(given.abs().max())
-    relations: dict[Relation, Tensor] = {"same": output, "negated": -output}
-    for relation, value in relations.items():
-        if float((value.to(given) - given).abs().max()) <= CLOSE * size:
-            return relation
-    return None
+    for said in sorted({0, begin}):  # the first, or those that stand where the state does
+        output = part_of(first_tensor(called.output), given, axis, said)
+        if output is None:
+            continue
+        relations: dict[Relation, Tensor] = {"same": output, "negated": -output}
+        for relation, value in relations.items():
+            if float((value.to(given) - given).abs().max()) <= CLOSE * size:
+                return relation, said
+    return None, 0
 
 
-def first_part(output: Tensor, given: Tensor) -> Tensor | None:
-    """The first part of each axis of an output, of another tensor's shape; None if it has none."""
+def part_of(output: Tensor, given: Tensor, axis: int | None, begin: int) -> Tensor | None:
+    """Of each axis of an output the first, of one those from `begin` on, in another's shape.
+
+    None if it has no such part.
+    """
     if output.squeeze().shape == given.squeeze().shape:
         return output.reshape(given.shape)
-    shapes = zip(output.shape, given.shape, strict=False)
-    if output.ndim != given.ndim or any(o < g for o, g in shapes):
+    starts = [begin if i == axis else 0 for i in range(given.ndim)]
+    shapes = zip(output.shape, given.shape, starts, strict=False)
+    if output.ndim != given.ndim or any(o < g + start for o, g, start in shapes):
         return None
-    for axis in range(1, output.ndim):
-        output = output.narrow(axis, 0, given.shape[axis])
+    for i in range(1, output.ndim):
+        output = output.narrow(i, starts[i], given.shape[i])
     return output
 
 
@@ -360,15 +358,16 @@ def unguided(pipe: Any, call: Mapping[str, Any]) -> tuple[dict[str, Any], Trace]
     """A call without guidance, one network call a step, and its trace.
 
     Guidance that the network is told of by an input (`FluxPipeline`'s) stays. What else guides is
-    turned off by the arguments that scale it.
+    turned off: its components that do, and the arguments that scale it.
 
     Raises:
-        SigdegError: If no scale turns the guidance off.
+        SigdegError: If nothing turns the guidance off.
     """
     known = inspect.signature(type(pipe).__call__).parameters
     scales = [name for name in known if name.endswith(SCALES) and name not in ADDED]
     added = {name: 0.0 for name in ADDED if name in known}
     inner = [name for name in scales if name != "guidance_scale"]
+    none = dict.fromkeys(guiders(pipe), False)
     tries: list[dict[str, Any]] = [
         {},
         {**dict.fromkeys(inner, 1.0), **added},
@@ -378,14 +377,14 @@ def unguided(pipe: Any, call: Mapping[str, Any]) -> tuple[dict[str, Any], Trace]
     why = ""
     for off in tries:
         try:
-            found = trace(pipe, {**call, **off})
+            found = trace(pipe, {**call, **none, **off})
         except SigdegError as error:
             if not off:  # the call fails as it is
                 raise
             why = why or f": {error}"
             continue
         if found.relation is not None:
-            return {**call, **off}, found
+            return {**call, **none, **off}, found
         if (found.copies, found.calls) == (1, 1):
             why = ": what it steps on is not what its network said, or the first part of it"
     known_by = ", ".join(scales) or "its call"
