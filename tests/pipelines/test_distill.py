@@ -89,20 +89,23 @@ def stop_after(runs, work):
         work()
 
 
-def test_a_pipeline_in_half_precision_learns_in_single(tmp_path):
+@pytest.mark.parametrize(
+    ("own", "learns"), [(torch.bfloat16, torch.float32), (torch.float64, torch.float64)]
+)
+def test_a_pipeline_in_half_precision_learns_in_single_and_none_in_less(own, learns, tmp_path):
     family = FAMILIES["sd3"](2)
-    family.pipe.to(dtype=torch.bfloat16)
+    family.pipe.to(dtype=own)
     call = {
-        name: value.bfloat16() if isinstance(value, torch.Tensor) else value
+        name: value.to(own) if isinstance(value, torch.Tensor) else value
         for name, value in family.call.items()
     }
     recipe = PipelineRecipe(steps=(2,), order=2)
     made = distill_pipeline(family.pipe, [call], tmp_path, recipe, config(4), progress=False)
-    assert {p.dtype for p in made.pipe.transformer.parameters()} == {torch.bfloat16}
+    assert {p.dtype for p in made.pipe.transformer.parameters()} == {own}
     weights = load_file(tmp_path / "checkpoints" / "last.safetensors")
     trained = [v for k, v in weights.items() if k.endswith("signature.extra.weight")]
     assert trained
-    assert all(v.dtype == torch.float32 for v in trained)
+    assert all(v.dtype == learns for v in trained)
     assert torch.isfinite(made.history).all()
 
 

@@ -15,7 +15,7 @@ from sigdeg import SigdegError, load_model
 from sigdeg.files import PIPELINE_CARD
 from sigdeg.model import Card
 from sigdeg.pipelines import SigDEGScheduler, attach, load_pipeline, save_student
-from sigdeg.pipelines.files import read_card
+from sigdeg.pipelines.files import check_student, read_card
 from sigdeg.pipelines.guidance import Guidance
 from tests.pipelines.parts import images
 from tests.pipelines.student import apart, draw, student_of
@@ -202,7 +202,7 @@ SCHEDULER, NETWORK = "scheduler/scheduler_config.json", "unet/config.json"
         (SCHEDULER, {"sigdeg": None}, "not of one student"),
         ("model_index.json", {"scheduler": ["diffusers", "DDIMScheduler"]}, "without its SigDEG"),
         (NETWORK, {"sigdeg": None}, "not of one student"),
-        (NETWORK, {"sigdeg": {"student": "tiny", "order": 2}}, "trace is missing"),
+        (NETWORK, {"sigdeg": {"student": "tiny", "order": 3}}, "trace is missing"),
         (f"unet/{WEIGHTS}", {"signature.extra.weight": None}, "signature.extra.weight"),
         (
             f"unet/{WEIGHTS}",
@@ -219,6 +219,25 @@ def test_what_was_changed_is_one_line(damaged, name, change, told):
     assert "\n" not in str(error.value)
     with pytest.raises(SigdegError):
         attach(FAMILIES["sd15"]().pipe, folder)
+
+
+def test_parts_that_do_not_fit_are_one_line(damaged, saved):
+    step = json.loads((saved / SCHEDULER).read_text())["sigdeg"]
+    folder = damaged(SCHEDULER, sigdeg={**step, "order": step["order"] + 1})
+    with pytest.raises(SigdegError, match="coefficients of the path, and its unet sees"):
+        load_pipeline(folder)
+    (folder / SCHEDULER).unlink()
+    with pytest.raises(SigdegError, match="holds no readable scheduler_config"):
+        load_pipeline(folder)
+    (folder / SCHEDULER).write_text((saved / SCHEDULER).read_text())
+    damaged(NETWORK, _class_name="SigDEGNone")
+    with pytest.raises(SigdegError, match="no attribute 'SigDEGNone'"):
+        attach(FAMILIES["sd15"]().pipe, folder)
+
+
+def test_parts_of_a_teacher_that_are_sigdegs_make_no_student(tmp_path):
+    index = {"_class_name": "LDMPipeline", "vqvae": ["sigdeg", "Autoencoder"]}
+    assert check_student(tmp_path, index) == []
 
 
 def test_a_layer_that_is_not_there_is_one_line(damaged, saved):

@@ -111,6 +111,8 @@ def test_a_count_that_it_was_not_distilled_for_is_refused():
     one = SigDEGScheduler.like(OWN, steps=[4], student="a")
     with pytest.raises(SigdegError, match="was distilled for 4 steps, got 3"):
         one.set_timesteps(3)
+    with pytest.raises(SigdegError, match="give num_inference_steps"):
+        one.set_timesteps(None)
     elastic = SigDEGScheduler.like(OWN, steps=[8, 4], student="a")
     with pytest.raises(SigdegError, match="was distilled for 8, 4 steps, got 9"):
         elastic.set_timesteps(9)

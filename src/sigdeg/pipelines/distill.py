@@ -190,8 +190,9 @@ def new_student(
     trace, step, told = teacher.trace, teacher.student, teacher.guidance
     for name in trace.networks:
         own = teacher.pipe.components[name]
-        # What is trained is so in single precision: half of it would lose small steps.
-        copied = sharing(own) if rank else copy.deepcopy(own).float().requires_grad_(True)
+        copied = sharing(own) if rank else copy.deepcopy(own).requires_grad_(True)
+        if not rank and own.dtype != torch.float64:
+            copied.float()  # half of single precision would lose small steps
         networks[name] = add_signature(
             copied, trace, step.order, student_id, told.beside, told.width
         )

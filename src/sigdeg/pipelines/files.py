@@ -31,7 +31,7 @@ from sigdeg.model import Card
 from sigdeg.pipelines.guidance import Guidance
 from sigdeg.pipelines.guiders import disabled, guiders
 from sigdeg.pipelines.lora import SIDE, adapted, load_adapter, save_adapter
-from sigdeg.pipelines.network import served
+from sigdeg.pipelines.network import PREFIX, served
 from sigdeg.pipelines.scheduler import SigDEGScheduler
 from sigdeg.schema import mapped, record, text
 
@@ -220,7 +220,7 @@ def attach(pipe: Any, path: str | Path) -> Any:
     off = disabled(pipe, guiders(pipe))  # what guides is in the student's weights
     if (folder / SIDE).is_file():
         read_card(folder)
-        scheduler = read_part(SigDEGScheduler, folder / "scheduler")
+        scheduler = read_scheduler(folder)
         load_adapter(pipe.components, folder, scheduler.student)
         pipe.register_modules(scheduler=scheduler, **off)
         return pipe
@@ -232,7 +232,10 @@ def attach(pipe: Any, path: str | Path) -> Any:
     networks = {}
     for name in names:
         own, kind = pipe.components.get(name), read_json(folder / name / "config.json")
-        made = served(str(kind.get("_class_name")))
+        try:
+            made = served(str(kind.get("_class_name")))
+        except AttributeError as error:
+            raise SigdegError(f"{folder / name}: {error}") from None
         if not isinstance(own, nn.Module) or not issubclass(made, base_of(own)):
             found = "none" if own is None else f"a {type(own).__name__}"
             raise SigdegError(
@@ -241,8 +244,7 @@ def attach(pipe: Any, path: str | Path) -> Any:
             )
         made = read_part(made, folder / name, use_safetensors=True)
         networks[name] = made.to(own.device, own.dtype)
-    scheduler = read_part(SigDEGScheduler, folder / "scheduler")
-    pipe.register_modules(scheduler=scheduler, **networks, **off)
+    pipe.register_modules(scheduler=read_scheduler(folder), **networks, **off)
     return pipe
 
 
@@ -272,21 +274,37 @@ def check_student(folder: Path, index: Mapping[str, Any]) -> list[str]:
         SigdegError: If scheduler and networks are not of one student, or the weights beside an
             input layer are missing: diffusers would draw them anew.
     """
-    homes = {k: v for k, v in index.items() if isinstance(v, list) and v[:1] == ["sigdeg"]}
+    homes = {
+        name: home
+        for name, home in index.items()
+        if isinstance(home, list) and home[:1] == ["sigdeg"] and str(home[-1]).startswith(PREFIX)
+    }
     names = [name for name in homes if name != "scheduler"]
     if not homes:
         return []
     if "scheduler" not in homes:
         raise SigdegError(f"{folder} holds a Sig-DEG student without its SigDEGScheduler")
-    own = read_part(SigDEGScheduler, folder / "scheduler").student
+    own = read_scheduler(folder)
     for name in names:
         told = read_json(folder / name / "config.json").get("sigdeg")
-        if not isinstance(told, dict) or told.get("student") != own:
+        if not isinstance(told, dict) or told.get("student") != own.student:
             raise SigdegError(f"{folder}: scheduler and {name} are not of one student")
+        if told.get("order") != own.core.order:
+            raise SigdegError(
+                f"{folder}: its scheduler draws {own.core.order} coefficients of the path, and its "
+                f"{name} sees {told.get('order')!r:.20}"
+            )
         files = weight_files(folder / name / WEIGHTS)
         for weight in BESIDE - {key for file in files for key in open_tensors(file)[0]}:
             raise SigdegError(f"{folder / name}: {weight}, beside its input layer, is missing")
     return names
+
+
+def read_scheduler(folder: Path) -> SigDEGScheduler:
+    """The scheduler of a student."""
+    read_json(folder / "scheduler" / SigDEGScheduler.config_name)  # diffusers would ask the hub
+    scheduler: SigDEGScheduler = read_part(SigDEGScheduler, folder / "scheduler")
+    return scheduler
 
 
 def read_part(kind: Any, folder: Path, **options: Any) -> Any:

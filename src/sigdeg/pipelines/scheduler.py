@@ -149,6 +149,8 @@ class SigDEGScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]  # dif
             SigdegError: If the student does not know that number of steps.
         """
         given = sigmas if sigmas is not None else timesteps
+        if num_inference_steps is None and given is None:
+            raise SigdegError("a run needs a number of steps: give num_inference_steps")
         count = num_inference_steps if num_inference_steps is not None else len(given)
         if not self.student and count not in self.core.steps:
             grid = coarse_grid(self.core.schedule, int(count), power=self.core.power)
