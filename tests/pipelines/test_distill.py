@@ -6,6 +6,7 @@ from safetensors.torch import load_file
 
 from sigdeg.errors import SigdegError
 from sigdeg.pipelines import PipelineRecipe, SigDEGScheduler, distill_pipeline, pipeline_config
+from sigdeg.pipelines.prepare import prepare
 from sigdeg.pipelines.trace import call_pipeline
 from tests.pipelines.zoo import FAMILIES
 
@@ -120,3 +121,13 @@ def test_a_student_is_no_teacher_of_itself(distilled, tmp_path):
     with pytest.raises(SigdegError, match="student already"):
         distill_pipeline(made.pipe, [{**family.call, **made.off}], tmp_path / "new", RECIPE)
     assert not (tmp_path / "new").exists()
+
+
+def test_ids_of_as_many_tokens_as_there_are_samples_are_no_rows(tmp_path):
+    """Of 16 samples of 16 tokens the tokens' places belong to all samples."""
+    family, recipe = FAMILIES["flux"](16), PipelineRecipe(steps=(2,), order=1)
+    ready = prepare(family.pipe, [family.call], tmp_path / "run", recipe, config(1), progress=False)
+    kept = ready.teacher.run(ready.calls[0], seed=0).calls["2.0"]
+    shapes = [getattr(leaf, "shape", ())[:] for leaf in kept.leaves]
+    assert not kept.by_row[shapes.index((16, 3))]
+    assert sum(kept.by_row) == sum(shape[:1] == (16,) for shape in shapes) - 1

@@ -8,7 +8,7 @@ join into one batch.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -57,8 +57,8 @@ class Kept:
         object.__setattr__(self, "kind", " ".join(told))
 
     @classmethod
-    def of(cls, called: Called, trace: Trace, samples: int) -> Kept:
-        """A call as it was recorded, of so many samples.
+    def of(cls, called: Called, trace: Trace, samples: int, fixed: Collection[int] = ()) -> Kept:
+        """A call as it was recorded, of so many samples; `fixed` leaves have no rows of theirs.
 
         Raises:
             SigdegError: If an argument is neither a tensor nor a plain value.
@@ -77,7 +77,7 @@ class Kept:
                 place[trace.time] = time.reshape(1).expand(samples)
         leaves, structure = pytree.tree_flatten((args, kwargs))
         kept, by_row = [], []
-        for leaf in leaves:
+        for number, leaf in enumerate(leaves):
             if isinstance(leaf, Tensor):
                 leaf = leaf.detach().cpu().contiguous().clone()
             elif leaf is not None and not isinstance(leaf, bool | int | float | str):
@@ -86,7 +86,8 @@ class Kept:
                     "kept: tensors and plain values can"
                 )
             kept.append(leaf)
-            by_row.append(isinstance(leaf, Tensor) and leaf.ndim > 0 and len(leaf) == samples)
+            rows = isinstance(leaf, Tensor) and leaf.ndim > 0 and len(leaf) == samples
+            by_row.append(rows and number not in fixed)
         written = pytree.treespec_dumps(structure)
         return cls(called.name, written, tuple(kept), tuple(by_row))
 

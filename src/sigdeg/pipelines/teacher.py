@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
@@ -30,6 +30,9 @@ from sigdeg.pipelines.trace import SCALES, Trace, call_pipeline, recorded
 from sigdeg.signature import PartialSignature
 
 __all__ = ["PipelineTeacher", "Run"]
+
+
+COUNTS = ("batch_size", "_per_prompt")  # how pipelines are asked for several samples
 
 
 class Run(NamedTuple):
@@ -68,6 +71,7 @@ class PipelineTeacher:
     student: PipelineStudent
     rows: Sequence[Tensor]
     guidance: Guidance = field(default_factory=Guidance)
+    _fixed: dict[int, dict[str, set[int]]] = field(default_factory=dict, init=False, repr=False)
 
     @property
     def fine_steps(self) -> int:
@@ -188,14 +192,20 @@ class PipelineTeacher:
         networks = [self.pipe.components[name] for name in self.trace.networks]
         samples, told = len(states), self.guidance
         with conditioned(networks, told.width):
-            calls = self.called(told.without(call, self.off), seed, count, through)
+            plain = told.without(call, self.off)
+            calls = self.called(plain, seed, count, through)
+            fixed = self.fixed(plain, seed, through, calls)
         if dropped:
             guided = self.called(told.guided(call), seed, count, through)
             calls = negative_half(guided, calls, self.trace, samples)
         if told.beside:
             scale = torch.full((samples,), told.scale(call))
             calls = [replace(c, kwargs={**c.kwargs, "sigdeg": scale}) for c in calls]
-        made = {f"{count}.{c.k}": Kept.of(c, self.trace, samples) for c in calls if c.k >= start}
+        made = {
+            f"{count}.{c.k}": Kept.of(c, self.trace, samples, fixed.get(c.name, ()))
+            for c in calls
+            if c.k >= start
+        }
         names = self.trace.networks
         for k in range(start, count):
             if f"{count}.{k}" not in made:
@@ -204,6 +214,36 @@ class PipelineTeacher:
                     "network would have to be distilled with it"
                 )
         return made
+
+    def fixed(
+        self,
+        call: Mapping[str, Any],
+        seed: int,
+        through: Sequence[Tensor],
+        calls: Sequence[Called],
+    ) -> dict[str, set[int]]:
+        """By network the leaves of its calls that have a row a sample by chance alone.
+
+        Ids of 16 tokens are no rows of 16 samples: of twice as many samples they are the same.
+        """
+        samples = len(through[0])
+        more = twice(call, samples)
+        if samples == 1 or more is None:
+            return {}
+        if samples not in self._fixed:
+            found = self._fixed[samples] = {}
+            with suppress(SigdegError):  # not all calls can be of twice as many
+                key = self.trace.state
+                for made, own in zip(
+                    self.called(more, seed, len(through), through), calls, strict=False
+                ):
+                    if len(made.argument(key)) != 2 * len(own.argument(key)):
+                        continue
+                    leaves = enumerate(Kept.of(made, self.trace, 2 * samples).leaves)
+                    found[made.name] = {
+                        i for i, v in leaves if isinstance(v, Tensor) and v.shape[:1] == (samples,)
+                    }
+        return self._fixed[samples]
 
     def called(
         self, call: Mapping[str, Any], seed: int, count: int, through: Sequence[Tensor]
@@ -231,6 +271,17 @@ def kind_of(call: Mapping[str, Any]) -> str:
         return f"{type(value).__name__} {size}"
 
     return "; ".join(sorted(f"{name}: {told(name, value)}" for name, value in call.items()))
+
+
+def twice(call: Mapping[str, Any], samples: int) -> dict[str, Any] | None:
+    """A call of so many samples as one of twice as many, where it has arguments one a sample."""
+    more: dict[str, Any] = {}
+    for name, value in call.items():
+        if isinstance(value, list | Tensor) and len(value) == samples:
+            more[name] = value * 2 if isinstance(value, list) else torch.cat([value, value])
+        elif type(value) is int and value == samples and name.endswith(COUNTS):
+            more[name] = 2 * samples
+    return {**call, **more} if more else None
 
 
 def copies_of(coefficients: Tensor) -> int:
