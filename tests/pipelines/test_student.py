@@ -90,6 +90,7 @@ def test_its_json_gives_it_back_exactly(step):
         {"lookahead": 2.0},
         {"steps": [0]},
         {"more": 1},
+        {"threshold": [0.9]},
         {"times": [1, 2]},
         {"schedule": {"kind": "none"}},
     ],

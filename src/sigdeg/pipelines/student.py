@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
 __all__ = ["PipelineStudent"]
 
+THRESHOLD = "a quantile", "a largest value"
 STEP = record(  # what a scheduler's configuration says of it
     {"schedule": mapped(), "prediction_type": text},
     {
@@ -120,6 +121,8 @@ class PipelineStudent(SignatureStudent):
         try:
             STEP(dict(written), "sigdeg")
             known = dict(written)
+            if known.get("threshold") is not None and len(known["threshold"]) != len(THRESHOLD):
+                raise SigdegError(f"sigdeg.threshold must be {' and '.join(THRESHOLD)}")
             schedule = schedule_from_config(known.pop("schedule"))
             known["steps"] = tuple(known.get("steps", (10,)))
             return cls(network, schedule, **known, **more)
