@@ -4,6 +4,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+import sigdeg
 from sigdeg.errors import SigdegError
 from sigdeg.pipelines import PipelineRecipe, SigDEGScheduler, distill_pipeline, pipeline_config
 from sigdeg.pipelines.prepare import prepare
@@ -131,3 +132,17 @@ def test_ids_of_as_many_tokens_as_there_are_samples_are_no_rows(tmp_path):
     shapes = [getattr(leaf, "shape", ())[:] for leaf in kept.leaves]
     assert not kept.by_row[shapes.index((16, 3))]
     assert sum(kept.by_row) == sum(shape[:1] == (16,) for shape in shapes) - 1
+
+
+def test_a_decoder_that_fails_costs_no_more_than_the_pictures(tmp_path):
+    """Of calls for states the pipeline never decodes: the report tries to, and does without."""
+    family = FAMILIES["flux"](2)
+    assert family.call["output_type"] == "latent"
+    family.pipe.vae.register_to_config(shift_factor=None)
+    given = {"paths": 12, "held_out": 4, "batch_size": 4, "refinement": 2, "iterations": 1}
+    out = tmp_path / "run"
+    sigdeg.distill(
+        family.pipe, calls=[family.call], out=out, steps=2, tracker="none", progress=False, **given
+    )
+    assert (out / "report.html").is_file()
+    assert not (out / "figures" / "samples.png").exists()

@@ -155,6 +155,7 @@ def test_without_a_step_it_is_that_of_plain_betas():
         ({"lookahead": 1.5}, "lookahead"),
         ({"schedule": {"kind": "Linear"}}, "Linear"),
         ({"colour": 1}, "colour"),
+        ({"guidance": "high"}, "guidance must be a number"),
         ({"prediction_type": "noise"}, "prediction type"),
     ],
 )

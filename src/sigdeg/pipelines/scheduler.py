@@ -96,6 +96,8 @@ class SigDEGScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]  # dif
         known = dict(sigdeg)
         self.student: str = known.pop("student", "")
         self.guidance: Any = known.pop("guidance", None)
+        if isinstance(self.guidance, str):
+            raise SigdegError(f"sigdeg.guidance must be a number, got {self.guidance!r:.60}")
         self.core = PipelineStudent.read(known).eval()
         # 1 where variance is preserved, as the pipelines' own schedulers have it.
         self.init_noise_sigma = max(1.0, self.core.schedule.prior_std)
