@@ -44,7 +44,7 @@ class Look:
 
     Attributes:
         state: The state in the place of the pipeline's own, scaled, and ahead if it looks ahead.
-        coefficients: Those of the path over the step, shape (rows, order, \\*).
+        coefficients: Those of the path over the step, shape (rows, order, \*).
         end: Where the step ends, shape (rows,).
         guidance: The scale of the guidance, shape (rows,), where the scheduler tells it.
     """

@@ -25,7 +25,7 @@ STEPS = 20  # of which a call that starts from an image leaves some
 CLOSE = 0.01  # of what is told at first: half precision rounds, and some schedulers do
 
 
-class Stepped(BaseException):
+class Halted(BaseException):
     """Raised at the first step of a scheduler; no pipeline catches it as an error."""
 
 
@@ -75,12 +75,12 @@ def stopped(scheduler: Any) -> Iterator[list[float]]:
     def step(*args: Any, **kwargs: Any) -> None:
         given = inspect.signature(own).bind(*args, **kwargs).arguments
         timesteps.append(first_number(given["timestep"]))
-        raise Stepped
+        raise Halted
 
     scheduler.step = step
     try:
         yield timesteps
-    except Stepped:
+    except Halted:
         pass
     finally:
         del scheduler.step
