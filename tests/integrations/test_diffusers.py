@@ -256,7 +256,9 @@ def test_a_hub_id_is_fetched_without_its_pickles(teacher_folder, monkeypatch):
     monkeypatch.setattr(huggingface_hub, "snapshot_download", snapshot_download)
     assert load_teacher("someone/tiny:unet").name == load_teacher("someone/tiny").name
     assert load_teacher("someone/tiny").name == "someone/tiny"
-    assert asked == {"repo_id": "someone/tiny", "allow_patterns": ["*.json", "*.safetensors"]}
+    texts = ["*.txt", "*.model"]  # of tokenizers
+    patterns = ["*.json", "*.safetensors", *texts]
+    assert asked == {"repo_id": "someone/tiny", "allow_patterns": patterns}
 
 
 def test_a_hub_id_that_cannot_be_fetched_is_one_line(monkeypatch):
