@@ -116,6 +116,8 @@ def test_options_of_distilling_and_of_the_pipeline_are_told_apart(pipe, tmp_path
         sigdeg.distill(pipe, **given, height=16, width=16, paths=10**9)
     with pytest.raises(SigdegError, match="rank of a LoRA is at most"):
         sigdeg.distill(pipe, **given, rank=10**9)
+    with pytest.raises(SigdegError, match="batch joins prompts"):
+        sigdeg.distill(pipe, **{**given, "prompts": None}, calls=[{"prompt": "a cat"}], batch=4)
     assert not (tmp_path / "run").exists()
     size = {"height": 16, "width": 16, "guidance_scale": 3.0}
     budget = {"iterations": 2, "paths": 24, "held_out": 8, "batch_size": 8, "refinement": 2}

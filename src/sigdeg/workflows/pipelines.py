@@ -112,8 +112,11 @@ def distill_calls(
     shared = {**(arguments or {}), **{name: options.pop(name) for name in others}}
     if isinstance(prompts, str | bytes | Mapping | Set) or not isinstance(prompts or (), Iterable):
         raise SigdegError(f"prompts are a list, such as ['a cat', 'a dog'], got {prompts!r:.60}")
+    batch = options.pop("batch", BATCH if calls is None else None)
+    if calls is not None and batch is not None:
+        raise SigdegError("batch joins prompts: calls are run as they are, leave it out")
     rows = [row if isinstance(row, Mapping) else {"prompt": row} for row in prompts or ()]
-    made = join_rows(rows, options.pop("batch", BATCH)) if calls is None else calls
+    made = join_rows(rows, batch) if calls is None else calls
     check_calls(pipe, made)
     recipe = PipelineRecipe(counts, **{k: options.pop(k) for k in recipes & options.keys()})
     config = pipeline_config(counts, **{k: options.pop(k) for k in TRAINING & options.keys()})
