@@ -1,9 +1,12 @@
 """Calls of a pipeline from what users have: prompts, tables, JSON."""
 
 import json
+from io import BytesIO
 
+import pyarrow
 import pytest
 from PIL import Image
+from pyarrow import parquet
 
 import sigdeg
 from sigdeg.errors import SigdegError
@@ -128,3 +131,54 @@ def test_options_of_distilling_and_of_the_pipeline_are_told_apart(pipe, tmp_path
     assert [row["method"] for row in results["rows"]] == ["teacher", "sig-deg", "untrained"]
     assert [figure["file"] for figure in results["figures"]] == ["figures/samples.png"]
     assert (tmp_path / "run" / "report.html").stat().st_size > 10_000
+
+
+def png(colour):
+    out = BytesIO()
+    Image.new("RGB", (2, 2), colour).save(out, "png")
+    return out.getvalue()
+
+
+@pytest.mark.parametrize("kind", ["parquet", "arrow"])
+def test_a_dataset_of_the_hub_is_read_from_its_folder(tmp_path, kind):
+    held = [{"bytes": png("red"), "path": "a.png"}, {"bytes": png("blue"), "path": None}]
+    table = pyarrow.table({"text": ["a cat", "a dog"], "image": held, "guidance_scale": [2.5, 3.0]})
+    file = tmp_path / "data" / f"train-00000-of-00001.{kind}"
+    file.parent.mkdir()
+    if kind == "parquet":
+        parquet.write_table(table, file)
+    else:  # as `save_to_disk` writes it
+        with (
+            pyarrow.OSFile(str(file), "wb") as out,
+            pyarrow.ipc.new_stream(out, table.schema) as to,
+        ):
+            to.write_table(table)
+    rows = read_rows(tmp_path)
+    assert [row["prompt"] for row in rows] == ["a cat", "a dog"]
+    assert [row["guidance_scale"] for row in rows] == [2.5, 3.0]
+    assert [row["image"].getpixel((0, 0)) for row in rows] == [(255, 0, 0), (0, 0, 255)]
+
+
+@pytest.mark.parametrize("told", ["", "metadata.csv", "metadata.jsonl"])
+def test_pictures_are_read_from_their_folder(tmp_path, told):
+    for name in ("red", "blue"):
+        (tmp_path / f"{name}.png").write_bytes(png(name))
+    more = {
+        "metadata.csv": "file_name,text\nred.png,a cat\nblue.png,a dog\n",
+        "metadata.jsonl": '{"file_name": "red.png", "text": "a cat"}\n'
+        '{"file_name": "blue.png", "text": "a dog"}\n',
+    }
+    if told:
+        (tmp_path / told).write_text(more[told])
+    rows = read_rows(tmp_path)
+    colours = [row["image"].getpixel((0, 0)) for row in rows]
+    assert set(colours) == {(255, 0, 0), (0, 0, 255)}
+    assert [row.get("prompt") for row in rows] == (["a cat", "a dog"] if told else [None, None])
+
+
+def test_folders_that_hold_neither_are_refused(tmp_path):
+    with pytest.raises(SigdegError, match="no pictures, and no dataset"):
+        read_rows(tmp_path)
+    (tmp_path / "train.parquet").write_bytes(b"PAR1 no more")
+    with pytest.raises(SigdegError, match="no whole file of a dataset"):
+        read_rows(tmp_path)

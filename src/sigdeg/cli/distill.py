@@ -69,7 +69,8 @@ class Distill(Guided, Recipe):
             model of tokens. With prompts or calls a diffusers pipeline of any kind.
         out: Run folder.
         prompts: What a pipeline is asked for, by sample: a text of a prompt a line, a CSV whose
-            head names arguments of the pipeline, or JSON, a list of objects.
+            head names arguments of the pipeline, JSON, a list of objects, or a folder of pictures
+            or of a dataset of the hub.
         calls: Calls of a pipeline as they are, in JSON: a list of objects of its arguments.
         guidance_scale: Guidance of a pipeline in all its calls; the student has it baked in.
         guidance_input: The student of a pipeline is told its guidance, by calls of several scales.

@@ -1,4 +1,4 @@
-"""What a pipeline is asked for: calls from prompts, tables and JSON, checked beforehand."""
+"""What a pipeline is asked for: prompts, tables, JSON and folders as calls, checked beforehand."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import inspect
 import itertools
 import json
 from collections.abc import Iterable, Mapping, Sequence
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
@@ -16,19 +17,23 @@ __all__ = ["BATCH", "check_calls", "join_rows", "read_rows"]
 
 BATCH = 8  # samples of a call that is made of several rows
 OURS = ("num_inference_steps", "generator", "timesteps", "sigmas", "latents", "return_dict")
+IMAGE, CAPTION = {"file_name": "image"}, {"text": "prompt"}  # names that datasets of pictures use
 PICTURES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
 
 
 def read_rows(file: str | Path) -> list[dict[str, Any]]:
-    """Arguments of a pipeline by sample: from a text, a table or JSON.
+    """Arguments of a pipeline by sample: from a text, a table, JSON or a folder.
 
     Of a `.json` a list of objects, of a `.csv` a row each with names of arguments as its head, of
     any other text a prompt a line. Names of picture files, by the folder of the file, are opened.
+    Of a folder see `read_folder`.
 
     Raises:
         SigdegError: If the file is missing, empty or none of these; or a picture cannot be read.
     """
     file = Path(file)
+    if file.is_dir():
+        return read_folder(file)
     try:
         text = file.read_text(encoding="utf-8")
     except OSError as error:
@@ -54,6 +59,53 @@ def read_rows(file: str | Path) -> list[dict[str, Any]]:
     return [{name: opened(value, file) for name, value in row.items()} for row in rows]
 
 
+def read_folder(folder: Path) -> list[dict[str, Any]]:
+    """Arguments of a pipeline by sample, from a dataset of the Hugging Face hub or from pictures.
+
+    Of a dataset, saved by `save_to_disk` or downloaded as parquet, columns are arguments. Of
+    pictures each is an `image`; `metadata.csv` or `metadata.jsonl` has more of them by `file_name`.
+    What either calls `text` is the prompt.
+
+    Raises:
+        SigdegError: If the folder holds neither.
+    """
+    tables = sorted(folder.rglob("*.parquet")) or sorted(folder.rglob("*.arrow"))
+    told, lines = folder / "metadata.csv", folder / "metadata.jsonl"
+    if tables:
+        rows = [row for table in tables for row in read_dataset(table)]
+    elif told.is_file() or lines.is_file():
+        file = told if told.is_file() else lines
+        text = file.read_text(encoding="utf-8")
+        try:
+            rows = read_table(file, text) if told == file else [*map(json.loads, text.splitlines())]
+        except (json.JSONDecodeError, RecursionError) as error:
+            raise SigdegError(f"{file} is no JSON: {reason(error)}") from None
+        rows = [{IMAGE.get(name, name): value for name, value in row.items()} for row in rows]
+    else:
+        names = (p.name for p in sorted(folder.iterdir()) if p.suffix.lower() in PICTURES)
+        rows = [{"image": name} for name in names]
+    if not rows:
+        raise SigdegError(f"{folder} holds no pictures, and no dataset of parquet or arrow")
+    return [
+        {CAPTION.get(name, name): opened(value, folder / "metadata") for name, value in row.items()}
+        for row in rows
+    ]
+
+
+def read_dataset(file: Path) -> list[dict[str, Any]]:
+    """The rows of a file of a dataset."""
+    with extra("datasets"):
+        import pyarrow
+        from pyarrow import parquet
+    try:
+        if file.suffix == ".parquet":
+            return list(parquet.read_table(file).to_pylist())
+        with pyarrow.memory_map(str(file)) as source:
+            return list(pyarrow.ipc.open_stream(source).read_all().to_pylist())
+    except Exception as error:  # whatever a damaged file makes of its reader
+        raise SigdegError(f"{file} is no whole file of a dataset: {reason(error)}") from None
+
+
 def read_table(file: Path, text: str) -> list[dict[str, Any]]:
     """The rows of a CSV: numbers are numbers, an empty field is not given."""
     reader = csv.DictReader(text.splitlines())
@@ -77,18 +129,22 @@ def parsed(value: str) -> Any:
 
 
 def opened(value: Any, file: Path) -> Any:
-    """A value, or the picture that it names."""
+    """A value, or the picture that it names or holds, as datasets do."""
     if isinstance(value, list):
         return [opened(part, file) for part in value]
-    if not isinstance(value, str) or not value.lower().endswith(PICTURES):
+    held = isinstance(value, dict) and value.keys() == {"bytes", "path"}
+    named = isinstance(value, str) and value.lower().endswith(PICTURES)
+    if not (held or named):
         return value
     with extra("diffusers"):
         from PIL import Image
+    inside = held and value["bytes"] is not None
+    place = file.parent / str(value["path"] if held else value)
     try:
-        with Image.open(file.parent / value) as picture:
+        with Image.open(BytesIO(value["bytes"]) if inside else place) as picture:
             return picture.convert("RGB")
     except Exception as error:  # whatever a damaged file makes of its reader
-        raise SigdegError(f"{file.parent / value} is no picture: {reason(error)}") from None
+        raise SigdegError(f"{place} is no picture: {reason(error)}") from None
 
 
 def join_rows(rows: Iterable[Mapping[str, Any]], batch: int = BATCH) -> list[dict[str, Any]]:
