@@ -385,6 +385,7 @@ def test_a_weaker_version_from_end_to_end(tmp_path: Path, capsys) -> None:
     assert "holds another run (it differs in guidance_until)" in refused(capsys, *other)
 
 
+@pytest.mark.slow
 def test_a_plan_on_a_planned_grid(teacher: Path, tmp_path: Path, monkeypatch, capsys) -> None:
     out = tmp_path / "out"
     few = functools.partial(planning.plan_grid, paths=300, refinement=2)
@@ -399,6 +400,7 @@ def test_a_plan_on_a_planned_grid(teacher: Path, tmp_path: Path, monkeypatch, ca
     assert "holds another run (it differs in plan)" in refused(capsys, *command, "--plan", "boot")
 
 
+@pytest.mark.slow
 def test_both_commands_plan_the_same_times(tmp_path: Path, monkeypatch, capsys) -> None:
     """Of the same teacher, guidance, seed, order and steps: there is one measurement."""
     teacher, out = tmp_path / "teacher", tmp_path / "out"
@@ -434,6 +436,7 @@ def test_guidance_needs_classes(teacher: Path, tmp_path: Path, capsys) -> None:
         assert not out.exists()
 
 
+@pytest.mark.slow
 def test_mixture1d_runs_from_end_to_end(tmp_path: Path, monkeypatch, capsys) -> None:
     """The whole benchmark at toy size: every row, finite metrics, figures, and the student."""
     quick = mixture1d.PRESETS["quick"]

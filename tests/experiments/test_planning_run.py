@@ -67,6 +67,7 @@ def arguments(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
     return ["run", "planning", "--preset", "quick", "--no-progress", "--out", out]
 
 
+@pytest.mark.slow
 def test_runs_from_end_to_end(
     arguments: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
