@@ -109,9 +109,9 @@ class Level:
     @property
     def learnt(self) -> bool:
         """Whether it is nearer to the teacher than the untrained step is."""
-        near, others = self.distance, (self.off, self.missed, self.path)
+        near, shares = self.distance, (self.off, self.missed)
         better = near.untrained.above(near.student) or any(
-            other.untrained.above(other.student, errors=3) for other in others
+            share.untrained.above(share.student, errors=3) for share in shares
         )
         return better and not near.student.above(near.untrained)
 

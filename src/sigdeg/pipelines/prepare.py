@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import json
 import math
@@ -40,6 +41,7 @@ from sigdeg.training.memory import check_networks
 __all__ = ["PipelineRecipe", "Ready", "identify", "pipeline_config", "prepare"]
 
 LEAST = 4  # samples that a student is judged by
+JUDGED = 500  # and by default, at most
 MOST = 10**6  # runs, each a file
 WIDEST = 10**4  # rank of adapters: hardly a layer is wider
 LOOKAHEAD = 0.5  # of each step's way, as for images
@@ -185,8 +187,14 @@ def prepare(
 
 
 def pipeline_config(steps: Sequence[int], **options: Any) -> DistillConfig:
-    """How pipelines are distilled: as images are, whatever their states are."""
-    return DistillConfig.for_samples((1, 1, 1), max(steps, default=1), **options)
+    """How pipelines are distilled: as images are, whatever their states are.
+
+    More runs are held out, an eighth, up to `JUDGED` samples: they are all that judges the student.
+    """
+    made = DistillConfig.for_samples((1, 1, 1), max(steps, default=1), **options)
+    if "held_out" in options:
+        return made
+    return dataclasses.replace(made, held_out=min(JUDGED, made.paths // 8 + 8))
 
 
 def first_step(pipe: Any, recipe: PipelineRecipe) -> PipelineStudent:
