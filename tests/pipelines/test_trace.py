@@ -92,7 +92,7 @@ def test_the_output_may_be_stepped_on_where_the_state_stands(sign, relation):
         given = output.narrow(axis, said, 2)
         called, logged = (
             Called("net", 0, (), {}, sign * output),
-            Logged(0, given, given, given, given),
+            Logged(0, given, given, given, given, len(given)),
         )
         assert find_relation(called, logged, axis, begin) == (relation, said)
         facts = {"axis": axis, "channels": 2, "begin": begin, "said": said, "listed": None}
@@ -100,7 +100,7 @@ def test_the_output_may_be_stepped_on_where_the_state_stands(sign, relation):
         told = {**facts, **others, "relation": relation, "layer": "conv_in", "samples": 2}
         read = Trace.read({"networks": ["net"], **told})
         assert torch.equal(Calls(read, [], torch.zeros(0, 2)).related(sign * output, given), given)
-    other = Logged(0, given, given, given, given + 1)
+    other = Logged(0, given, given, given, given + 1, len(given))
     assert find_relation(called, other, axis, begin) == (None, 0)
 
 

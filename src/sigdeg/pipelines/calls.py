@@ -20,6 +20,7 @@ from sigdeg.errors import SigdegError
 from sigdeg.grids import Grid
 from sigdeg.pipelines.layer import Called, as_whole
 from sigdeg.pipelines.trace import Trace, first_tensor, is_list, part_of
+from sigdeg.runs import fingerprint
 
 __all__ = ["Calls", "Kept", "keep_calls", "read_calls"]
 
@@ -51,7 +52,7 @@ class Kept:
             if rows:
                 told.append(f"{tuple(leaf.shape[1:])} {leaf.dtype}")
             elif isinstance(leaf, Tensor):
-                told.append(f"{leaf.dtype} {leaf.flatten().tolist()}")
+                told.append(fingerprint(leaf))  # ids of many tokens are long
             else:
                 told.append(repr(leaf))
         object.__setattr__(self, "kind", " ".join(told))

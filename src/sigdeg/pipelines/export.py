@@ -167,7 +167,7 @@ def observe_student(
             call_pipeline(pipe, call, count, Generator().manual_seed(SEED))
     finally:
         scheduler.log = None
-    states, samples = log[0].before, len(scheduler.noise.seeds or [])
+    states, samples = log[0].before, log[0].samples
     whole = len(log) == len(scheduler.grid) - 1 and [c.k for c in calls] == [g.k for g in log]
     trace = pipe.components[networks[0]].signature.trace
     if not whole or any(len(c.argument(trace.state)) != samples for c in calls):

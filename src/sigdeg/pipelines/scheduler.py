@@ -22,11 +22,12 @@ from sigdeg.errors import SigdegError, extra
 from sigdeg.grids import coarse_grid
 from sigdeg.integrations.schedulers import describe
 from sigdeg.pipelines.noise import PathNoise, tiled
-from sigdeg.pipelines.stepped import Logged, Look, Stepped
+from sigdeg.pipelines.stepped import Logged, Look, Stepped, first_number
 from sigdeg.pipelines.student import PipelineStudent
 from sigdeg.response import remember
 from sigdeg.schedule import RectifiedFlow, expand
 from sigdeg.signature import PartialSignature
+from sigdeg.student import NetworkInput
 
 with extra("pipelines"):
     from diffusers import ConfigMixin, DDPMScheduler, SchedulerMixin
@@ -204,7 +205,7 @@ class SigDEGScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]  # dif
 
     def is_at(self, k: int, timestep: Any) -> bool:
         """Whether a timestep, which half precision may have rounded, is that of a step."""
-        told, own = float(torch.as_tensor(timestep).flatten()[0]), float(self.timesteps[k])
+        told, own = first_number(timestep), float(self.timesteps[k])
         return abs(told - own) <= 0.01 * max(abs(own), float(self.timesteps[0]) / 1000)
 
     def index_for_timestep(self, timestep: Any) -> int:
@@ -234,16 +235,21 @@ class SigDEGScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]  # dif
         if timestep is not None:
             self.begin(timestep)
             if not self.is_at(self.k, timestep):
-                told, own = float(timestep.flatten()[0]), float(self.timesteps[self.k])
+                told, own = first_number(timestep), float(self.timesteps[self.k])
                 raise SigdegError(f"{KEEP} (it was told timestep {told:.5g} for {own:.5g})")
         self.asked.add(self.k)
-        t, s = self.grid[self.k], self.grid[self.k + 1]
-        c = self.noise.step(self.k, x)
-        given = self.core.inputs(x.float(), t, s, PartialSignature((t - s).float(), c))
+        given, c = self.seen(x)
         scale = self.guidance
         if scale is not None:
             scale = tiled(torch.as_tensor(scale, dtype=torch.float32).reshape(-1), len(x))
-        return Look(given.inputs.to(x.dtype), c[:, : self.core.order], s.expand(len(x)), scale)
+        end = self.grid[self.k + 1].expand(len(x))
+        return Look(given.inputs.to(x.dtype), c[:, : self.core.order], end, scale)
+
+    def seen(self, x: Tensor) -> tuple[NetworkInput, Tensor]:
+        """What the step that the run is at makes of a state, and the coefficients of its path."""
+        t, s = self.grid[self.k], self.grid[self.k + 1]
+        c = self.noise.step(self.k, x)
+        return self.core.inputs(x.float(), t, s, PartialSignature((t - s).float(), c)), c
 
     def step(
         self,
@@ -280,16 +286,15 @@ class SigDEGScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]  # dif
                 "this scheduler belongs to a Sig-DEG student, and another network was called: keep "
                 "the two together"
             )
-        t, s = self.grid[self.k], self.grid[self.k + 1]
         if model_output.shape != sample.shape:
             model_output = model_output[:, : sample.shape[1]]
-        c = self.noise.step(self.k, sample)
-        given = self.core.inputs(sample.float(), t, s, PartialSignature((t - s).float(), c))
+        given, c = self.seen(sample)
         mean = self.core.mean(model_output.float(), given.state, given.around)
         new = (given.carried + given.gain * mean + given.noise).to(sample.dtype)
         if self.log is not None:
             states = sample.clone(), new.clone()  # some pipelines write into their state
-            self.log.append(Logged(self.k, *states, c, model_output))
+            samples = len(self.noise.seeds or ())
+            self.log.append(Logged(self.k, *states, c, model_output, samples))
         self.k += 1
         self.noise.prepare(self.k, sample.shape[1:])
         made = Stepped(prev_sample=new, pred_original_sample=mean.to(sample.dtype))

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
+import torch
 from torch import Tensor
 
 from sigdeg.errors import extra
@@ -11,7 +13,7 @@ from sigdeg.errors import extra
 with extra("pipelines"):
     from diffusers.utils import BaseOutput
 
-__all__ = ["Logged", "Look", "Stepped"]
+__all__ = ["Logged", "Look", "Stepped", "first_number"]
 
 
 @dataclass
@@ -29,13 +31,17 @@ class Stepped(BaseOutput):  # type: ignore[misc]  # diffusers is not typed
 
 @dataclass
 class Logged:
-    """One step of a march that is logged: its number, states before and after, and the noise."""
+    """One step of a march that is logged: its number, states before and after, and the noise.
+
+    Of as many samples: its rows may be copies of them, which guidance makes.
+    """
 
     k: int
     before: Tensor
     after: Tensor
     coefficients: Tensor
     output: Tensor
+    samples: int
 
 
 @dataclass(frozen=True)
@@ -53,3 +59,8 @@ class Look:
     coefficients: Tensor
     end: Tensor
     guidance: Tensor | None = None
+
+
+def first_number(value: Any) -> float:
+    """Of a number, or of a tensor of one for each row."""
+    return float(torch.as_tensor(value).flatten()[0])

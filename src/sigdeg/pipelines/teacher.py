@@ -147,7 +147,7 @@ class PipelineTeacher:
                 f"{type(self.pipe).__name__} took {len(log)} of {self.fine_steps} steps: less than "
                 "one of the student's"
             )
-        samples = len(log[0].coefficients) // copies_of(log[0].coefficients)
+        samples = log[0].samples
         log = log[ends[start] - first :]
         at = [end - ends[start] for end in ends[start:]]
         states = [log[i].before[:samples] for i in at[:-1]] + [log[-1].after[:samples]]
@@ -282,17 +282,6 @@ def twice(call: Mapping[str, Any], samples: int) -> dict[str, Any] | None:
         elif type(value) is int and value == samples and name.endswith(COUNTS):
             more[name] = 2 * samples
     return {**call, **more} if more else None
-
-
-def copies_of(coefficients: Tensor) -> int:
-    """How often a batch repeats itself: pipelines double it for guidance."""
-    n = len(coefficients)
-    return next(
-        m
-        for m in range(n, 0, -1)
-        if n % m == 0
-        and all(torch.equal(part, coefficients[: n // m]) for part in coefficients.split(n // m))
-    )
 
 
 @contextmanager

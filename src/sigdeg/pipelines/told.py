@@ -12,11 +12,11 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
-import torch
 from torch import Generator, nn
 
 from sigdeg.errors import SigdegError
 from sigdeg.pipelines.layer import Called
+from sigdeg.pipelines.stepped import first_number
 from sigdeg.pipelines.trace import Trace, call_pipeline
 
 __all__ = ["check_told"]
@@ -84,8 +84,3 @@ def stopped(scheduler: Any) -> Iterator[list[float]]:
         pass
     finally:
         del scheduler.step
-
-
-def first_number(value: Any) -> float:
-    """Of a number, or of a tensor of one for each row."""
-    return float(torch.as_tensor(value).flatten()[0])

@@ -26,7 +26,7 @@ from sigdeg.pipelines.checks import NONE, check_finite, check_scheduler, suspect
 from sigdeg.pipelines.guiders import guiders, turned_off
 from sigdeg.pipelines.layer import Called, Key, as_whole, find_layer
 from sigdeg.pipelines.scheduler import SigDEGScheduler, replaced
-from sigdeg.pipelines.stepped import Logged
+from sigdeg.pipelines.stepped import Logged, first_number
 
 __all__ = [
     "Trace",
@@ -235,9 +235,8 @@ def trace(pipe: Any, call: Mapping[str, Any]) -> Trace:
     layer = find_layer(net, called, state)[0]
     if layer is None:
         raise SigdegError(f"{name}: no layer of its {called.name} sees the whole state as it is")
-    samples = len(scheduler.noise.seeds or [])
     facts = state, axis, channels, copies, len(own), time, scale, shift
-    return Trace(names, *facts, relation, layer, samples, begin, listed, said)
+    return Trace(names, *facts, relation, layer, first.samples, begin, listed, said)
 
 
 def steps_of(pipe: Any, call: Mapping[str, Any]) -> int:
@@ -301,7 +300,7 @@ def find_time(
         if key == state or (isinstance(key, int) and key >= len(last.args)):
             continue
         try:
-            told = [float(torch.as_tensor(v.argument(key)).flatten()[0]) for v in (first, last)]
+            told = [first_number(v.argument(key)) for v in (first, last)]
         except (TypeError, ValueError, RuntimeError, IndexError, KeyError):
             continue
         if told[0] == told[1]:
