@@ -9,11 +9,11 @@ from torch import nn
 
 from sigdeg.errors import SigdegError
 from sigdeg.pipelines.calls import Calls
+from sigdeg.pipelines.facts import Trace
 from sigdeg.pipelines.layer import Called, find_layer
 from sigdeg.pipelines.scheduler import SigDEGScheduler
 from sigdeg.pipelines.stepped import Logged
 from sigdeg.pipelines.trace import (
-    Trace,
     find_relation,
     find_state,
     recorded,

@@ -6,6 +6,7 @@ from sigdeg.pipelines.distill import (
     Judged,
     distill_pipeline,
 )
+from sigdeg.pipelines.facts import Trace
 from sigdeg.pipelines.files import attach, load_pipeline, save_student
 from sigdeg.pipelines.network import add_signature, served, signature_class
 from sigdeg.pipelines.paths import PipelinePaths
@@ -13,7 +14,7 @@ from sigdeg.pipelines.prepare import PipelineRecipe, pipeline_config, prepare
 from sigdeg.pipelines.scheduler import SigDEGScheduler, replaced
 from sigdeg.pipelines.student import PipelineStudent
 from sigdeg.pipelines.teacher import PipelineTeacher
-from sigdeg.pipelines.trace import Trace, trace, unguided
+from sigdeg.pipelines.trace import trace, unguided
 
 __all__ = [
     "Calls",

@@ -18,8 +18,9 @@ from torch import Tensor
 
 from sigdeg.errors import SigdegError
 from sigdeg.grids import Grid
+from sigdeg.pipelines.facts import Trace
 from sigdeg.pipelines.layer import Called, as_whole
-from sigdeg.pipelines.trace import Trace, first_tensor, is_list, part_of
+from sigdeg.pipelines.trace import first_tensor, is_list, part_of
 from sigdeg.runs import fingerprint
 
 __all__ = ["Calls", "Kept", "keep_calls", "read_calls"]

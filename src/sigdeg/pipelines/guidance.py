@@ -23,9 +23,10 @@ import torch.utils._pytree as pytree
 from torch import Tensor, nn
 
 from sigdeg.errors import SigdegError, check_choice
+from sigdeg.pipelines.facts import Trace
 from sigdeg.pipelines.guiders import guiders
 from sigdeg.pipelines.layer import Called
-from sigdeg.pipelines.trace import SCALES, Trace
+from sigdeg.pipelines.trace import SCALES
 
 __all__ = [
     "Guidance",

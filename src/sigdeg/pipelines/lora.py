@@ -27,10 +27,10 @@ from torch import Tensor, nn
 
 from sigdeg.errors import SigdegError, check_whole, extra, reason
 from sigdeg.files import read_tensors, save_tensors
+from sigdeg.pipelines.facts import Trace
 from sigdeg.pipelines.guidance import CONDITION
 from sigdeg.pipelines.layer import LAYERS
 from sigdeg.pipelines.network import ADAPTER, BESIDE, add_signature, remove_signature
-from sigdeg.pipelines.trace import Trace
 from sigdeg.schema import mapped
 
 with extra("pipelines"):

@@ -19,11 +19,11 @@ from torch import Tensor, nn
 
 from sigdeg.errors import SigdegError, extra, reason
 from sigdeg.networks import sinusoidal
+from sigdeg.pipelines.facts import Trace
 from sigdeg.pipelines.guidance import add_condition, remove_condition
 from sigdeg.pipelines.layer import Called, as_whole, find_layer
 from sigdeg.pipelines.noise import tiled
 from sigdeg.pipelines.scheduler import SigDEGScheduler, running
-from sigdeg.pipelines.trace import Trace
 from sigdeg.schema import flag, listed, maybe, number, record, text, whole
 
 with extra("pipelines"):

@@ -21,12 +21,13 @@ from sigdeg.errors import SigdegError
 from sigdeg.grids import join_rows
 from sigdeg.pipelines.calls import Kept
 from sigdeg.pipelines.checks import check_finite
+from sigdeg.pipelines.facts import Trace
 from sigdeg.pipelines.guidance import Guidance, conditioned, negative_half
 from sigdeg.pipelines.layer import Called
 from sigdeg.pipelines.scheduler import SigDEGScheduler, replaced
 from sigdeg.pipelines.stepped import Logged
 from sigdeg.pipelines.student import PipelineStudent
-from sigdeg.pipelines.trace import SCALES, Trace, call_pipeline, recorded
+from sigdeg.pipelines.trace import SCALES, call_pipeline, recorded
 from sigdeg.signature import PartialSignature
 
 __all__ = ["PipelineTeacher", "Run"]

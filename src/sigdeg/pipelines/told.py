@@ -15,9 +15,10 @@ from typing import Any
 from torch import Generator, nn
 
 from sigdeg.errors import SigdegError
+from sigdeg.pipelines.facts import Trace
 from sigdeg.pipelines.layer import Called
 from sigdeg.pipelines.stepped import first_number
-from sigdeg.pipelines.trace import Trace, call_pipeline
+from sigdeg.pipelines.trace import call_pipeline
 
 __all__ = ["check_told"]
 

@@ -1,0 +1,99 @@
+"""Facts of a pipeline's network: where the state stands in its calls, and what it says of it."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from sigdeg.pipelines.layer import Key, as_whole
+
+__all__ = ["Relation", "Trace"]
+
+Relation = Literal["same", "negated"]
+
+
+@dataclass(frozen=True)
+class Trace:
+    """Facts of a pipeline's network, found by `trace`; JSON in a student's configuration.
+
+    Arguments:
+        networks: Components that are called with the state, in the order of their first calls.
+        state: Argument of the state, its position or its name.
+        axis: Axis along which other channels stand beside those of the state, if any.
+        channels: Those of the state along that axis.
+        copies: Copies of the batch in one call.
+        calls: Calls a step.
+        time: Argument of the timestep, if one was found.
+        time_scale: What the network is told, in timesteps of the scheduler: so many times ...
+        time_shift: ... and so much more.
+        relation: How the network's output becomes that of the scheduler.
+        layer: The network's input layer.
+        samples: Samples of the call that it was found by.
+        begin: The first of those channels.
+        listed: Where the state comes as a list of its samples: axes of length one that they have
+            besides, counted in the whole.
+        said: The first of the output's along that axis.
+    """
+
+    networks: tuple[str, ...]
+    state: Key
+    axis: int | None
+    channels: int
+    copies: int
+    calls: int
+    time: Key | None
+    time_scale: float
+    time_shift: float
+    relation: Relation | None
+    layer: str
+    samples: int
+    begin: int = 0
+    listed: tuple[int, ...] | None = None
+    said: int = 0
+
+    @property
+    def written(self) -> dict[str, Any]:
+        """It as JSON."""
+        listed = None if self.listed is None else list(self.listed)
+        return {**dataclasses.asdict(self), "networks": list(self.networks), "listed": listed}
+
+    @classmethod
+    def read(cls, written: Mapping[str, Any]) -> Trace:
+        """What `written` gave."""
+        listed = written.get("listed")
+        lists = {
+            "networks": tuple(written["networks"]),
+            "listed": None if listed is None else tuple(listed),
+        }
+        return cls(**{**written, **lists})
+
+    def part(self, argument: Any) -> Tensor:
+        """The state in its argument."""
+        if self.listed is not None:
+            return as_whole(argument).squeeze(self.listed)
+        part: Tensor = argument
+        return part if self.axis is None else part.narrow(self.axis, self.begin, self.channels)
+
+    def filled(self, argument: Any, state: Tensor) -> Any:
+        """The argument with another state in it."""
+        if self.listed is not None:
+            for axis in self.listed:
+                state = state.unsqueeze(axis)
+            return list(state)
+        if self.axis is None:
+            return state
+        others = tiled_to(argument, len(state))
+        end = self.begin + self.channels
+        before = others.narrow(self.axis, 0, self.begin)
+        after = others.narrow(self.axis, end, others.shape[self.axis] - end)
+        return torch.cat([before, state, after], dim=self.axis)
+
+
+def tiled_to(values: Tensor, rows: int) -> Tensor:
+    """As many rows, where there is one for all or as many already."""
+    return values if len(values) == rows else values.expand(rows, *values.shape[1:])
