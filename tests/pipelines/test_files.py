@@ -210,6 +210,11 @@ SCHEDULER, NETWORK = "scheduler/scheduler_config.json", "unet/config.json"
             "beside its input layer, is missing",
         ),
         (f"unet/{WEIGHTS}", {"signature.extra.weight": torch.zeros(8, 4, 3, 3)}, "shape"),
+        (
+            f"unet/{WEIGHTS}",
+            {"conv_out.bias": torch.full((4,), torch.nan)},
+            "conv_out.bias holds NaN",
+        ),
     ],
 )
 def test_what_was_changed_is_one_line(damaged, name, change, told):
@@ -245,6 +250,15 @@ def test_a_layer_that_is_not_there_is_one_line(damaged, saved):
     folder = damaged(NETWORK, sigdeg={**told, "trace": {**told["trace"], "layer": "conv_input"}})
     with pytest.raises(SigdegError, match="conv_input"):
         load_pipeline(folder)
+
+
+def test_an_axis_that_is_not_there_is_one_line(damaged, saved):
+    call, _ = drawn(saved)
+    told = json.loads((saved / NETWORK).read_text())["sigdeg"]
+    folder = damaged(NETWORK, sigdeg={**told, "trace": {**told["trace"], "axis": 7}})
+    with pytest.raises(SigdegError, match="is not its student's state") as error:
+        draw(load_pipeline(folder), call)
+    assert "\n" not in str(error.value)
 
 
 def test_weights_that_are_cut_are_one_line(damaged):

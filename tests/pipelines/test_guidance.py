@@ -1,6 +1,7 @@
 """What becomes of guidance: baked, told to the network, or left to be guided again."""
 
 import copy
+import warnings
 
 import pytest
 import torch
@@ -18,6 +19,7 @@ from sigdeg.pipelines.network import add_signature
 from sigdeg.pipelines.student import PipelineStudent
 from sigdeg.pipelines.teacher import PipelineTeacher
 from sigdeg.pipelines.trace import call_pipeline, recorded, unguided
+from tests.pipelines.student import draw, student_of
 from tests.pipelines.zoo import FAMILIES
 
 STEPS = 2
@@ -203,6 +205,20 @@ def ends(made, runs):
         return batch.replay(student, step.grid()).split(counts)
 
 
+@pytest.mark.parametrize("name", ["sd15", "wan"])  # two halves of a call, and two calls
+def test_guidance_that_would_count_twice_is_warned_of(name):
+    pipe, call = student_of(name, once=True)
+    guided = {**FAMILIES[name]().call, "guidance_scale": 3.0}
+    with pytest.warns(UserWarning, match="turn the pipeline's guidance off"):
+        draw(pipe, guided)
+    other, _ = student_of(name)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", UserWarning)
+        draw(pipe, call)
+        draw(pipe, {**call, "num_images_per_prompt": 2} if name == "sd15" else call)
+        draw(other, guided)
+
+
 def cosine(one, other):
     return float((one * other).sum() / (one.norm() * other.norm()))
 
@@ -257,6 +273,7 @@ def test_a_student_of_dropped_conditions_can_be_guided_again(tmp_path):
     family, made = distilled(
         "dit", CLASSES, tmp_path, recipe=recipe, paths=32, iterations=60, learning_rate=1e-2
     )
+    assert not made.pipe.scheduler.once
     calls = [{**family.call, **call} for call in CLASSES]
     runs = [made.teacher.run(call, 501) for call in calls]
     dropped = made.teacher.run(calls[0], 501, dropped=True)

@@ -126,6 +126,7 @@ def test_options_of_distilling_and_of_the_pipeline_are_told_apart(pipe, tmp_path
     budget = {"iterations": 2, "paths": 24, "held_out": 8, "batch_size": 8, "refinement": 2}
     made = sigdeg.distill(pipe, **given, **size, **budget, tracker="none")
     assert made.off == {"guidance_scale": 1.0}
+    assert made.pipe.scheduler.once
     assert made.pipe.scheduler.core.steps == (2,)
     results = read_results(tmp_path / "run" / "results.json")
     assert [row["method"] for row in results["rows"]] == ["teacher", "sig-deg", "untrained"]

@@ -28,7 +28,7 @@ from sigdeg.pipelines.lora import add_adapter, sharing
 from sigdeg.pipelines.network import add_signature
 from sigdeg.pipelines.parts import set_aside
 from sigdeg.pipelines.paths import PipelinePaths
-from sigdeg.pipelines.prepare import PipelineRecipe, prepare
+from sigdeg.pipelines.prepare import PipelineRecipe, Ready, prepare
 from sigdeg.pipelines.scheduler import SigDEGScheduler
 from sigdeg.pipelines.student import PipelineStudent
 from sigdeg.pipelines.teacher import PipelineTeacher
@@ -123,23 +123,11 @@ def distill_pipeline(
     began = time.perf_counter()
     source = ready.runs()
     pipe, out, config, teacher = ready.teacher.pipe, ready.out, ready.config, ready.teacher
-    step, accelerator, shown = teacher.student, ready.accelerator, ready.shown
+    accelerator, shown = ready.accelerator, ready.shown
     rank, student_id = ready.recipe.rank, ready.student_id
-    step.set_scale(source.ends)
-    student = new_student(teacher, student_id, source, rank)
+    teacher.student.set_scale(source.ends)
     whole = source.held_out(len(source.rows))  # whole runs
-
-    def draw(generator: Generator) -> Segments:
-        return Segments(ready.levels.cut(source.batch(config.batch_size, generator), generator))
-
-    job = Job(
-        Objective(student, ready.levels.grids, draws=config.draws),
-        draw,
-        Segments(ready.levels.cut(whole, derive_generator(config.seed, Stream.HELD_OUT))),
-        ready.identity,
-        (lambda o: o.normalise(whole.to(accelerator.device))) if config.normalise else None,
-        Segments.share,
-    )
+    job = make_job(ready, new_student(teacher, student_id, source, rank), source, whole)
     if shown:
         place, parts = accelerator.device, min(map(len, job.held_out.levels))  # a row for each
         tell_job(job, len(whole), config, place, accelerator.num_processes, parts)
@@ -150,8 +138,7 @@ def distill_pipeline(
         )
     if shown:
         tell_memory(trained.memory)
-    found = trained.objective.student
-    assert isinstance(found, PipelineStudent)
+    found: Any = trained.objective.student
     made = student_pipeline(pipe, found, student_id, teacher.guidance)
     turned = teacher.guidance.without({}, teacher.off)
     turned = {name: v for name, v in turned.items() if name not in teacher.guidance.guiders}
@@ -166,6 +153,25 @@ def distill_pipeline(
     save_student(made, out / "student", turned, card, teacher.guidance)
     made.to(accelerator.device)
     return dataclasses.replace(done, judged=judged)
+
+
+def make_job(
+    ready: Ready, student: PipelineStudent, source: PipelinePaths, whole: Batch
+) -> Job[Objective]:
+    """What is trained: a student on segments of the teacher's runs, beside those held out."""
+    config, levels, place = ready.config, ready.levels, ready.accelerator.device
+
+    def draw(generator: Generator) -> Segments:
+        return Segments(levels.cut(source.batch(config.batch_size, generator), generator))
+
+    return Job(
+        Objective(student, levels.grids, draws=config.draws),
+        draw,
+        Segments(levels.cut(whole, derive_generator(config.seed, Stream.HELD_OUT))),
+        ready.identity,
+        (lambda objective: objective.normalise(whole.to(place))) if config.normalise else None,
+        Segments.share,
+    )
 
 
 def card_of(pipe: Any, done: DistilledPipeline, judged: Judged, config: DistillConfig) -> Card:
@@ -211,6 +217,7 @@ def student_pipeline(
     """The pipeline with a student in the place of its network, and its scheduler."""
     made = copy.copy(pipe)
     step = {**student.written, **({"guidance": guidance.usual} if guidance.beside else {})}
+    step |= {"once": True} if guidance.once else {}
     scheduler = SigDEGScheduler.like(pipe.scheduler, **step, student=student_id)
     networks = dict(student.network.eval().named_children())
     for name, network in networks.items():

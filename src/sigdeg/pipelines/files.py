@@ -189,13 +189,16 @@ def load_pipeline(path: Any, **options: Any) -> Any:
         raise SigdegError(f"a {type(path).__name__} is no diffusers pipeline, and no folder of one")
     folder = find_pipeline(path)
     index = read_json(folder / INDEX)
-    check_student(folder, index)
+    students = check_student(folder, index)
     for name, home in index.items():
         if isinstance(home, list) and home[:1] != [None] and not (folder / name).is_dir():
             raise SigdegError(f"{folder} is incomplete: its {name} is missing")
     absent = {k: None for k, v in index.items() if isinstance(v, list) and v[:1] == [None]}
     options = {"use_safetensors": True, **absent, **options}
-    return read_part(DiffusionPipeline, folder, **options)
+    pipe = read_part(DiffusionPipeline, folder, **options)
+    for name in students:
+        check_weights(pipe.components[name], folder / name)
+    return pipe
 
 
 def attach(pipe: Any, path: str | Path) -> Any:
@@ -242,8 +245,9 @@ def attach(pipe: Any, path: str | Path) -> Any:
                 f"the student's {name} is a {made.__name__}, and this {type(pipe).__name__} has "
                 f"{found}"
             )
-        made = read_part(made, folder / name, use_safetensors=True)
-        networks[name] = made.to(own.device, own.dtype)
+        network = read_part(made, folder / name, use_safetensors=True)
+        check_weights(network, folder / name)
+        networks[name] = network.to(own.device, own.dtype)
     pipe.register_modules(scheduler=read_scheduler(folder), **networks, **off)
     return pipe
 
@@ -298,6 +302,13 @@ def check_student(folder: Path, index: Mapping[str, Any]) -> list[str]:
         for weight in BESIDE - {key for file in files for key in open_tensors(file)[0]}:
             raise SigdegError(f"{folder / name}: {weight}, beside its input layer, is missing")
     return names
+
+
+def check_weights(network: nn.Module, folder: Path) -> None:
+    """Refuse a network that would draw nothing but NaN."""
+    for name, weight in network.named_parameters():
+        if not bool(weight.isfinite().all()):
+            raise SigdegError(f"{folder} is damaged: its {name} holds NaN or infinite values")
 
 
 def read_scheduler(folder: Path) -> SigDEGScheduler:

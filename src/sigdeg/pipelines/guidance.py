@@ -71,6 +71,11 @@ class Guidance:
         return self.way == "input" and self.width is None
 
     @property
+    def once(self) -> bool:
+        """Whether guidance that is left on in its calls counts twice."""
+        return self.off and self.width is None and not self.dropout
+
+    @property
     def usual(self) -> float | None:
         """The scale in the middle of those that were taught, where the scheduler tells it."""
         return self.scales[len(self.scales) // 2] if self.beside else None

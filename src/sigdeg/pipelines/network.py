@@ -115,7 +115,13 @@ class SignatureInput(nn.Module):
         except (KeyError, IndexError):
             name = type(network).__name__
             raise SigdegError(f"{name} is called without its state, {self.trace.state}") from None
-        state = self.trace.part(argument)
+        try:
+            state = self.trace.part(argument)
+        except (IndexError, RuntimeError) as error:
+            name = type(network).__name__
+            raise SigdegError(
+                f"what {name} is called with is not its student's state: {reason(error)}"
+            ) from None
         if given is None:
             look = running(self.student).look(state, self.timestep(args, kwargs))
             coefficients, told = look.coefficients, (look.end, look.guidance)

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import inspect
 import threading
+import warnings
 import weakref
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -37,6 +38,10 @@ with extra("pipelines"):
 __all__ = ["SigDEGScheduler", "replaced", "running"]
 
 KEEP = "this network is a Sig-DEG student: keep its SigDEGScheduler, and call it by its pipeline"
+TWICE = (
+    "this Sig-DEG student draws guided samples by itself: turn the pipeline's guidance off, or it "
+    "counts twice, at twice the cost"
+)
 
 
 class Runs(threading.local):
@@ -65,8 +70,9 @@ class SigDEGScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]  # dif
         trained_betas: See there.
         prediction_type: See there.
         sigdeg: The step as JSON, that of a student's `config.json`; `student`, the id by which its
-            network finds it; and the scale of `guidance`, where the scheduler tells it the network.
-            It can be set between runs, to a number or to one a sample.
+            network finds it; the scale of `guidance`, where the scheduler tells it the network: it
+            can be set between runs, to a number or to one a sample; and whether the network is
+            called `once` a step, for it draws guided samples already.
     """
 
     order = 1
@@ -97,6 +103,7 @@ class SigDEGScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]  # dif
         known = dict(sigdeg)
         self.student: str = known.pop("student", "")
         self.guidance: Any = known.pop("guidance", None)
+        self.once = bool(known.pop("once", False))
         if isinstance(self.guidance, str):
             raise SigdegError(f"sigdeg.guidance must be a number, got {self.guidance!r:.60}")
         self.core = PipelineStudent.read(known).eval()
@@ -237,8 +244,10 @@ class SigDEGScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]  # dif
             if not self.is_at(self.k, timestep):
                 told, own = first_number(timestep), float(self.timesteps[self.k])
                 raise SigdegError(f"{KEEP} (it was told timestep {told:.5g} for {own:.5g})")
-        self.asked.add(self.k)
         given, c = self.seen(x)
+        if self.once and (self.k in self.asked or len(x) > len(self.noise.seeds or x)):
+            warnings.warn(TWICE, stacklevel=2)
+        self.asked.add(self.k)
         scale = self.guidance
         if scale is not None:
             scale = tiled(torch.as_tensor(scale, dtype=torch.float32).reshape(-1), len(x))

@@ -101,6 +101,7 @@ def draw_seeds(
     progress: bool,
 ) -> Tensor:
     r"""Samples of seeds, shape (seeds, \*), so many at a time; see `draw_calls`."""
+    from sigdeg.pipelines.checks import check_finite
     from sigdeg.pipelines.trace import call_pipeline
 
     parts: list[Tensor] = []
@@ -110,6 +111,7 @@ def draw_seeds(
             size = len(generators)
             call = call_of(pipe, request, size)
             parts.append(samples_of(call_pipeline(pipe, call, steps, generators)[0], size))
+            check_finite(pipe, parts[-1])
             bar.update(size)
     return torch.cat(parts)
 
