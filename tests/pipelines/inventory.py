@@ -122,6 +122,7 @@ def replay(pipe: Any, found: Trace, scheduler: SigDEGScheduler, calls: list[Any]
     """The steps of a run made again from its recorded calls."""
     log = scheduler.log or []
     rows, steps = len(log[0].before), len(scheduler.grid) - 1
+    calls = found.chosen(calls, rows)
     kept = {f"{steps}.{called.k}": Kept.of(called, found, rows) for called in calls}
     places = torch.tensor([[0, row] for row in range(rows)])
     networks = nn.ModuleDict({name: pipe.components[name] for name in found.networks})

@@ -4,7 +4,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from diffusers import DiffusionPipeline, UNet1DModel
+from diffusers import DDIMScheduler, DiffusionPipeline, UNet1DModel
 from torch import nn
 
 from sigdeg.errors import SigdegError
@@ -21,7 +21,16 @@ from sigdeg.pipelines.trace import (
     trace,
     unguided,
 )
-from tests.pipelines.parts import images, randomised, unet
+from tests.pipelines.inventory import follow
+from tests.pipelines.parts import (
+    BETAS,
+    conditional_unet,
+    embeddings,
+    images,
+    randomised,
+    rows,
+    unet,
+)
 from tests.pipelines.zoo import FAMILIES
 
 
@@ -153,6 +162,65 @@ def test_experts_are_traced_together():
     pipe.register_modules(transformer_2=second)
     pipe.register_to_config(boundary_ratio=0.6)
     assert unguided(pipe, family.call)[1].networks == ("transformer", "transformer_2")
+
+
+class AlwaysGuided(DiffusionPipeline):
+    """Asks its network for both outputs, whatever the scale: in one call or in two."""
+
+    def __init__(self, unet, scheduler):
+        super().__init__()
+        self.register_modules(unet=unet, scheduler=scheduler)
+
+    @torch.no_grad()
+    def __call__(
+        self,
+        prompt_embeds,
+        negative_prompt_embeds,
+        num_inference_steps,
+        generator,
+        guidance_scale,
+        way,
+    ):
+        n = len(prompt_embeds)
+        x = torch.randn(n, *images(1).shape[1:], generator=generator)
+        beside = rows(n, 2, *images(1).shape[2:], seed=3)
+        self.scheduler.set_timesteps(num_inference_steps)
+        for t in self.scheduler.timesteps:
+            texts = [prompt_embeds, negative_prompt_embeds]
+            seen = torch.cat([x, beside], 1)
+            if way == "copies":
+                both = self.unet(torch.cat([seen] * 2), t, torch.cat(texts[::-1])).sample
+                without, asked = both.chunk(2)
+            else:
+                asked, without = (self.unet(seen, t, text).sample for text in texts)
+            said = without + guidance_scale * (asked - without)
+            if way == "gradients":
+                with torch.enable_grad():
+                    known = x.requires_grad_()
+                    self.unet(torch.cat([known, beside], 1), t, prompt_embeds)
+                    x = x.detach()
+            x = self.scheduler.step(said, t, x).prev_sample
+        return (x,)
+
+
+def always_guided(way):
+    network = conditional_unet(5, out_channels=3)
+    call = {**embeddings(2), "guidance_scale": 3.0, "way": way}
+    return AlwaysGuided(network, DDIMScheduler(**BETAS)), call
+
+
+@pytest.mark.parametrize(("way", "which"), [("copies", 1), ("calls", 0)])
+def test_what_is_asked_for_and_left_out_is_not_learned(way, which):
+    pipe, call = always_guided(way)
+    off, found = unguided(pipe, call)
+    assert off == {**call, "guidance_scale": 1.0}
+    assert (found.which, found.relation, found.single) == (which, "same", False)
+    assert follow(pipe, call) == "unet: conv_in"
+
+
+def test_states_that_gradients_change_are_refused():
+    with pytest.raises(SigdegError, match="changes its states by gradients of its unet"):
+        unguided(*always_guided("gradients"))
 
 
 def test_what_is_no_single_diffusion_is_refused():

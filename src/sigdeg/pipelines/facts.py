@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
-from sigdeg.pipelines.layer import Key, as_whole
+from sigdeg.pipelines.layer import Called, Key, as_whole
 
 __all__ = ["Relation", "Trace"]
 
@@ -38,6 +38,8 @@ class Trace:
         listed: Where the state comes as a list of its samples: axes of length one that they have
             besides, counted in the whole.
         said: The first of the output's along that axis.
+        which: Of a step's calls and the copies in them, in order, the one whose output is stepped
+            on: some pipelines ask for more and leave it out where they are not guided.
     """
 
     networks: tuple[str, ...]
@@ -55,6 +57,12 @@ class Trace:
     begin: int = 0
     listed: tuple[int, ...] | None = None
     said: int = 0
+    which: int = 0
+
+    @property
+    def single(self) -> bool:
+        """Whether a step is one call, for one output a sample."""
+        return (self.copies, self.calls) == (1, 1)
 
     @property
     def written(self) -> dict[str, Any]:
@@ -78,6 +86,15 @@ class Trace:
             return as_whole(argument).squeeze(self.listed)
         part: Tensor = argument
         return part if self.axis is None else part.narrow(self.axis, self.begin, self.channels)
+
+    def chosen(self, calls: Sequence[Called], rows: int) -> list[Called]:
+        """Of each step's calls, of copies of so many rows, the one whose output is stepped on."""
+        if self.single:
+            return list(calls)
+        steps: dict[int, list[Called]] = {}
+        for called in calls:
+            steps.setdefault(called.k, []).extend(called.parts(self.state, rows))
+        return [parts[self.which] for parts in steps.values() if len(parts) > self.which]
 
     def filled(self, argument: Any, state: Tensor) -> Any:
         """The argument with another state in it."""

@@ -55,6 +55,7 @@ class Guidance:
         width: Of the embedding of a scale, where the pipeline itself tells the network.
         dropout: Share of the calls that are without the condition.
         guiders: Components of the teacher that guide, which are off in the student.
+        single: Whether a step without it is one call of the network, for one output a sample.
     """
 
     name: str | None = None
@@ -64,6 +65,7 @@ class Guidance:
     width: int | None = None
     dropout: float = 0.0
     guiders: tuple[str, ...] = ()
+    single: bool = True
 
     @property
     def beside(self) -> bool:
@@ -73,7 +75,7 @@ class Guidance:
     @property
     def once(self) -> bool:
         """Whether guidance that is left on in its calls counts twice."""
-        return self.off and self.width is None and not self.dropout
+        return self.off and self.single and self.width is None and not self.dropout
 
     @property
     def usual(self) -> float | None:
@@ -120,7 +122,8 @@ class Guidance:
                 f"halves the cost of a call. {NEGATIVE}"
             )
         if self.off:
-            return f"{baked}: leave it off, which halves the cost of a call. {NEGATIVE}"
+            cost = ", which halves the cost of a call" if self.single else ""
+            return f"{baked}: leave it off{cost}. {NEGATIVE}"
         if self.scales and self.scales[-1] > 1:
             return f"Its network is told the guidance by its pipeline, as it was taught: {taught}."
         return "It was taught without guidance."
@@ -240,7 +243,7 @@ def negative_half(
     """
     found = []
     for own in plain:
-        parts = [p for c in guided if c.k == own.k for p in split(c, trace, samples)]
+        parts = [p for c in guided if c.k == own.k for p in c.parts(trace.state, samples)]
         if len(parts) != 2:
             raise SigdegError(
                 f"a step of this pipeline asks its {own.name} for {len(parts)} outputs: only "
@@ -248,25 +251,6 @@ def negative_half(
             )
         found.append(max(parts, key=lambda part: apart(part, own)))
     return found
-
-
-def split(called: Called, trace: Trace, samples: int) -> list[Called]:
-    """A call of copies of the samples as one call a copy."""
-    copies = len(called.argument(trace.state)) // samples
-
-    def row(leaf: Any, i: int) -> Any:
-        whole = isinstance(leaf, Tensor) and leaf.ndim and len(leaf) == copies * samples
-        return leaf[i * samples : (i + 1) * samples] if whole else leaf
-
-    return [
-        Called(
-            called.name,
-            called.k,
-            pytree.tree_map(lambda leaf, i=i: row(leaf, i), called.args),
-            pytree.tree_map(lambda leaf, i=i: row(leaf, i), called.kwargs),
-        )
-        for i in range(copies)
-    ]
 
 
 def apart(one: Called, other: Called) -> float:

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+import torch.utils._pytree as pytree
 from torch import Tensor, nn
 
 __all__ = ["LAYERS", "Called", "Key", "as_whole", "find_layer"]
@@ -39,6 +40,18 @@ class Called:
         """All arguments."""
         yield from enumerate(self.args)
         yield from self.kwargs.items()
+
+    def parts(self, state: Key, rows: int) -> list[Called]:
+        """A call of copies of so many rows, by the argument of the state, as one call a copy."""
+        copies = len(self.argument(state)) // rows
+
+        def part(leaf: Any, i: int) -> Any:
+            whole = isinstance(leaf, Tensor) and leaf.ndim and len(leaf) == copies * rows
+            return leaf[i * rows : (i + 1) * rows] if whole else leaf
+
+        told = self.args, self.kwargs, self.output
+        split = [pytree.tree_map(lambda leaf, i=i: part(leaf, i), told) for i in range(copies)]
+        return [Called(self.name, self.k, *one) for one in split]
 
 
 class Seen(Exception):  # noqa: N818  # a signal, no error

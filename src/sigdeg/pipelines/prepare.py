@@ -166,6 +166,7 @@ def prepare(
     check_told(pipe, off, trace)
     turned = {name: off[name] for name in off if off[name] is not first.get(name)}
     guidance = find_guidance(pipe, calls, turned, trace.networks, recipe.guidance, recipe.dropout)
+    guidance = dataclasses.replace(guidance, single=trace.single)
     levels = Levels.of(step, config.q or max(step.steps), late=config.late)
     check_whole(config.paths, 1, "the number of paths of a pipeline, whose runs are kept,")
     count_runs(trace.samples, config)

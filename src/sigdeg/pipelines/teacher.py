@@ -196,6 +196,7 @@ class PipelineTeacher:
             plain = told.without(call, self.off)
             calls = self.called(plain, seed, count, through)
             fixed = self.fixed(plain, seed, through, calls)
+        calls = self.trace.chosen(calls, samples)
         if dropped:
             guided = self.called(told.guided(call), seed, count, through)
             calls = negative_half(guided, calls, self.trace, samples)

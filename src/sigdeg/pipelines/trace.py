@@ -79,7 +79,9 @@ def recorded(
     def listen(name: str, module: nn.Module) -> None:
         def before(_: nn.Module, args: Any, kwargs: Any) -> None:
             # Copied: some U-Nets empty the lists they are given, some pipelines write into a state.
-            args, kwargs = pytree.tree_map_only(Tensor, Tensor.clone, (args, kwargs))
+            args, kwargs = pytree.tree_map_only(
+                Tensor, lambda v: v.detach().clone(), (args, kwargs)
+            )
             calls.append(Called(name, scheduler.k, args, kwargs))
 
         def after(_: nn.Module, args: Any, output: Any) -> None:
@@ -140,9 +142,18 @@ def trace(pipe: Any, call: Mapping[str, Any]) -> Trace:
     mine = [c for c in in_steps if type(pipe.components[c.name]) is kind]
     time, scale, shift = find_time(mine, scheduler, state)
     own = [c for c in mine if c.k == first.k]
-    relation, said = None, 0
-    if copies == 1 and len(own) == 1:
-        relation, said = find_relation(own[0], first, axis, begin)
+    if any(first_tensor(c.output).requires_grad for c in own):
+        raise SigdegError(
+            f"{name} changes its states by gradients of its {called.name}: its steps are none of a "
+            "diffusion alone"
+        )
+    parts = own
+    if (copies, len(own)) != (1, 1):
+        alone = listed is None and len(first.before) == first.samples
+        parts = [p for c in own for p in c.parts(state, first.samples)] if alone else []
+    relations = [find_relation(part, first, axis, begin) for part in parts]
+    which = next((i for i, (relation, _) in enumerate(relations) if relation is not None), 0)
+    relation, said = relations[which] if relations else (None, 0)
     net = pipe.components[called.name]
     channels = first.before.shape[1 if axis is None else axis]
     names = tuple(dict.fromkeys(c.name for c in mine))
@@ -150,7 +161,8 @@ def trace(pipe: Any, call: Mapping[str, Any]) -> Trace:
     if layer is None:
         raise SigdegError(f"{name}: no layer of its {called.name} sees the whole state as it is")
     facts = state, axis, channels, copies, len(own), time, scale, shift
-    return Trace(names, *facts, relation, layer, first.samples, begin, listed, said)
+    more = begin, listed, said, which
+    return Trace(names, *facts, relation, layer, first.samples, *more)
 
 
 def steps_of(pipe: Any, call: Mapping[str, Any]) -> int:
@@ -268,7 +280,7 @@ def first_tensor(output: Any) -> Tensor:
 
 
 def unguided(pipe: Any, call: Mapping[str, Any]) -> tuple[dict[str, Any], Trace]:
-    """A call without guidance, one network call a step, and its trace.
+    """A call without guidance, its trace, and one network call a step where there is such a call.
 
     Guidance that the network is told of by an input (`FluxPipeline`'s) stays. What else guides is
     turned off: its components that do, and the arguments that scale it.
@@ -287,7 +299,7 @@ def unguided(pipe: Any, call: Mapping[str, Any]) -> tuple[dict[str, Any], Trace]
         {**dict.fromkeys(scales, 1.0), **added},
         {**dict.fromkeys(scales, 0.0), **added},
     ]
-    why = ""
+    why, several = "", None
     for off in tries:
         try:
             found = trace(pipe, {**call, **none, **off})
@@ -296,10 +308,15 @@ def unguided(pipe: Any, call: Mapping[str, Any]) -> tuple[dict[str, Any], Trace]
                 raise
             why = why or f": {error}"
             continue
+        made = {**call, **none, **off}, found
+        if found.relation is not None and found.single:
+            return made
         if found.relation is not None:
-            return {**call, **none, **off}, found
-        if (found.copies, found.calls) == (1, 1):
+            several = several or made
+        elif found.single:
             why = ": what it steps on is not what its network said, or the first part of it"
+    if several is not None:
+        return several
     known_by = ", ".join(scales) or "its call"
     raise SigdegError(
         f"{type(pipe).__name__}: guidance cannot be turned off by {known_by}, so that a step is "
