@@ -40,12 +40,16 @@ ROOT = Path(__file__).parents[2]
 RESULTS, PAGE = ROOT / "results" / "pipelines.json", ROOT / "docs" / "pipelines-table.md"
 LONGEST = 200  # letters of a line in the page
 ORDER, STUDENT = 2, "student"
-CLOSE = 5e-6
+CLOSE, ROUNDED = 5e-6, 2e-5
 NO_TEACHER = (  # as refusals say it
     *("jump to the data", "is for tokens"),
     *("no scheduler of its own", "never steps its scheduler"),
 )
 WORKS, REFUSED, CANNOT, FAULT = "works", "refused", "cannot be built", "fault"
+
+
+class RoundingError(AssertionError):
+    """Recorded calls are off by so little that the rounding of a network may explain it."""
 
 
 def classes() -> list[str]:
@@ -64,14 +68,19 @@ def attempt(name: str) -> tuple[str, str]:
 
     It works if, under the student's scheduler, an untrained student is its teacher to the bit, and
     the calls recorded of an unguided run make the pipeline's own steps again, with a gradient for
-    the path. What fails with its own scheduler, too, cannot be built here.
+    the path. Where that is off by the rounding of its network it is tried in double precision.
+    What fails with its own scheduler, too, cannot be built here.
     """
     try:
         pipe, call = build(name)
     except Exception as error:
         return CANNOT, reason(error)
     try:
-        return WORKS, follow(pipe, call)
+        try:
+            return WORKS, follow(pipe, call)
+        except RoundingError:
+            pipe, call = build(name)
+            return WORKS, follow(pipe.to(torch.float64), call)
     except SigdegError as error:
         said = str(error)
         if not said.startswith(f"{name} fails: "):
@@ -96,7 +105,8 @@ def follow(pipe: Any, call: dict[str, Any]) -> str:
     own = pipe.scheduler
 
     def march(given: dict[str, Any], **step: Any) -> tuple[Tensor, SigDEGScheduler, list[Any]]:
-        scheduler = SigDEGScheduler.like(own, order=ORDER, steps=[steps], **step)
+        told = {"order": ORDER, "steps": [steps], "rows": found.rows}
+        scheduler = SigDEGScheduler.like(own, **told, **step)
         scheduler.log = []
         with (
             torch.random.fork_rng(),
@@ -127,7 +137,7 @@ def replay(pipe: Any, found: Trace, scheduler: SigDEGScheduler, calls: list[Any]
     places = torch.tensor([[0, row] for row in range(rows)])
     networks = nn.ModuleDict({name: pipe.components[name] for name in found.networks})
     learner = PipelineStudent.read(
-        {k: v for k, v in scheduler.config.sigdeg.items() if k != "student"},
+        {k: v for k, v in scheduler.config.sigdeg.items() if k not in ("student", "rows")},
         network=networks,
         recorded=Calls(found, [kept], places),
         sample_shape=tuple(log[0].before.shape[1:]),
@@ -137,8 +147,10 @@ def replay(pipe: Any, found: Trace, scheduler: SigDEGScheduler, calls: list[Any]
         noise = PartialSignature((t - s).float(), logged.coefficients)
         with torch.no_grad():
             made = learner(logged.before, t, s, noise, row=torch.arange(rows))
-        if (made - logged.after).abs().max() > CLOSE * logged.after.abs().max():
-            raise AssertionError("recorded calls do not make the pipeline's own steps")
+        off = float((made - logged.after).abs().max() / logged.after.abs().max())
+        if off > CLOSE:
+            kind = RoundingError if off < ROUNDED else AssertionError
+            raise kind(f"recorded calls are {off:.1e} off the pipeline's own steps")
     learner.clip = learner.threshold = None  # of what is clamped nothing can be learned
     t, s = scheduler.grid[log[0].k : log[0].k + 2]
     noise = PartialSignature((t - s).float(), log[0].coefficients)
@@ -175,8 +187,10 @@ def page(told: dict[str, Any]) -> str:
         f"The {len(outcomes)} pipeline classes of diffusers {told['diffusers']}, each tried by",
         "`python -m tests.pipelines.inventory`: tiny and random, most as diffusers' own tests",
         "build them. A class works if its untrained student is its teacher to the bit, if the",
-        f"calls recorded of its network make the pipeline's own steps again, to {CLOSE:g}, and if",
-        "a gradient reaches the layer that sees the path. What cannot be built here fails under",
+        "calls recorded of its network make the pipeline's own steps again, to "
+        f"{CLOSE:g} (in double",
+        "precision where its rounding is more), and if a gradient reaches the layer that sees the",
+        "path. What cannot be built here fails under",
         "its own scheduler, too, needs a package that is not installed, or has no tiny",
         "configuration yet.",
         "",

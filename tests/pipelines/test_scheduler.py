@@ -43,6 +43,23 @@ def test_a_step_is_the_exponential_one_over_the_path(own):
         scheduler.step(output, timestep, x)
 
 
+def test_rows_of_a_film_are_stepped_as_one_sample():
+    films, output = (torch.randn(2, 3, 4, 8, 8, generator=seeded(seed)) for seed in (0, 1))
+    whole = SigDEGScheduler.like(OWN, order=2, steps=[4])
+    rows = SigDEGScheduler.like(OWN, order=2, steps=[4], rows=3)
+    for scheduler in (whole, rows):
+        scheduler.set_timesteps(4)
+    noised = rows.add_noise(torch.zeros(6, 4, 8, 8), films.flatten(0, 1), rows.timesteps[:1])
+    whole.add_noise(torch.zeros_like(films), films, whole.timesteps[:1])
+    made = rows.step(output.flatten(0, 1), rows.timesteps[0], noised)
+    expected = whole.step(output, whole.timesteps[0], noised.unflatten(0, (2, 3)))
+    for one, other in zip(made.to_tuple(), expected.to_tuple(), strict=True):
+        assert torch.equal(one, other.flatten(0, 1))
+    assert rows.noise.seeds == whole.noise.seeds
+    with pytest.raises(SigdegError, match=r"sigdeg\.rows must be a whole number from 1"):
+        SigDEGScheduler.like(OWN, rows=0)
+
+
 def test_times_and_levels_are_those_of_its_grid():
     scheduler = SigDEGScheduler.like(OWN, steps=[5], power=1.5)
     scheduler.set_timesteps(5)

@@ -103,14 +103,14 @@ def test_the_output_may_be_stepped_on_where_the_state_stands(sign, relation):
             Called("net", 0, (), {}, sign * output),
             Logged(0, given, given, given, given, len(given)),
         )
-        assert find_relation(called, logged, axis, begin) == (relation, said)
+        assert find_relation([called], logged, axis, begin) == (relation, said, 0)
         facts = {"axis": axis, "channels": 2, "begin": begin, "said": said, "listed": None}
         others = dict.fromkeys(("state", "copies", "calls", "time", "time_scale", "time_shift"), 0)
         told = {**facts, **others, "relation": relation, "layer": "conv_in", "samples": 2}
         read = Trace.read({"networks": ["net"], **told})
         assert torch.equal(Calls(read, [], torch.zeros(0, 2)).related(sign * output, given), given)
     other = Logged(0, given, given, given, given + 1, len(given))
-    assert find_relation(called, other, axis, begin) == (None, 0)
+    assert find_relation([called], other, axis, begin) == (None, 0, 0)
 
 
 class Adapted(nn.Module):

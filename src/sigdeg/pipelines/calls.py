@@ -66,7 +66,7 @@ class Kept:
             SigdegError: If an argument is neither a tensor nor a plain value.
         """
         args, kwargs = list(called.args), dict(called.kwargs)
-        if trace.axis is None:
+        if trace.alone:
             place: Any = args if isinstance(trace.state, int) else kwargs
             place[trace.state] = as_whole(place[trace.state]).new_empty(0)
         if trace.listed is not None:  # its other lists are of the samples, too
@@ -222,6 +222,9 @@ class Calls:
 
     def related(self, output: Tensor, states: Tensor) -> Tensor:
         """What a scheduler is given of the network's output."""
-        part = part_of(output, states, self.trace.axis, self.trace.said)
+        if self.trace.answer is not None:
+            part: Tensor | None = self.trace.answer.take(output)
+        else:
+            part = part_of(output, states, self.trace.axis, self.trace.said)
         assert part is not None  # as when it was traced
         return -part if self.trace.relation == "negated" else part

@@ -218,8 +218,10 @@ def student_pipeline(
     made = copy.copy(pipe)
     step = {**student.written, **({"guidance": guidance.usual} if guidance.beside else {})}
     step |= {"once": True} if guidance.once else {}
+    networks: dict[str, Any] = dict(student.network.eval().named_children())
+    rows = next(iter(networks.values())).signature.trace.rows
+    step |= {"rows": rows} if rows > 1 else {}
     scheduler = SigDEGScheduler.like(pipe.scheduler, **step, student=student_id)
-    networks = dict(student.network.eval().named_children())
     for name, network in networks.items():
         if pipe.components[name].dtype != next(network.parameters()).dtype:
             network.to(pipe.components[name].dtype)

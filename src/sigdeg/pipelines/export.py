@@ -175,7 +175,7 @@ def observe_student(
             f"a step of this {name} is not one call of its network a sample, from noise on: turn "
             "guidance off in its call, and start from no image"
         )
-    if trace.axis is not None:
+    if not trace.alone:
         raise SigdegError(
             f"the network of this {name} sees more beside its state: its pipeline runs it"
         )

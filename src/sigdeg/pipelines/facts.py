@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from sigdeg.pipelines.layer import Called, Key, as_whole
+from sigdeg.pipelines.views import View
 
 __all__ = ["Relation", "Trace"]
 
@@ -40,6 +41,9 @@ class Trace:
         said: The first of the output's along that axis.
         which: Of a step's calls and the copies in them, in order, the one whose output is stepped
             on: some pipelines ask for more and leave it out where they are not guided.
+        rows: Of the state that the scheduler steps, that are one sample: the pictures of a film.
+        place: Where the state stands in its argument, if it is neither that nor along one axis.
+        answer: Where what the scheduler is given stands in the network's output, then.
     """
 
     networks: tuple[str, ...]
@@ -58,6 +62,9 @@ class Trace:
     listed: tuple[int, ...] | None = None
     said: int = 0
     which: int = 0
+    rows: int = 1
+    place: View | None = None
+    answer: View | None = None
 
     @property
     def single(self) -> bool:
@@ -67,8 +74,20 @@ class Trace:
     @property
     def written(self) -> dict[str, Any]:
         """It as JSON."""
+        views = {name: view and view.written for name, view in self.views.items()}
         listed = None if self.listed is None else list(self.listed)
-        return {**dataclasses.asdict(self), "networks": list(self.networks), "listed": listed}
+        told = {"networks": list(self.networks), "listed": listed, **views}
+        return {**dataclasses.asdict(self), **told}
+
+    @property
+    def views(self) -> dict[str, View | None]:
+        """Those of its facts that are views."""
+        return {"place": self.place, "answer": self.answer}
+
+    @property
+    def alone(self) -> bool:
+        """Whether the argument of the state holds nothing else."""
+        return self.axis is None and self.place is None
 
     @classmethod
     def read(cls, written: Mapping[str, Any]) -> Trace:
@@ -77,6 +96,7 @@ class Trace:
         lists = {
             "networks": tuple(written["networks"]),
             "listed": None if listed is None else tuple(listed),
+            **{k: View.read(written[k]) if written.get(k) else None for k in ("place", "answer")},
         }
         return cls(**{**written, **lists})
 
@@ -84,6 +104,8 @@ class Trace:
         """The state in its argument."""
         if self.listed is not None:
             return as_whole(argument).squeeze(self.listed)
+        if self.place is not None:
+            return self.place.take(argument)
         part: Tensor = argument
         return part if self.axis is None else part.narrow(self.axis, self.begin, self.channels)
 
@@ -102,6 +124,8 @@ class Trace:
             for axis in self.listed:
                 state = state.unsqueeze(axis)
             return list(state)
+        if self.place is not None:
+            return self.place.put(tiled_to(argument, len(state)), state)
         if self.axis is None:
             return state
         others = tiled_to(argument, len(state))
@@ -109,6 +133,24 @@ class Trace:
         before = others.narrow(self.axis, 0, self.begin)
         after = others.narrow(self.axis, end, others.shape[self.axis] - end)
         return torch.cat([before, state, after], dim=self.axis)
+
+    def spread(self, coefficients: Tensor, shape: Sequence[int]) -> Tensor:
+        r"""Coefficients of the path where the state stands, and zeros where nothing of it does.
+
+        Arguments:
+            coefficients: Of the state, shape (rows, order, \*).
+            shape: Of the argument, of one sample.
+        """
+        if self.place is not None:
+            flat = coefficients.flatten(0, 1)
+            wide = self.place.put(flat.new_zeros(len(flat), *shape), flat)
+            return wide.reshape(*coefficients.shape[:2], *shape)
+        if self.axis is None:
+            return coefficients
+        every = list(coefficients.shape)
+        every[self.axis + 1] = shape[self.axis - 1]
+        zeros, end = coefficients.new_zeros(every), self.begin + self.channels
+        return zeros.slice_scatter(coefficients, self.axis + 1, self.begin, end)
 
 
 def tiled_to(values: Tensor, rows: int) -> Tensor:

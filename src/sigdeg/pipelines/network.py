@@ -34,6 +34,13 @@ __all__ = ["SignatureInput", "add_signature", "remove_signature", "signature_cla
 
 FEATURES = 16  # sinusoidal ones, of the end of a step
 PREFIX = "SigDEG"
+VIEW = record(
+    {
+        "begin": whole(),
+        **dict.fromkeys(("part", "whole", "sizes", "strides"), listed(whole(1), 16)),
+    },
+    {},
+)
 TRACE = record(
     {
         "networks": listed(text),
@@ -42,7 +49,10 @@ TRACE = record(
         "time_shift": number(),
         "layer": text,
     },
-    {"axis": maybe(whole(1, 8)), "begin": whole(0, 65536), "listed": maybe(listed(whole(1, 8)))},
+    {
+        **{"axis": maybe(whole(1, 8)), "begin": whole(0, 65536), "rows": whole(1)},
+        **{"listed": maybe(listed(whole(1, 8))), "place": maybe(VIEW), "answer": maybe(VIEW)},
+    },
 )
 BESIDE = record(
     {"trace": TRACE, "order": whole(1, 1000), "student": text},
@@ -170,12 +180,7 @@ class SignatureInput(nn.Module):
             self._places[argument.shape if own is None else shape] = place if own is None else own
         alone = shape in self._places  # one sample tells of all, and of any number of them
         place = self._places[shape if alone else argument.shape].to(argument.device)
-        if self.trace.axis is not None:  # other channels have no path
-            axis, begin = self.trace.axis + 1, self.trace.begin
-            every = list(coefficients.shape)
-            every[axis] = shape[self.trace.axis - 1]
-            zeros, end = coefficients.new_zeros(every), begin + self.trace.channels
-            coefficients = zeros.slice_scatter(coefficients, axis, begin, end)
+        coefficients = self.trace.spread(coefficients, shape)
         flat = coefficients.flatten(2) if alone else coefficients.transpose(0, 1).flatten(1)[None]
         # At place -1: what stands there is not of the state.
         none = flat.new_zeros(*flat.shape[:2], 1)

@@ -23,10 +23,11 @@ from sigdeg.errors import SigdegError, extra
 from sigdeg.grids import coarse_grid
 from sigdeg.integrations.schedulers import describe
 from sigdeg.pipelines.noise import PathNoise, tiled
-from sigdeg.pipelines.stepped import Logged, Look, Stepped, first_number
+from sigdeg.pipelines.stepped import Logged, Look, Stepped, first_number, precise
 from sigdeg.pipelines.student import PipelineStudent
 from sigdeg.response import remember
 from sigdeg.schedule import RectifiedFlow, expand
+from sigdeg.schema import whole
 from sigdeg.signature import PartialSignature
 from sigdeg.student import NetworkInput
 
@@ -71,8 +72,9 @@ class SigDEGScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]  # dif
         prediction_type: See there.
         sigdeg: The step as JSON, that of a student's `config.json`; `student`, the id by which its
             network finds it; the scale of `guidance`, where the scheduler tells it the network: it
-            can be set between runs, to a number or to one a sample; and whether the network is
-            called `once` a step, for it draws guided samples already.
+            can be set between runs, to a number or to one a sample; whether the network is called
+            `once` a step, for it draws guided samples already; and `rows`, how many of those that
+            the pipeline steps are one sample: the pictures of a film.
     """
 
     order = 1
@@ -106,6 +108,8 @@ class SigDEGScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]  # dif
         self.once = bool(known.pop("once", False))
         if isinstance(self.guidance, str):
             raise SigdegError(f"sigdeg.guidance must be a number, got {self.guidance!r:.60}")
+        self.rows = known.pop("rows", 1)
+        whole(1)(self.rows, "sigdeg.rows")
         self.core = PipelineStudent.read(known).eval()
         # 1 where variance is preserved, as the pipelines' own schedulers have it.
         self.init_noise_sigma = max(1.0, self.core.schedule.prior_std)
@@ -258,7 +262,11 @@ class SigDEGScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]  # dif
         """What the step that the run is at makes of a state, and the coefficients of its path."""
         t, s = self.grid[self.k], self.grid[self.k + 1]
         c = self.noise.step(self.k, x)
-        return self.core.inputs(x.float(), t, s, PartialSignature((t - s).float(), c)), c
+        return self.core.inputs(precise(x), t, s, PartialSignature((t - s).float(), c)), c
+
+    def whole(self, values: Tensor) -> Tensor:
+        """Rows that the pipeline steps as samples."""
+        return values if self.rows == 1 else values.unflatten(0, (-1, self.rows))
 
     def step(
         self,
@@ -287,7 +295,8 @@ class SigDEGScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]  # dif
             raise SigdegError("all steps of this run are done: set_timesteps begins another")
         self.begin(timestep)
         if self.forced is not None:  # through states that are known: nothing is to be computed
-            new = tiled(self.forced[self.k].to(sample), len(sample))
+            new = self.forced[self.k].to(sample).reshape(-1, *sample.shape[1:])
+            new = tiled(new, len(sample))
             self.k += 1
             return Stepped(new, new) if return_dict else (new, new)
         if self.student and self.k not in self.asked:
@@ -297,8 +306,9 @@ class SigDEGScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]  # dif
             )
         if model_output.shape != sample.shape:
             model_output = model_output[:, : sample.shape[1]]
+        shape, sample, model_output = sample.shape, self.whole(sample), self.whole(model_output)
         given, c = self.seen(sample)
-        mean = self.core.mean(model_output.float(), given.state, given.around)
+        mean = self.core.mean(precise(model_output), given.state, given.around)
         new = (given.carried + given.gain * mean + given.noise).to(sample.dtype)
         if self.log is not None:
             states = sample.clone(), new.clone()  # some pipelines write into their state
@@ -306,7 +316,7 @@ class SigDEGScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]  # dif
             self.log.append(Logged(self.k, *states, c, model_output, samples))
         self.k += 1
         self.noise.prepare(self.k, sample.shape[1:])
-        made = Stepped(prev_sample=new, pred_original_sample=mean.to(sample.dtype))
+        made = Stepped(new.reshape(shape), mean.to(sample.dtype).reshape(shape))
         return made if return_dict else made.to_tuple()
 
     def add_noise(self, original_samples: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
@@ -325,7 +335,7 @@ class SigDEGScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]  # dif
         steps = [self.index_for_timestep(v) for v in told]
         if self.noise.seeds is None:
             self.k = steps[0]
-            self.noise.start(noise)
+            self.noise.start(self.whole(noise))
         times = self.grid[steps].to(original_samples.device)
         times = times if len(times) == len(original_samples) else times[0]
         alpha, sigma = (expand(f(times), original_samples) for f in self.scales)

@@ -13,7 +13,7 @@ from sigdeg.errors import extra
 with extra("pipelines"):
     from diffusers.utils import BaseOutput
 
-__all__ = ["Logged", "Look", "Stepped", "first_number"]
+__all__ = ["Logged", "Look", "Stepped", "first_number", "precise"]
 
 
 @dataclass
@@ -64,3 +64,8 @@ class Look:
 def first_number(value: Any) -> float:
     """Of a number, or of a tensor of one for each row."""
     return float(torch.as_tensor(value).flatten()[0])
+
+
+def precise(values: Tensor) -> Tensor:
+    """Values in single precision at least."""
+    return values.to(torch.promote_types(values.dtype, torch.float32))

@@ -11,8 +11,9 @@ from __future__ import annotations
 import inspect
 import itertools
 import math
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from functools import partial
 from typing import Any
 
 import torch
@@ -24,6 +25,7 @@ from sigdeg.pipelines.checks import NONE, check_finite, check_scheduler, suspect
 from sigdeg.pipelines.facts import Relation, Trace
 from sigdeg.pipelines.guiders import guiders, turned_off
 from sigdeg.pipelines.layer import Called, Key, find_layer
+from sigdeg.pipelines.numbered import LEAST, Layout, find_layout
 from sigdeg.pipelines.scheduler import SigDEGScheduler, replaced
 from sigdeg.pipelines.stepped import Logged, first_number
 
@@ -102,14 +104,12 @@ def recorded(
 
 
 def observe(
-    pipe: Any, call: Mapping[str, Any], steps: int
-) -> tuple[SigDEGScheduler, list[Logged], list[Called]]:
-    """Run a call, and see what its scheduler and its components are called with."""
-    scheduler = SigDEGScheduler.like(pipe.scheduler, student="")
-    scheduler.log = []
+    pipe: Any, call: Mapping[str, Any], steps: int, scheduler: SigDEGScheduler
+) -> list[Called]:
+    """Run a call under a scheduler, and see what the components are called with in its steps."""
     with replaced(pipe, scheduler), recorded(pipe, scheduler) as calls:
         call_pipeline(pipe, call, steps, Generator().manual_seed(0))
-    return scheduler, scheduler.log, calls
+    return [c for c in calls if c.k < len(scheduler.grid) - 1]
 
 
 def trace(pipe: Any, call: Mapping[str, Any]) -> Trace:
@@ -124,22 +124,27 @@ def trace(pipe: Any, call: Mapping[str, Any]) -> Trace:
     """
     name = type(pipe).__name__
     check_scheduler(pipe)
-    steps = steps_of(pipe, call)
-    scheduler, log, calls = observe(pipe, call, steps)
+    scheduler = SigDEGScheduler.like(pipe.scheduler, student="")
+    log = scheduler.log = []
+    calls = observe(pipe, call, steps_of(pipe, call), scheduler)
     if not log:
         raise SigdegError(f"{name} never steps its scheduler: {NONE}")
     check_finite(pipe, log[0].output)
-    first, found = log[0], None
-    in_steps = [c for c in calls if c.k < len(scheduler.grid) - 1]
-    for called in reversed([c for c in in_steps if c.k == first.k]):
+    first, found, layout = log[0], None, None
+    for called in reversed([c for c in calls if c.k == first.k]):
         found = find_state(called, first.before, scheduler)
         if found is not None:
             break
     if found is None:
+        layout = numbered(pipe, call, list(dict.fromkeys(c.name for c in calls if c.k > first.k)))
+    if layout is not None:
+        found = layout.state, None, 0, layout.copies, None
+        called = next(c for c in calls if c.name == layout.name)
+    if found is None:
         raise SigdegError(f"{name}: no component is called with the state that its scheduler steps")
     state, axis, begin, copies, listed = found
     kind = type(pipe.components[called.name])
-    mine = [c for c in in_steps if type(pipe.components[c.name]) is kind]
+    mine = [c for c in calls if type(pipe.components[c.name]) is kind]
     time, scale, shift = find_time(mine, scheduler, state)
     own = [c for c in mine if c.k == first.k]
     if any(first_tensor(c.output).requires_grad for c in own):
@@ -151,9 +156,9 @@ def trace(pipe: Any, call: Mapping[str, Any]) -> Trace:
     if (copies, len(own)) != (1, 1):
         alone = listed is None and len(first.before) == first.samples
         parts = [p for c in own for p in c.parts(state, first.samples)] if alone else []
-    relations = [find_relation(part, first, axis, begin) for part in parts]
-    which = next((i for i, (relation, _) in enumerate(relations) if relation is not None), 0)
-    relation, said = relations[which] if relations else (None, 0)
+    relation, said, which = find_relation(parts, first, axis, begin)
+    if layout is not None:
+        relation, said, which = layout.relation, 0, 0
     net = pipe.components[called.name]
     channels = first.before.shape[1 if axis is None else axis]
     names = tuple(dict.fromkeys(c.name for c in mine))
@@ -162,15 +167,25 @@ def trace(pipe: Any, call: Mapping[str, Any]) -> Trace:
         raise SigdegError(f"{name}: no layer of its {called.name} sees the whole state as it is")
     facts = state, axis, channels, copies, len(own), time, scale, shift
     more = begin, listed, said, which
-    return Trace(names, *facts, relation, layer, first.samples, *more)
+    samples = first.samples // (1 if layout is None else layout.rows)
+    views = () if layout is None else (layout.rows, layout.place, layout.answer)
+    return Trace(names, *facts, relation, layer, samples, *more, *views)
 
 
-def steps_of(pipe: Any, call: Mapping[str, Any]) -> int:
-    """As many steps as leave two to be made: of a call that starts from an image, a part is."""
+def numbered(pipe: Any, call: Mapping[str, Any], names: Sequence[str]) -> Layout | None:
+    """Where the state stands in calls of some components, by a run whose states are numbers."""
+    count = steps_of(pipe, call, LEAST)
+    with suppress(SigdegError):  # not all pipelines live on numbers
+        return find_layout(pipe, names, count, partial(observe, pipe, call, count))
+    return None
+
+
+def steps_of(pipe: Any, call: Mapping[str, Any], least: int = 2) -> int:
+    """As many steps as leave so many to be made: from an image, a part of them is."""
     known = inspect.signature(type(pipe).__call__).parameters
     strength = call.get("strength", known["strength"].default if "strength" in known else 1.0)
-    partial = isinstance(strength, int | float) and 0 < strength < 1
-    return math.ceil(2 / strength) if partial else 2
+    shortened = isinstance(strength, int | float) and 0 < strength < 1
+    return math.ceil(least / strength) if shortened else least
 
 
 def find_state(
@@ -238,20 +253,21 @@ def find_time(
 
 
 def find_relation(
-    called: Called, logged: Logged, axis: int | None, begin: int
-) -> tuple[Relation | None, int]:
-    """How the output of a step's one call became what the scheduler was given, and `said`."""
+    calls: Sequence[Called], logged: Logged, axis: int | None, begin: int
+) -> tuple[Relation | None, int, int]:
+    """How the output of one of a step's calls became what was stepped on; `said` and `which`."""
     given = logged.output
     size = float(given.abs().max())
-    for said in sorted({0, begin}):  # the first, or those that stand where the state does
-        output = part_of(first_tensor(called.output), given, axis, said)
+    # The first of its channels, or those that stand where the state does.
+    for which, said in itertools.product(range(len(calls)), sorted({0, begin})):
+        output = part_of(first_tensor(calls[which].output), given, axis, said)
         if output is None:
             continue
         relations: dict[Relation, Tensor] = {"same": output, "negated": -output}
         for relation, value in relations.items():
             if float((value.to(given) - given).abs().max()) <= CLOSE * size:
-                return relation, said
-    return None, 0
+                return relation, said, which
+    return None, 0, 0
 
 
 def part_of(output: Tensor, given: Tensor, axis: int | None, begin: int) -> Tensor | None:
