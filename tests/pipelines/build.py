@@ -37,6 +37,14 @@ SPARED = ("safety_checker", "feature_extractor", "image_encoder", "vae")  # of l
 IMAGES = {"image": "RGB", "mask_image": "L", "control_image": "RGB"}
 AREA = 64 * 64  # of the images that a pipeline would make a megapixel of
 MOST = 512  # tokens of a text
+TRANSFORMS = SimpleNamespace(  # what is used of torchvision's
+    InterpolationMode=SimpleNamespace(NEAREST="nearest"),
+    functional=SimpleNamespace(
+        resize=lambda image, size, interpolation: nn.functional.interpolate(
+            image, size, mode=interpolation
+        )
+    ),
+)
 CHAT = "{% for m in messages %}{{ m['content'] if m['content'] is string else '' }}{% endfor %}"
 
 
@@ -53,7 +61,9 @@ def build(name: str) -> tuple[Any, dict[str, Any]]:
     fit(components)
     pipe = cls(**components)
     pipe.set_progress_bar_config(disable=True)
-    lighten(vars(importlib.import_module(cls.__module__)))
+    networks = [one for one in components.values() if isinstance(one, diffusers.ModelMixin)]
+    for kind in (cls, *map(type, networks)):
+        lighten(vars(importlib.import_module(kind.__module__)))
     call = {key: argument(value) for key, value in made["call"].items()}
     told = inspect.signature(cls.__call__).parameters
     latent = inspect.isfunction(cls.__call__) and '"latent"' in inspect.getsource(cls.__call__)
@@ -65,6 +75,7 @@ def build(name: str) -> tuple[Any, dict[str, Any]]:
 def lighten(module: dict[str, Any]) -> None:
     """A pipeline's module without what would have to be installed, or makes images large."""
     module.setdefault("ftfy", SimpleNamespace(fix_text=str))  # it would tidy texts
+    module.setdefault("transforms", TRANSFORMS)
     resize = module.get("calculate_dimensions")
     if resize is not None and resize.__module__ != __name__:
         module["calculate_dimensions"] = lambda area, ratio: resize(min(area, AREA), ratio)
