@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from dataclasses import dataclass
 from typing import Any
 
@@ -40,7 +41,8 @@ class Film(BaseOutput):
 class FilmPipeline(DiffusionPipeline):
     """Its network sees patches and says the negated flow; the first picture is held.
 
-    Its scheduler steps the other pictures, one by one or as films, of `rows`.
+    Its scheduler steps the other pictures, one by one or as films, of `rows`. There may be a
+    `sound` that a copy of the scheduler steps, and patches that are shown but `once`.
     """
 
     def __init__(self, transformer: Any, scheduler: Any) -> None:
@@ -53,6 +55,8 @@ class FilmPipeline(DiffusionPipeline):
         rows: bool = True,
         batch_size: int = 2,
         side: int = SIDE,
+        sound: bool = False,
+        once: bool = False,
         num_inference_steps: int = 2,
         generator: Any = None,
     ) -> Film:
@@ -61,8 +65,14 @@ class FilmPipeline(DiffusionPipeline):
         films = torch.stack([torch.randn(shape[1:], generator=g) for g in own])
         films = films.to(self.transformer.dtype)
         self.scheduler.set_timesteps(num_inference_steps)
-        for t in self.scheduler.timesteps:
-            said = self.transformer(pack(films), t.expand(batch_size))[0]
+        wave, second = films.flatten(1), copy.deepcopy(self.scheduler)
+        for k, t in enumerate(self.scheduler.timesteps):
+            shown = pack(films)
+            if once and k == 0:
+                shown = torch.cat([shown, shown], 1)
+            said = self.transformer(shown, t.expand(batch_size))[0][:, : len(pack(films)[0])]
+            if sound:
+                wave = second.step(wave, t, wave, return_dict=False)[0]
             stepped, flow = films[:, 1:], -unpack(said, shape)[:, 1:]
             if rows:
                 stepped, flow = stepped.flatten(0, 1), flow.flatten(0, 1)

@@ -53,6 +53,18 @@ def test_its_student_is_exact(rows):
     assert follow(films(), {"rows": rows}) == "transformer: first"
 
 
+@pytest.mark.parametrize(
+    ("given", "line"),
+    [
+        ({"sound": True}, "FilmPipeline steps several states side by side"),
+        ({"once": True}, "its transformer the state in another place from step to step"),
+    ],
+)
+def test_what_is_no_state_of_a_student_is_refused(given, line):
+    with pytest.raises(SigdegError, match=line):
+        unguided(films(), given)
+
+
 def draw(pipe, scheduler, samples, **more):
     with replaced(pipe, scheduler):
         return call_pipeline(pipe, {"batch_size": samples, **more}, STEPS, seeds(samples)).frames

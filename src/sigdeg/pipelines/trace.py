@@ -103,6 +103,13 @@ def recorded(
             handle.remove()
 
 
+class Log(list[Logged]):
+    """Steps of a scheduler and of its copies: by one some pipelines step a second state."""
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Log:
+        return self
+
+
 def observe(
     pipe: Any, call: Mapping[str, Any], steps: int, scheduler: SigDEGScheduler
 ) -> list[Called]:
@@ -125,23 +132,17 @@ def trace(pipe: Any, call: Mapping[str, Any]) -> Trace:
     name = type(pipe).__name__
     check_scheduler(pipe)
     scheduler = SigDEGScheduler.like(pipe.scheduler, student="")
-    log = scheduler.log = []
+    log = scheduler.log = Log()
     calls = observe(pipe, call, steps_of(pipe, call), scheduler)
-    if not log:
-        raise SigdegError(f"{name} never steps its scheduler: {NONE}")
-    check_finite(pipe, log[0].output)
-    first, found, layout = log[0], None, None
-    for called in reversed([c for c in calls if c.k == first.k]):
-        found = find_state(called, first.before, scheduler)
-        if found is not None:
-            break
-    if found is None:
+    check_log(pipe, log)
+    first, layout = log[0], None
+    at_first = [c for c in calls if c.k == first.k]
+    shown = ((c, find_state(c, first.before, scheduler)) for c in reversed(at_first))
+    called, found = next(((c, found) for c, found in shown if found is not None), (None, None))
+    if called is None or found is None:
         layout = numbered(pipe, call, list(dict.fromkeys(c.name for c in calls if c.k > first.k)))
-    if layout is not None:
+        called = next(c for c in at_first if c.name == layout.name)
         found = layout.state, None, 0, layout.copies, None
-        called = next(c for c in calls if c.name == layout.name)
-    if found is None:
-        raise SigdegError(f"{name}: no component is called with the state that its scheduler steps")
     state, axis, begin, copies, listed = found
     kind = type(pipe.components[called.name])
     mine = [c for c in calls if type(pipe.components[c.name]) is kind]
@@ -169,15 +170,50 @@ def trace(pipe: Any, call: Mapping[str, Any]) -> Trace:
     more = begin, listed, said, which
     samples = first.samples // (1 if layout is None else layout.rows)
     views = () if layout is None else (layout.rows, layout.place, layout.answer)
-    return Trace(names, *facts, relation, layer, samples, *more, *views)
+    made = Trace(names, *facts, relation, layer, samples, *more, *views)
+    if relation is not None:
+        check_places(name, made, mine)
+    return made
 
 
-def numbered(pipe: Any, call: Mapping[str, Any], names: Sequence[str]) -> Layout | None:
-    """Where the state stands in calls of some components, by a run whose states are numbers."""
-    count = steps_of(pipe, call, LEAST)
+def check_log(pipe: Any, log: Sequence[Logged]) -> None:
+    """Refuse a pipeline that steps nothing, several states, or what is not finite."""
+    name = type(pipe).__name__
+    if not log:
+        raise SigdegError(f"{name} never steps its scheduler: {NONE}")
+    if len({logged.k for logged in log}) < len(log):
+        raise SigdegError(
+            f"{name} steps several states side by side, such as a film and its sound: a student "
+            "has one"
+        )
+    check_finite(pipe, log[0].output)
+
+
+def check_places(name: str, made: Trace, calls: Sequence[Called]) -> None:
+    """Refuse a pipeline whose network does not find the state where it was in its first step."""
+    for called in calls:
+        try:
+            made.part(called.argument(made.state))
+        except (RuntimeError, LookupError, SigdegError):
+            raise SigdegError(
+                f"{name} shows its {called.name} the state in another place from step to step: "
+                "what it keeps between them is in no call of a student"
+            ) from None
+
+
+def numbered(pipe: Any, call: Mapping[str, Any], names: Sequence[str]) -> Layout:
+    """Where the state stands in calls of some components, by a run whose states are numbers.
+
+    Raises:
+        SigdegError: If it stands nowhere.
+    """
+    count, found = steps_of(pipe, call, LEAST), None
     with suppress(SigdegError):  # not all pipelines live on numbers
-        return find_layout(pipe, names, count, partial(observe, pipe, call, count))
-    return None
+        found = find_layout(pipe, names, count, partial(observe, pipe, call, count))
+    if found is None:
+        kind = type(pipe).__name__
+        raise SigdegError(f"{kind}: no component is called with the state that its scheduler steps")
+    return found
 
 
 def steps_of(pipe: Any, call: Mapping[str, Any], least: int = 2) -> int:

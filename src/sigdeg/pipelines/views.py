@@ -43,18 +43,13 @@ class View:
     begin: int
 
     def __post_init__(self) -> None:
+        numbers = torch.arange(math.prod(self.whole))
         try:
-            fits = len(self.index.reshape(self.part).flatten().unique()) == math.prod(self.sizes)
+            seen = numbers.as_strided(self.sizes, self.strides, self.begin).reshape(self.part)
         except RuntimeError as error:
             raise SigdegError(f"a view does not fit its whole: {reason(error)}") from None
-        if not fits:
+        if len(seen.unique()) < seen.numel():
             raise SigdegError("a view shows a number of its whole twice")
-
-    @property
-    def index(self) -> Tensor:
-        """Where in a whole the numbers of the part stand."""
-        numbers = torch.arange(math.prod(self.whole))
-        return numbers.as_strided(self.sizes, self.strides, self.begin).flatten()
 
     @property
     def written(self) -> dict[str, Any]:
@@ -96,21 +91,23 @@ class View:
             rest, sizes, strides = runs[:, 0], [size, *sizes], [stride, *strides]
         return cls(part, whole, tuple(sizes), tuple(strides), int(rest[0]))
 
-    def check(self, whole: Tensor) -> None:
-        """Refuse a whole of another shape."""
+    def seen(self, whole: Tensor) -> Tensor:
+        """The view of a whole that is contiguous, shape (rows, *sizes)."""
         if tuple(whole.shape[1:]) != self.whole:
             raise SigdegError(
                 f"the network is called with states of shape {tuple(whole.shape[1:])} where this "
                 f"student knows {self.whole}: keep the size and the length that it was distilled at"
             )
+        begin = whole.storage_offset() + self.begin
+        shape, strides = (len(whole), *self.sizes), (math.prod(self.whole), *self.strides)
+        return whole.as_strided(shape, strides, begin)
 
     def take(self, whole: Tensor) -> Tensor:
         r"""The part, shape (rows, \*part)."""
-        self.check(whole)
-        return whole.flatten(1)[:, self.index.to(whole.device)].reshape(-1, *self.part)
+        return self.seen(whole.contiguous()).reshape(-1, *self.part)
 
     def put(self, whole: Tensor, part: Tensor) -> Tensor:
         """The whole with another part in it."""
-        self.check(whole)
-        index, values = self.index.to(whole.device), part.flatten(1).to(whole)
-        return whole.flatten(1).index_copy(1, index, values).reshape(-1, *self.whole)
+        made = whole.clone(memory_format=torch.contiguous_format)
+        self.seen(made).copy_(part.reshape(-1, *self.sizes))
+        return made
