@@ -6,11 +6,11 @@ import dataclasses
 import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 from sigdeg.cli.shared import Refinement, StudentName, TeacherName, refuse, tell
 from sigdeg.errors import SigdegError
-from sigdeg.options import AnyText, Folder, Samples, Seed
+from sigdeg.options import AnyText, Folder, Samples, Seed, number
 from sigdeg.workflows.recipe import Guided, Recipe
 
 if TYPE_CHECKING:
@@ -20,6 +20,9 @@ if TYPE_CHECKING:
 
 __all__ = ["Evaluate"]
 
+ASKED = ("prompts", "calls", "guidance_scale", "arguments")
+GUIDED = ("weak", "guidance", "guidance_until", "null_class")
+
 
 @dataclass(frozen=True, kw_only=True)
 class Evaluate(Guided):
@@ -28,6 +31,10 @@ class Evaluate(Guided):
     Arguments:
         student: Folder or hub id of a student.
         teacher: Folder or hub id of the teacher it was distilled from.
+        prompts: What pipelines are asked for, see `sigdeg distill`.
+        calls: Calls of pipelines as they are, see there.
+        guidance_scale: Guidance of the teacher's pipeline (default: as the student was taught).
+        arguments: Further arguments of pipelines for all their calls, a JSON object.
         samples: Samples in each of the two sets that are compared.
         refinement: Fine teacher steps a coarse step (default: 120 in all).
         weak: Folder or hub id of the weaker version that guided the teacher.
@@ -47,6 +54,10 @@ class Evaluate(Guided):
 
     student: StudentName
     teacher: TeacherName
+    prompts: AnyText = None
+    calls: AnyText = None
+    guidance_scale: Annotated[float | None, number(-1000, 1000)] = None
+    arguments: AnyText = None
     samples: Samples = 256
     refinement: Refinement = None
     data: AnyText = None
@@ -60,6 +71,7 @@ class Evaluate(Guided):
     def __call__(self) -> None:
         """Compare them."""
         from sigdeg.discrete import TokenModel
+        from sigdeg.files import is_pipeline
         from sigdeg.integrations import load_model
         from sigdeg.student import SignatureStudent
         from sigdeg.workflows.distill import configure
@@ -67,8 +79,12 @@ class Evaluate(Guided):
 
         if self.data is None and (self.features is not None or self.resize):
             raise SigdegError("--features and --resize are for real images: give --data, too")
-        student = load_model(self.student)
         data = None if self.data is None else (self.data, self.features or "inception", self.resize)
+        if is_pipeline(self.student):
+            tell(self.evaluate_pipeline(data))
+            return
+        refuse(self, ASKED, "for students that are pipelines")
+        student = load_model(self.student)
         if isinstance(student, TokenModel):
             tell(self.evaluate_tokens(student, data))
             return
@@ -91,6 +107,28 @@ class Evaluate(Guided):
             self.progress,
         )
         tell(page)
+
+    def evaluate_pipeline(self, data: tuple[str, Features, bool] | None) -> Path:
+        """Compare a student that is a pipeline with its teacher; returns the report."""
+        from sigdeg.workflows.pipelines import evaluate_calls, parse_arguments, read_calls
+
+        refuse(self, GUIDED, "for other students than pipelines")
+        arguments = parse_arguments(self.arguments)
+        if self.guidance_scale is not None:
+            arguments["guidance_scale"] = self.guidance_scale
+        return evaluate_calls(
+            self.student,
+            self.teacher,
+            **read_calls(self.prompts, self.calls),
+            arguments=arguments,
+            out=self.out,
+            samples=self.samples,
+            refinement=self.refinement,
+            data=data,
+            seed=self.seed,
+            device=self.device,
+            progress=self.progress,
+        )
 
     def evaluate_tokens(self, student: TokenModel, data: tuple[str, Features, bool] | None) -> Path:
         """Compare a student of tokens with its teacher; returns the report."""

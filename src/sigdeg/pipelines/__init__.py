@@ -6,6 +6,7 @@ from sigdeg.pipelines.distill import (
     Judged,
     distill_pipeline,
 )
+from sigdeg.pipelines.evaluate import evaluate_pipeline
 from sigdeg.pipelines.facts import Trace
 from sigdeg.pipelines.files import attach, load_pipeline, save_student
 from sigdeg.pipelines.network import add_signature, served, signature_class
@@ -29,6 +30,7 @@ __all__ = [
     "add_signature",
     "attach",
     "distill_pipeline",
+    "evaluate_pipeline",
     "load_pipeline",
     "pipeline_config",
     "prepare",

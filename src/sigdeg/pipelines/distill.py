@@ -35,7 +35,7 @@ from sigdeg.pipelines.teacher import PipelineTeacher
 from sigdeg.rng import Stream, derive_generator
 from sigdeg.training import Job, train
 
-__all__ = ["DistilledPipeline", "Judged", "distill_pipeline"]
+__all__ = ["DistilledPipeline", "Judged", "distill_pipeline", "judge_pipeline", "new_student"]
 
 
 @dataclass(frozen=True)
@@ -140,10 +140,8 @@ def distill_pipeline(
         tell_memory(trained.memory)
     found: Any = trained.objective.student
     made = student_pipeline(pipe, found, student_id, teacher.guidance)
-    turned = teacher.guidance.without({}, teacher.off)
-    turned = {name: v for name, v in turned.items() if name not in teacher.guidance.guiders}
-    spent, calls_made = trained.seconds, source.calls(0)
-    done = DistilledPipeline(made, turned, trained.history, spent, calls_made, teacher)
+    turned, calls_made = teacher.plain, source.calls(0)
+    done = DistilledPipeline(made, turned, trained.history, trained.seconds, calls_made, teacher)
     if not PartialState().is_main_process:
         return done
     untrained = new_student(teacher, student_id, source, rank)

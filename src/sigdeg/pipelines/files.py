@@ -40,7 +40,7 @@ with extra("pipelines"):
     from diffusers.utils import logging as diffusers_says
     from transformers.utils import logging as transformers_says
 
-__all__ = ["attach", "load_pipeline", "read_card", "save_student"]
+__all__ = ["attach", "load_pipeline", "read_card", "read_guidance", "save_student"]
 
 FORMAT = "sigdeg-pipeline"
 INDEX, WEIGHTS = "model_index.json", "diffusion_pytorch_model.safetensors"
@@ -163,14 +163,30 @@ def read_card(folder: Path) -> tuple[dict[str, Any], Card]:
     Raises:
         SigdegError: If `sigdeg.json` was changed or damaged.
     """
+    told = read_saved(folder)
+    return told.get("call", {}), Card.read(told.get("origin") or {})
+
+
+def read_guidance(folder: Path) -> Guidance | None:
+    """What became of the guidance of a student's teacher; None where it does not say.
+
+    Raises:
+        SigdegError: As `read_card`.
+    """
+    told = read_saved(folder)
+    return Guidance.read(told["guidance"]) if "guidance" in told else None
+
+
+def read_saved(folder: Path) -> dict[str, Any]:
+    """What `sigdeg.json` holds, verified; nothing where there is none."""
     file = folder / PIPELINE_CARD
     if not file.is_file():  # saved again by the pipeline itself
-        return {}, Card()
+        return {}
     told = unseal(read_json(file), file)
     SAVED(told, PIPELINE_CARD)
     if told["format"] != FORMAT:
         raise SigdegError(f"{file} is of the format {told['format']!r}, not {FORMAT!r}")
-    return told["call"], Card.read(told.get("origin") or {})
+    return told
 
 
 def load_pipeline(path: Any, **options: Any) -> Any:
@@ -219,7 +235,7 @@ def attach(pipe: Any, path: str | Path) -> Any:
         SigdegError: If the folder holds no student or a damaged one, or the pipeline has no such
             network. It is then as it was.
     """
-    folder = find_pipeline(path, (INDEX, SIDE))
+    folder = find_student(path)
     off = disabled(pipe, guiders(pipe))  # what guides is in the student's weights
     if (folder / SIDE).is_file():
         read_card(folder)
@@ -269,6 +285,11 @@ def find_pipeline(path: str | Path, files: Sequence[str] = (INDEX,)) -> Path:
     if (folder / SIDE).is_file() or (folder / "student" / SIDE).is_file():
         raise SigdegError(f"{path} holds adapters: sigdeg.attach puts them onto their pipeline")
     raise SigdegError(f"{path} holds no pipeline: there is no {files[0]} in it")
+
+
+def find_student(path: str | Path) -> Path:
+    """The folder of a student, whole or of adapters: itself, or that of the run which made it."""
+    return find_pipeline(path, (INDEX, SIDE))
 
 
 def check_student(folder: Path, index: Mapping[str, Any]) -> list[str]:

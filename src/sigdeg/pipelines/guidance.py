@@ -15,7 +15,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from typing import Any, Literal, get_args
 
 import torch
@@ -27,6 +27,7 @@ from sigdeg.pipelines.facts import Trace
 from sigdeg.pipelines.guiders import guiders
 from sigdeg.pipelines.layer import Called
 from sigdeg.pipelines.trace import SCALES
+from sigdeg.schema import flag, listed, maybe, number, record, text, whole
 
 __all__ = [
     "Guidance",
@@ -40,6 +41,19 @@ __all__ = [
 GuidanceWay = Literal["baked", "input"]
 WIDTH = 256  # of the embedding of a scale, as pipelines with such networks have it
 CONDITION = "time_embedding.cond_proj"  # the layer that such networks take it by
+SAVED = record(
+    {},
+    {
+        "name": maybe(text),
+        "scales": listed(number()),
+        "off": flag,
+        "way": text,
+        "width": maybe(whole(1)),
+        "dropout": number(0, 1),
+        "guiders": listed(text),
+        "single": flag,
+    },
+)
 ON = 2.0  # a scale that guides, where only what is asked of the network counts
 
 
@@ -83,9 +97,24 @@ class Guidance:
         return self.scales[len(self.scales) // 2] if self.beside else None
 
     @property
+    def call(self) -> dict[str, Any]:
+        """The argument of a teacher's call that guides it as it was taught, in the middle."""
+        return {self.name: self.scales[len(self.scales) // 2]} if self.name and self.scales else {}
+
+    @property
     def written(self) -> dict[str, Any]:
         """It as JSON."""
         return {**asdict(self), "scales": list(self.scales), "guiders": list(self.guiders)}
+
+    @classmethod
+    def read(cls, written: Mapping[str, Any]) -> Guidance:
+        """What `written` gave."""
+        SAVED(written, "guidance")
+        known: dict[str, Any] = {}
+        for name in {f.name for f in fields(cls)} & written.keys():
+            value = written[name]
+            known[name] = tuple(value) if isinstance(value, list) else value
+        return cls(**known)
 
     def scale(self, call: Mapping[str, Any]) -> float:
         """The scale of a call, one of those that were taught where the call does not say."""

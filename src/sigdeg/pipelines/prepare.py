@@ -7,7 +7,7 @@ import hashlib
 import json
 import math
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,7 +23,7 @@ from sigdeg.distillation.levels import Levels
 from sigdeg.errors import SigdegError, check_whole, reason
 from sigdeg.grids import refine
 from sigdeg.pipelines.checks import check_scheduler
-from sigdeg.pipelines.guidance import GuidanceWay, find_guidance, most_guided
+from sigdeg.pipelines.guidance import Guidance, GuidanceWay, find_guidance, most_guided
 from sigdeg.pipelines.guiders import guiders
 from sigdeg.pipelines.inputs import check_calls
 from sigdeg.pipelines.parts import remembered
@@ -38,7 +38,17 @@ from sigdeg.student import ResidualNoise
 from sigdeg.training import claim, make_accelerator
 from sigdeg.training.memory import check_networks
 
-__all__ = ["PipelineRecipe", "Ready", "identify", "pipeline_config", "prepare"]
+__all__ = [
+    "PipelineRecipe",
+    "Ready",
+    "identify",
+    "make_teacher",
+    "moved",
+    "open_runs",
+    "pipeline_config",
+    "prepare",
+    "written",
+]
 
 LEAST = 4  # samples that a student is judged by
 JUDGED = 500  # and by default, at most
@@ -124,17 +134,8 @@ class Ready:
 
     def runs(self) -> PipelinePaths:
         """The teacher's runs: those that there are, and those that are missing."""
-        given = self.teacher, self.out / "runs", self.calls, self.config, self.identity
-        return open_runs(*given, self.tell, self.shown)
-
-    def tell(self, seconds: float, size: int, runs: int) -> None:
-        """Say what the runs will take, by the first one; refuse them where there is no room."""
-        check_room(self.out, runs * size, runs * size)
-        each, steps = self.teacher.trace.samples, self.teacher.fine_steps
-        what = f"{runs:,} runs of {each:,} samples, {steps:,} steps each"
-        if self.shown:
-            line = costs_line(what, runs * size, runs * size, runs * seconds)
-            tqdm.write(line, file=sys.stderr)
+        given = self.teacher, self.out, self.calls, self.config, self.identity
+        return open_runs(*given, self.shown)
 
 
 def prepare(
@@ -157,23 +158,15 @@ def prepare(
     check_calls(pipe, calls)
     step = first_step(pipe, recipe)
     accelerator = make_accelerator(config, out, device)
-    try:
-        pipe = pipe.to(accelerator.device)
-    except Exception as error:  # weights that are not there, or are kept elsewhere
-        raise SigdegError(f"{type(pipe).__name__} cannot be moved: {reason(error)}") from error
-    first = most_guided(pipe, calls)
-    off, trace = unguided(pipe, first)
-    check_told(pipe, off, trace)
-    turned = {name: off[name] for name in off if off[name] is not first.get(name)}
-    guidance = find_guidance(pipe, calls, turned, trace.networks, recipe.guidance, recipe.dropout)
-    guidance = dataclasses.replace(guidance, single=trace.single)
+    pipe = moved(pipe, accelerator.device)
+    given = config.refinement, config.fine_power
+    teacher = make_teacher(pipe, calls, step, *given, recipe.guidance, recipe.dropout)
+    trace = teacher.trace
     levels = Levels.of(step, config.q or max(step.steps), late=config.late)
     check_whole(config.paths, 1, "the number of paths of a pipeline, whose runs are kept,")
     count_runs(trace.samples, config)
     check_fit(step, config, levels, None, None, accelerator.num_processes)
     check_networks(nn.ModuleList(pipe.components[name] for name in trace.networks), config)
-    rows = list(refine(step.schedule, step.grid(), config.refinement, config.fine_power))
-    teacher = PipelineTeacher(pipe, turned, trace, step, rows, guidance)
     teacher.rehearse(calls)
     identity = {
         "pipeline": identify(pipe),
@@ -185,6 +178,39 @@ def prepare(
     claim(accelerator, out, identity)
     shown = progress and accelerator.is_main_process
     return Ready(teacher, calls, out, recipe, config, levels, accelerator, identity, shown)
+
+
+def moved(pipe: Any, device: Any) -> Any:
+    """A pipeline on a device."""
+    try:
+        return pipe.to(device)
+    except Exception as error:  # weights that are not there, or are kept elsewhere
+        raise SigdegError(f"{type(pipe).__name__} cannot be moved: {reason(error)}") from error
+
+
+def make_teacher(
+    pipe: Any,
+    calls: Sequence[Mapping[str, Any]],
+    step: PipelineStudent,
+    refinement: int,
+    fine_power: float,
+    way: GuidanceWay = "baked",
+    dropout: float = 0.0,
+    guidance: Guidance | None = None,
+) -> PipelineTeacher:
+    """A pipeline as the teacher of a student's step, by its calls.
+
+    What becomes of its guidance is found out, if it is not given.
+    """
+    first = most_guided(pipe, calls)
+    off, trace = unguided(pipe, first)
+    check_told(pipe, off, trace)
+    turned = {name: off[name] for name in off if off[name] is not first.get(name)}
+    if guidance is None:
+        guidance = find_guidance(pipe, calls, turned, trace.networks, way, dropout)
+        guidance = dataclasses.replace(guidance, single=trace.single)
+    rows = list(refine(step.schedule, step.grid(), refinement, fine_power))
+    return PipelineTeacher(pipe, turned, trace, step, rows, guidance)
 
 
 def pipeline_config(steps: Sequence[int], **options: Any) -> DistillConfig:
@@ -228,22 +254,30 @@ def count_runs(each: int, config: DistillConfig) -> tuple[int, int]:
 
 def open_runs(
     teacher: PipelineTeacher,
-    folder: Path,
+    out: Path,
     calls: Sequence[Mapping[str, Any]],
     config: DistillConfig,
     identity: Mapping[str, Any],
-    tell: Callable[[float, int, int], None] | None = None,
     progress: bool = False,
 ) -> PipelinePaths:
-    """The teacher's runs: those that there are, and those that are missing."""
+    """The teacher's runs in `out`: those that there are, and those that are missing."""
+
+    def tell(seconds: float, size: int, runs: int) -> None:
+        """Say what the runs will take, by the first one; refuse them where there is no room."""
+        check_room(out, runs * size, runs * size)
+        what = f"{runs:,} runs of {teacher.trace.samples:,} samples, {teacher.fine_steps:,} steps"
+        if progress:
+            line = costs_line(f"{what} each", runs * size, runs * size, runs * seconds)
+            tqdm.write(line, file=sys.stderr)
+
     count, held_out = count_runs(teacher.trace.samples, config)
     names = "pipeline", "step", "guidance", "dropout"
     told = {name: value for name, value in identity.items() if name in names}
     told |= {"fine": [row.tolist() for row in teacher.rows], "seed": config.seed}
     told["calls"] = hashlib.sha256(json.dumps(identity["calls"]).encode()).hexdigest()
     with remembered(teacher.pipe):
-        given = teacher, folder, calls, count, told, config.seed, held_out, tell, progress
-        return PipelinePaths(*given)
+        given = calls, count, told, config.seed, held_out, tell, progress
+        return PipelinePaths(teacher, out / "runs", *given)
 
 
 def identify(pipe: Any) -> dict[str, Any]:

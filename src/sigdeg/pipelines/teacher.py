@@ -30,7 +30,7 @@ from sigdeg.pipelines.student import PipelineStudent
 from sigdeg.pipelines.trace import SCALES, call_pipeline, recorded
 from sigdeg.signature import PartialSignature
 
-__all__ = ["PipelineTeacher", "Run"]
+__all__ = ["PipelineTeacher", "Run", "answered"]
 
 
 COUNTS = ("batch_size", "_per_prompt")  # how pipelines are asked for several samples
@@ -78,6 +78,12 @@ class PipelineTeacher:
     def fine_steps(self) -> int:
         """Steps of the teacher: of one sample each is a call, or more where it is guided."""
         return sum(len(row) - 1 for row in self.rows)
+
+    @property
+    def plain(self) -> dict[str, Any]:
+        """Arguments that turn the guidance of a student's calls off, if it is not told of it."""
+        off = self.guidance.without({}, self.off)
+        return {name: v for name, v in off.items() if name not in self.guidance.guiders}
 
     def run(self, call: Mapping[str, Any], seed: int, dropped: bool = False) -> Run:
         """Run a call, and record the student's calls of it.
