@@ -138,9 +138,16 @@ def test_prompts_are_for_pipelines(capsys, tmp_path):
     assert "for students that are pipelines" in capsys.readouterr().err
 
 
-def test_the_teacher_must_have_the_students_network(places, tmp_path):
-    with pytest.raises(SigdegError):
-        evaluate_pipeline(
-            places / "run", FAMILIES["ddpm"]().pipe, [{"batch_size": 2}], tmp_path / "x", 4
-        )
-    assert not (tmp_path / "x").exists()
+def test_a_student_of_another_teacher_is_refused(places, tmp_path):
+    def refused(pipe, call, told):
+        with pytest.raises(SigdegError, match=told):
+            evaluate_pipeline(places / "run", pipe, [call], tmp_path / "x", 4, **QUICK)
+        assert not (tmp_path / "x").exists()
+
+    refused(FAMILIES["ddpm"]().pipe, {"batch_size": 2}, "does not fit")
+    pipe = load_pipeline(places / "teacher")
+    call = {"prompt": ["a cat", "a dog"], "height": 16, "width": 16}
+    for change, told in (({"beta_end": 0.03}, "noise levels"), ({"prediction_type": "sample"}, "")):
+        other = copy.copy(pipe)
+        other.scheduler = pipe.scheduler.from_config(pipe.scheduler.config, **change)
+        refused(other, call, told or "other predictions")

@@ -27,6 +27,7 @@ from sigdeg.pipelines.prepare import (
     pipeline_config,
     written,
 )
+from sigdeg.pipelines.scheduler import SigDEGScheduler
 from sigdeg.pipelines.student import PipelineStudent
 from sigdeg.pipelines.teacher import PipelineTeacher, answered
 from sigdeg.runs import claim_folder
@@ -86,6 +87,7 @@ def evaluate_pipeline(
     fine = refinement or config.refinement
     teacher = make_teacher(pipe, calls, step, fine, config.fine_power, guidance=told)
     teacher.rehearse(calls)
+    check_pair(made, teacher)
     shown = {} if look is None else look(rehearsed(teacher, calls[0]))
     identity = {
         "experiment": "evaluate",
@@ -112,6 +114,23 @@ def evaluate_pipeline(
     seconds = time.perf_counter() - began
     spent, history = source.calls(0), torch.zeros(0, 3)
     return DistilledPipeline(made, teacher.plain, history, seconds, spent, teacher, judged)
+
+
+def check_pair(made: Any, teacher: PipelineTeacher) -> None:
+    """Refuse a student of another teacher: of other noise levels, predictions or networks."""
+    name = type(teacher.pipe).__name__
+    own, other = made.scheduler.core, SigDEGScheduler.like(teacher.pipe.scheduler).core
+    for what, same in (
+        ("noise levels", own.schedule.equals(other.schedule)),
+        ("predictions", own.prediction_type == other.prediction_type),
+    ):
+        if not same:
+            raise SigdegError(
+                f"the student has other {what} than this {name}: it is not its teacher"
+            )
+    for network in teacher.trace.networks:
+        if not hasattr(made.components[network], "signature"):
+            raise SigdegError(f"this {name} calls its {network}, which the student leaves alone")
 
 
 def rehearsed(teacher: PipelineTeacher, call: Mapping[str, Any]) -> Any:
