@@ -108,7 +108,7 @@ def test_a_saved_student_is_a_program_of_any_batch(tmp_path: Path, capsys) -> No
     [
         ("sd_img2img", "turn guidance off in its call, and start from no image"),
         ("sd_inpaint4", "does more with its states than its network and scheduler do"),
-        ("sd_inpaint9", "sees more beside its state"),
+        ("sd_inpaint9", "sees more than its state"),
         ("sd_controlnet", "changes from step to step with the state"),
     ],
 )

@@ -16,6 +16,7 @@ from sigdeg.pipelines import (
     replaced,
     unguided,
 )
+from sigdeg.pipelines.network import read_signature
 from sigdeg.pipelines.numbered import BASE, PHASES, digits, numbers_of
 from sigdeg.pipelines.trace import call_pipeline
 from tests.pipelines.films import CHANNELS, PICTURES, SIDE, TOKENS, films, seeds
@@ -63,6 +64,20 @@ def test_its_student_is_exact(rows):
 def test_what_is_no_state_of_a_student_is_refused(given, line):
     with pytest.raises(SigdegError, match=line):
         unguided(films(), given)
+
+
+@pytest.mark.parametrize("name", ["rows", "place", "answer"])
+def test_damaged_facts_are_one_line(name):
+    pipe = films()
+    found = unguided(pipe, {})[1].written
+    hostile = [-1, 10**30, 0.5, "abc", [], {}, [10**9] * 9]
+    cases = [*hostile, 0]
+    if name != "rows":
+        cases += [{**found[name], field: value} for field in found[name] for value in hostile]
+    for value in cases:
+        written = {"trace": {**found, name: value}, "order": 2, "student": "films"}
+        with pytest.raises(SigdegError, match=f"{name}|are no part"):
+            read_signature(pipe.transformer, written)
 
 
 def draw(pipe, scheduler, samples, **more):

@@ -177,7 +177,8 @@ def observe_student(
         )
     if not trace.alone:
         raise SigdegError(
-            f"the network of this {name} sees more beside its state: its pipeline runs it"
+            f"the network of this {name} sees more than its state, or that in another shape: its "
+            "pipeline runs it"
         )
     sampler = PipelineSampler(pipe, calls)
     noise = (states / sampler.init).float().cpu()

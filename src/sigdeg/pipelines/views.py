@@ -16,7 +16,7 @@ from typing import Any, Self
 import torch
 from torch import Tensor
 
-from sigdeg.errors import SigdegError, reason
+from sigdeg.errors import SigdegError
 
 __all__ = ["View"]
 
@@ -43,13 +43,16 @@ class View:
     begin: int
 
     def __post_init__(self) -> None:
-        numbers = torch.arange(math.prod(self.whole))
-        try:
-            seen = numbers.as_strided(self.sizes, self.strides, self.begin).reshape(self.part)
-        except RuntimeError as error:
-            raise SigdegError(f"a view does not fit its whole: {reason(error)}") from None
-        if len(seen.unique()) < seen.numel():
-            raise SigdegError("a view shows a number of its whole twice")
+        fits, reach = len(self.sizes) == len(self.strides), 0
+        for stride, size in sorted(zip(self.strides, self.sizes, strict=False)):
+            fits &= stride > reach  # no number is shown twice
+            reach += (size - 1) * stride
+        fits &= math.prod(self.sizes) == math.prod(self.part)
+        if not fits or not 0 <= self.begin < math.prod(self.whole) - reach:
+            raise SigdegError(
+                f"numbers {self.sizes} at strides {self.strides} from {self.begin} on are no part "
+                f"{self.part} of a whole {self.whole}"
+            )
 
     @property
     def written(self) -> dict[str, Any]:
