@@ -398,6 +398,11 @@ class DiscreteVP(Schedule):
         return torch.tensor(self.log_snrs, dtype=torch.float64)
 
     @property
+    def alphas_cumprod(self) -> Tensor:
+        r"""$\bar\alpha = \alpha^2$ at the timesteps, shape (N,)."""
+        return torch.sigmoid(2 * self._table)
+
+    @property
     def t_min(self) -> float:
         """Time of the first timestep, 1 / N."""
         return 1 / len(self.log_snrs)

@@ -105,7 +105,7 @@ def follow(pipe: Any, call: dict[str, Any]) -> str:
     own = pipe.scheduler
 
     def march(given: dict[str, Any], **step: Any) -> tuple[Tensor, SigDEGScheduler, list[Any]]:
-        told = {"order": ORDER, "steps": [steps], "rows": found.rows}
+        told = {"order": ORDER, "steps": [steps], **found.marched}
         scheduler = SigDEGScheduler.like(own, **told, **step)
         scheduler.log = []
         with (

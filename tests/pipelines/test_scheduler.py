@@ -7,8 +7,9 @@ import pytest
 import torch
 
 from sigdeg import EDM, RectifiedFlow, SigdegError, coarse_grid
+from sigdeg.integrations import describe
 from sigdeg.pipelines import SigDEGScheduler
-from sigdeg.pipelines.noise import PathNoise
+from sigdeg.pipelines.noise import PathNoise, path_seed
 from sigdeg.response import exponential_coefficients, response
 from tests.pipelines.parts import BETAS
 from tests.pipelines.student import seeded
@@ -41,6 +42,27 @@ def test_a_step_is_the_exponential_one_over_the_path(own):
         x = made.prev_sample
     with pytest.raises(SigdegError, match="all steps of this run are done"):
         scheduler.step(output, timestep, x)
+
+
+def test_timesteps_may_be_whole_and_their_alphas_are_those_of_the_table():
+    told = SigDEGScheduler.like(OWN, steps=[4])
+    rounded = SigDEGScheduler.like(OWN, steps=[4], timesteps="integer")
+    for scheduler in (told, rounded):
+        scheduler.set_timesteps(4)
+    assert torch.equal(rounded.timesteps, told.timesteps.round().long())
+    assert (told.timesteps != rounded.timesteps).any()
+    torch.testing.assert_close(rounded.alphas_cumprod, OWN.alphas_cumprod, rtol=1e-5, atol=0)
+    assert not hasattr(SigDEGScheduler.like(FLOW), "alphas_cumprod")
+    with pytest.raises(SigdegError, match="is for students"):
+        describe(told)
+
+
+def test_a_state_that_is_noised_again_within_a_step_begins_no_path():
+    x, scheduler = states(), SigDEGScheduler.like(OWN, steps=[4])
+    scheduler.set_timesteps(4)
+    scheduler.scale_model_input(torch.cat([x, x]), scheduler.timesteps[0])
+    scheduler.add_noise(x, states(seed=1), scheduler.timesteps[:1])
+    assert scheduler.noise.seeds == [path_seed(row) for row in x]
 
 
 def test_rows_of_a_film_are_stepped_as_one_sample():

@@ -4,7 +4,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from diffusers import DDIMScheduler, DiffusionPipeline, UNet1DModel
+from diffusers import DDIMScheduler, DiffusionPipeline, EulerDiscreteScheduler, UNet1DModel
 from torch import nn
 
 from sigdeg.errors import SigdegError
@@ -121,7 +121,7 @@ class Adapted(nn.Module):
 
 
 def test_calls_are_recorded_as_they_were_made():
-    network, scheduler = Adapted(), SimpleNamespace(k=0)
+    network, scheduler = Adapted(), SimpleNamespace(k=0, first=0)
     x, told = torch.zeros(2), [torch.ones(2)]
     with recorded(SimpleNamespace(components={"unet": network}), scheduler) as calls:
         network(x, told=told)
@@ -221,6 +221,34 @@ def test_what_is_asked_for_and_left_out_is_not_learned(way, which):
 def test_states_that_gradients_change_are_refused():
     with pytest.raises(SigdegError, match="changes its states by gradients of its unet"):
         unguided(*always_guided("gradients"))
+
+
+class Tabled(DiffusionPipeline):
+    """Noises its image by a table of its own; its scheduler is not told where it starts."""
+
+    def __init__(self, unet, scheduler):
+        super().__init__()
+        self.register_modules(unet=unet, scheduler=scheduler)
+
+    @torch.no_grad()
+    def __call__(self, image, num_inference_steps, generator, strength=0.7):
+        self.scheduler.set_timesteps(num_inference_steps)
+        left = self.scheduler.timesteps[num_inference_steps - int(strength * num_inference_steps) :]
+        noise = torch.randn(image.shape, generator=generator)
+        kept = DDIMScheduler(**BETAS).alphas_cumprod[left[0]]
+        x = kept**0.5 * image + (1 - kept) ** 0.5 * noise
+        for t in left:
+            x = self.scheduler.step(self.unet(x, t).sample, t, x).prev_sample
+        return (x,)
+
+
+def test_timesteps_are_whole_where_a_pipeline_looks_tables_up_by_them():
+    pipe, call = Tabled(unet(3, 16), DDIMScheduler(**BETAS)), {"image": images(2)}
+    assert unguided(pipe, call)[1].timesteps == "integer"
+    assert follow(pipe, call) == "unet: conv_in"
+    pipe = Tabled(unet(3, 16), EulerDiscreteScheduler(**BETAS))  # whose own are not
+    with pytest.raises(SigdegError, match="Tabled fails: tensors used as indices"):
+        unguided(pipe, call)
 
 
 def test_what_is_no_single_diffusion_is_refused():

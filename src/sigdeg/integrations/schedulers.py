@@ -52,6 +52,7 @@ STUDENTS = {
     "LCMScheduler": "consistency models",
     "PiflowScheduler": "policies of a flow",
     "SCMScheduler": "consistency models",
+    "SigDEGScheduler": "students of whole paths",
     "TCDScheduler": "consistency models",
 }
 TOKENS = {

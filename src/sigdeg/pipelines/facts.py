@@ -10,6 +10,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from sigdeg.denoiser import Timesteps
 from sigdeg.pipelines.layer import Called, Key, as_whole
 from sigdeg.pipelines.views import View
 
@@ -44,6 +45,7 @@ class Trace:
         rows: Of the state that the scheduler steps, that are one sample: the pictures of a film.
         place: Where the state stands in its argument, if it is neither that nor along one axis.
         answer: Where what the scheduler is given stands in the network's output, then.
+        timesteps: Whether the pipeline takes no others than whole ones, `integer`.
     """
 
     networks: tuple[str, ...]
@@ -65,6 +67,7 @@ class Trace:
     rows: int = 1
     place: View | None = None
     answer: View | None = None
+    timesteps: Timesteps = "continuous"
 
     @property
     def single(self) -> bool:
@@ -83,6 +86,11 @@ class Trace:
     def views(self) -> dict[str, View | None]:
         """Those of its facts that are views."""
         return {"place": self.place, "answer": self.answer}
+
+    @property
+    def marched(self) -> dict[str, Any]:
+        """What of it a scheduler is told, as JSON."""
+        return {"rows": self.rows, "timesteps": self.timesteps}
 
     @property
     def alone(self) -> bool:

@@ -209,6 +209,7 @@ def make_teacher(
     if guidance is None:
         guidance = find_guidance(pipe, calls, turned, trace.networks, way, dropout)
         guidance = dataclasses.replace(guidance, single=trace.single)
+    step.timesteps = trace.timesteps
     rows = list(refine(step.schedule, step.grid(), refinement, fine_power))
     return PipelineTeacher(pipe, turned, trace, step, rows, guidance)
 

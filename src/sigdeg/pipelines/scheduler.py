@@ -21,10 +21,9 @@ from torch import Generator, Tensor
 
 from sigdeg.errors import SigdegError, extra
 from sigdeg.grids import coarse_grid
-from sigdeg.integrations.schedulers import describe
 from sigdeg.pipelines.noise import PathNoise, tiled
 from sigdeg.pipelines.stepped import Logged, Look, Stepped, first_number, precise
-from sigdeg.pipelines.student import PipelineStudent
+from sigdeg.pipelines.student import PipelineStudent, describe_step
 from sigdeg.response import remember
 from sigdeg.schedule import RectifiedFlow, expand
 from sigdeg.schema import whole
@@ -179,7 +178,7 @@ class SigDEGScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]  # dif
         key = tuple(grid.tolist())
         if key not in self._timesteps:  # kept for the next run
             looks = self.core.response.looks_at(starts, ends)
-            remember(self._timesteps, key, self.core.schedule.timestep(looks).float())
+            remember(self._timesteps, key, self.core.timestep(looks.float(), looks))
         self.grid, self.k = grid, 0
         self.num_inference_steps = len(starts)
         self.timesteps = self._timesteps[key].to(device)
@@ -189,6 +188,7 @@ class SigDEGScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]  # dif
         self.sigmas = torch.cat([noisy, torch.zeros(1, dtype=noisy.dtype)]).float()
         self.asked: set[int] = set()
         self.begun = False  # whether a call has said with which step the run begins
+        self.first = 0  # which one that is
         finest = self.core.grid() if self.core.elastic else None
         self.noise = PathNoise(grid, self.order_drawn, finest, self._generators)
         self._generators = None
@@ -211,7 +211,7 @@ class SigDEGScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]  # dif
         """Begin the run with the step of a timestep, unless it has begun: not all pipelines say."""
         if not self.begun:
             k = self.index_for_timestep(timestep)
-            self.k = k if self.is_at(k, timestep) else self.k
+            self.k = self.first = k if self.is_at(k, timestep) else self.k
         self.begun = True
 
     def is_at(self, k: int, timestep: Any) -> bool:
@@ -227,6 +227,8 @@ class SigDEGScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]  # dif
 
     def scale_model_input(self, sample: Tensor, timestep: Any = None) -> Tensor:
         """The state as a network sees it that knows nothing of paths; a student's is left alone."""
+        if self.noise.seeds is None and self.rows == 1:  # some noise states again in a step
+            self.noise.start(sample)
         if self.student or self.k >= len(self.grid) - 1:
             return sample
         return self.core.preconditioning(sample, self.grid[self.k]).scale(sample).to(sample.dtype)
@@ -342,6 +344,13 @@ class SigDEGScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]  # dif
         return (alpha * original_samples + sigma * noise).to(original_samples.dtype)
 
     @property
+    def alphas_cumprod(self) -> Tensor:
+        """Squares of alpha at whole timesteps, for pipelines that look them up."""
+        schedule: Any = self.core.schedule
+        table: Tensor = schedule.alphas_cumprod.float()
+        return table
+
+    @property
     def scales(self) -> tuple[Any, Any]:
         """The functions alpha and sigma of time."""
         return self.core.schedule.alpha, self.core.schedule.sigma
@@ -355,21 +364,6 @@ class SigDEGScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]  # dif
 
 
 SigDEGScheduler.__module__ = "sigdeg"  # where a saved pipeline is to find it
-
-
-def describe_step(scheduler: Any) -> dict[str, Any]:
-    """The exponential step of a scheduler's network, of order 1, as JSON."""
-    found = describe(scheduler)
-    kind, std = found.prediction, found.data_std
-    step = PipelineStudent(
-        None,
-        found.schedule,
-        data_std=std,
-        prediction_type=kind,
-        clip=found.clip,
-        threshold=found.threshold,
-    )
-    return step.written
 
 
 def running(student: str) -> SigDEGScheduler:

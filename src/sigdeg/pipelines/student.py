@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from sigdeg.errors import SigdegError
+from sigdeg.integrations.schedulers import describe
 from sigdeg.prediction import Preconditioning
 from sigdeg.schedule import Schedule, expand, schedule_from_config
 from sigdeg.schema import listed, mapped, maybe, number, record, text, whole
@@ -23,7 +24,7 @@ from sigdeg.student import NetworkInput, SignatureStudent
 if TYPE_CHECKING:
     from sigdeg.pipelines.calls import Calls
 
-__all__ = ["PipelineStudent"]
+__all__ = ["PipelineStudent", "describe_step"]
 
 THRESHOLD = "a quantile", "a largest value"
 STEP = record(  # what a scheduler's configuration says of it
@@ -39,6 +40,7 @@ STEP = record(  # what a scheduler's configuration says of it
         "steps": listed(whole(1)),
         "power": number(0),
         "times": maybe(listed(number(0, 1))),
+        "timesteps": text,
     },
 )
 
@@ -109,6 +111,7 @@ class PipelineStudent(SignatureStudent):
             "steps": list(self.steps),
             "power": self.power,
             "times": None if self.times is None else list(self.times),
+            **({} if self.timesteps == "continuous" else {"timesteps": self.timesteps}),
         }
 
     @classmethod
@@ -172,3 +175,18 @@ class PipelineStudent(SignatureStudent):
             self.network, given.inputs, beside, starts, condition["row"], self.grids
         )
         return self.outputs(output, given)
+
+
+def describe_step(scheduler: Any) -> dict[str, Any]:
+    """The exponential step of a scheduler's network, of order 1, as JSON."""
+    found = describe(scheduler)
+    kind, std = found.prediction, found.data_std
+    step = PipelineStudent(
+        None,
+        found.schedule,
+        data_std=std,
+        prediction_type=kind,
+        clip=found.clip,
+        threshold=found.threshold,
+    )
+    return step.written

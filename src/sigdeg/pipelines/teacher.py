@@ -133,7 +133,7 @@ class PipelineTeacher:
     def march(self, call: Mapping[str, Any], seed: int) -> list[Logged]:
         """The steps of the teacher over its fine grid."""
         fine = join_rows(self.rows)
-        step = {"times": fine.tolist(), "steps": [len(fine) - 1], "rows": self.trace.rows}
+        step = {"times": fine.tolist(), "steps": [len(fine) - 1], **self.trace.marched}
         scheduler = SigDEGScheduler.like(self.pipe.scheduler, **step, student="")
         scheduler.order_drawn = self.student.order
         log: list[Logged] = []
@@ -178,7 +178,7 @@ class PipelineTeacher:
 
     def forced(self, count: int, states: Sequence[Tensor]) -> SigDEGScheduler:
         """A scheduler of the student's grid that goes through given states, whatever it is told."""
-        step = {**self.student.written, "steps": [count], "rows": self.trace.rows, "student": ""}
+        step = {**self.student.written, "steps": [count], **self.trace.marched, "student": ""}
         if self.student.times is not None:
             step["times"] = self.student.grid(count).tolist()
         scheduler: SigDEGScheduler = SigDEGScheduler.like(self.pipe.scheduler, **step)

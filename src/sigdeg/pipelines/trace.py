@@ -13,6 +13,7 @@ import itertools
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -20,6 +21,7 @@ import torch
 import torch.utils._pytree as pytree
 from torch import Generator, Tensor, nn
 
+from sigdeg.denoiser import Timesteps
 from sigdeg.errors import SigdegError, reason
 from sigdeg.pipelines.checks import NONE, check_finite, check_scheduler, suspects
 from sigdeg.pipelines.facts import Relation, Trace
@@ -43,7 +45,7 @@ __all__ = [
 CLOSE = 1e-5
 # Guidance is off at 1, but for those of attention that add to what is there.
 SCALES = ("guidance_scale", "cfg_scale")
-ADDED = ("pag_scale", "pag_adaptive_scale")
+ADDED = ("pag_scale", "pag_adaptive_scale", "sag_scale")
 
 
 def call_pipeline(pipe: Any, call: Mapping[str, Any], steps: int, generator: Any = None) -> Any:
@@ -101,6 +103,8 @@ def recorded(
     finally:
         for handle in handles:
             handle.remove()
+        for called in calls:  # made before the scheduler was told with which step it begins
+            called.k = max(called.k, scheduler.first)
 
 
 class Log(list[Logged]):
@@ -119,19 +123,20 @@ def observe(
     return [c for c in calls if c.k < len(scheduler.grid) - 1]
 
 
-def trace(pipe: Any, call: Mapping[str, Any]) -> Trace:
+def trace(pipe: Any, call: Mapping[str, Any], timesteps: Timesteps = "continuous") -> Trace:
     """Find out how a pipeline calls its network, by one run of a call.
 
     Arguments:
         pipe: The pipeline; its scheduler is replaced while it runs.
         call: Arguments of the pipeline.
+        timesteps: Which ones it is shown.
 
     Raises:
         SigdegError: If the pipeline fails, or its network cannot be made out.
     """
     name = type(pipe).__name__
     check_scheduler(pipe)
-    scheduler = SigDEGScheduler.like(pipe.scheduler, student="")
+    scheduler = SigDEGScheduler.like(pipe.scheduler, student="", timesteps=timesteps)
     log = scheduler.log = Log()
     calls = observe(pipe, call, steps_of(pipe, call), scheduler)
     check_log(pipe, log)
@@ -173,7 +178,7 @@ def trace(pipe: Any, call: Mapping[str, Any]) -> Trace:
     made = Trace(names, *facts, relation, layer, samples, *more, *views)
     if relation is not None:
         check_places(name, made, mine)
-    return made
+    return replace(made, timesteps=timesteps)
 
 
 def check_log(pipe: Any, log: Sequence[Logged]) -> None:
@@ -340,6 +345,20 @@ def unguided(pipe: Any, call: Mapping[str, Any]) -> tuple[dict[str, Any], Trace]
     Raises:
         SigdegError: If nothing turns the guidance off.
     """
+    try:
+        return turn_off(pipe, call)
+    except SigdegError:
+        if getattr(pipe.scheduler, "timesteps", torch.ones(1)).is_floating_point():
+            raise
+        with suppress(SigdegError):  # some look tables up by their timesteps
+            return turn_off(pipe, call, "integer")
+        raise
+
+
+def turn_off(
+    pipe: Any, call: Mapping[str, Any], timesteps: Timesteps = "continuous"
+) -> tuple[dict[str, Any], Trace]:
+    """See `unguided`; the pipeline is shown such timesteps."""
     known = inspect.signature(type(pipe).__call__).parameters
     scales = [name for name in known if name.endswith(SCALES) and name not in ADDED]
     added = {name: 0.0 for name in ADDED if name in known}
@@ -354,7 +373,7 @@ def unguided(pipe: Any, call: Mapping[str, Any]) -> tuple[dict[str, Any], Trace]
     why, several = "", None
     for off in tries:
         try:
-            found = trace(pipe, {**call, **none, **off})
+            found = trace(pipe, {**call, **none, **off}, timesteps)
         except SigdegError as error:
             if not off:  # the call fails as it is
                 raise
