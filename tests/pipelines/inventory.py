@@ -31,7 +31,7 @@ from sigdeg.pipelines import (
     replaced,
     unguided,
 )
-from sigdeg.pipelines.calls import Kept
+from sigdeg.pipelines.calls import Kept, fitted
 from sigdeg.pipelines.trace import call_pipeline, recorded, steps_of
 from sigdeg.signature import PartialSignature
 from tests.pipelines.build import build
@@ -132,7 +132,7 @@ def replay(pipe: Any, found: Trace, scheduler: SigDEGScheduler, calls: list[Any]
     """The steps of a run made again from its recorded calls."""
     log = scheduler.log or []
     rows, steps = len(log[0].before), len(scheduler.grid) - 1
-    calls = found.chosen(calls, rows)
+    calls = fitted(found.chosen(calls, rows), log, found)
     kept = {f"{steps}.{called.k}": Kept.of(called, found, rows) for called in calls}
     places = torch.tensor([[0, row] for row in range(rows)])
     networks = nn.ModuleDict({name: pipe.components[name] for name in found.networks})

@@ -4,11 +4,17 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from diffusers import DDIMScheduler, DiffusionPipeline, EulerDiscreteScheduler, UNet1DModel
+from diffusers import (
+    DDIMScheduler,
+    DiffusionPipeline,
+    EulerDiscreteScheduler,
+    FlowMatchEulerDiscreteScheduler,
+    UNet1DModel,
+)
 from torch import nn
 
 from sigdeg.errors import SigdegError
-from sigdeg.pipelines.calls import Calls
+from sigdeg.pipelines.calls import Calls, Kept, fitted, keep_calls, read_calls
 from sigdeg.pipelines.facts import Trace
 from sigdeg.pipelines.layer import Called, find_layer
 from sigdeg.pipelines.scheduler import SigDEGScheduler
@@ -108,7 +114,8 @@ def test_the_output_may_be_stepped_on_where_the_state_stands(sign, relation):
         others = dict.fromkeys(("state", "copies", "calls", "time", "time_scale", "time_shift"), 0)
         told = {**facts, **others, "relation": relation, "layer": "conv_in", "samples": 2}
         read = Trace.read({"networks": ["net"], **told})
-        assert torch.equal(Calls(read, [], torch.zeros(0, 2)).related(sign * output, given), given)
+        calls, around = Calls(read, [], torch.zeros(0, 2)), torch.tensor([[1.0, 0.0]] * len(given))
+        assert torch.equal(calls.related(sign * output, given, around), given)
     other = Logged(0, given, given, given, given + 1, len(given))
     assert find_relation([called], other, axis, begin) == (None, 0, 0)
 
@@ -249,6 +256,47 @@ def test_timesteps_are_whole_where_a_pipeline_looks_tables_up_by_them():
     pipe = Tabled(unet(3, 16), EulerDiscreteScheduler(**BETAS))  # whose own are not
     with pytest.raises(SigdegError, match="Tabled fails: tensors used as indices"):
         unguided(pipe, call)
+
+
+class SaysMeans(DiffusionPipeline):
+    """Its network says means; what its scheduler takes is made of them and the states."""
+
+    def __init__(self, unet, scheduler):
+        super().__init__()
+        self.register_modules(unet=unet, scheduler=scheduler)
+
+    @torch.no_grad()
+    def __call__(self, num_inference_steps, generator, batch_size=1, part=1.0):
+        x = torch.randn(batch_size, *images(1).shape[1:], generator=generator)
+        self.scheduler.set_timesteps(num_inference_steps)
+        for t in self.scheduler.timesteps:
+            velocity = (x - self.unet(x, t).sample) / (t / 1000).clamp(min=0.8)
+            x = self.scheduler.step(part * velocity, t, x).prev_sample
+        return (x,)
+
+
+def test_means_are_turned_into_what_is_stepped_on_as_the_pipeline_does_it():
+    pipe = SaysMeans(unet(3, 16), FlowMatchEulerDiscreteScheduler())
+    with pytest.raises(SigdegError, match="what it steps on is not what its network said"):
+        unguided(pipe, {"part": 0.5})
+    found = unguided(pipe, {"batch_size": 2})[1]
+    assert found.relation == "mean"
+    assert follow(pipe, {"batch_size": 2}) == "unet: conv_in"  # one of two steps is clamped
+
+
+def test_weights_of_means_and_states_are_found_and_kept():
+    said, state = images(6).split(3)
+    called = Called("net", 2, (state,), {}, said)
+    log = [Logged(2, state, state, state, 3 * said - 2 * state, len(state))]
+    facts = dict.fromkeys(("copies", "calls", "channels", "time_scale", "time_shift", "samples"), 1)
+    others = {"state": 0, "axis": None, "time": None, "relation": "mean", "layer": "conv_in"}
+    known = Trace.read({"networks": ["net"], **facts, **others})
+    (made,) = fitted([called], log, known)
+    assert made.around == pytest.approx((3, -2), abs=1e-5)
+    kept = Kept.of(made, known, len(state))
+    assert read_calls(*keep_calls({"3.2": kept}))["3.2"].around == made.around
+    related = Calls(known, [], torch.zeros(0, 2)).related(said, state, torch.tensor([made.around]))
+    torch.testing.assert_close(related, log[0].output)
 
 
 def test_what_is_no_single_diffusion_is_refused():

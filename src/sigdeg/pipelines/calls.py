@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -20,10 +20,12 @@ from sigdeg.errors import SigdegError
 from sigdeg.grids import Grid
 from sigdeg.pipelines.facts import Trace
 from sigdeg.pipelines.layer import Called, as_whole
+from sigdeg.pipelines.stepped import Logged
 from sigdeg.pipelines.trace import first_tensor, is_list, part_of
 from sigdeg.runs import fingerprint
+from sigdeg.schedule import expand
 
-__all__ = ["Calls", "Kept", "keep_calls", "read_calls"]
+__all__ = ["Calls", "Kept", "fitted", "keep_calls", "read_calls"]
 
 HALF = (torch.bfloat16, torch.float16)
 
@@ -39,12 +41,14 @@ class Kept:
         structure: How the leaves nest, as pytree writes it.
         leaves: Tensors and values; of the state itself the type of its numbers is kept.
         by_row: Which of the leaves have a row a sample.
+        around: Weights of the output and the state in what is stepped on.
     """
 
     name: str
     structure: str
     leaves: tuple[Any, ...]
     by_row: tuple[bool, ...]
+    around: tuple[float, float] = 1.0, 0.0
     kind: str = field(init=False)  # calls of one kind join into one
 
     def __post_init__(self) -> None:
@@ -91,7 +95,7 @@ class Kept:
             rows = isinstance(leaf, Tensor) and leaf.ndim > 0 and len(leaf) == samples
             by_row.append(rows and number not in fixed)
         written = pytree.treespec_dumps(structure)
-        return cls(called.name, written, tuple(kept), tuple(by_row))
+        return cls(called.name, written, tuple(kept), tuple(by_row), called.around)
 
 
 def unlisted(value: Any) -> Any:
@@ -114,6 +118,7 @@ def keep_calls(kept: Mapping[str, Kept]) -> tuple[dict[str, Tensor], str]:
             tensors.setdefault(name, leaf)
             leaves.append({"tensor": name, "rows": call.by_row[number]})
         told[place] = {"name": call.name, "structure": call.structure, "leaves": leaves}
+        told[place]["around"] = call.around
     return tensors, json.dumps(told)
 
 
@@ -123,13 +128,34 @@ def read_calls(tensors: Mapping[str, Tensor], told: str) -> dict[str, Kept]:
     for place, call in json.loads(told).items():
         leaves = [tensors[v["tensor"]] if "tensor" in v else v["value"] for v in call["leaves"]]
         by_row = tuple(v.get("rows", False) for v in call["leaves"])
-        calls[place] = Kept(call["name"], call["structure"], tuple(leaves), by_row)
+        around = tuple(call.get("around", (1.0, 0.0)))
+        calls[place] = Kept(call["name"], call["structure"], tuple(leaves), by_row, around)
     return calls
 
 
 def alike(one: Tensor, other: Tensor) -> bool:
     """Whether two tensors are the same."""
     return one.dtype == other.dtype and one.shape == other.shape and torch.equal(one, other)
+
+
+def fitted(calls: Sequence[Called], log: Sequence[Logged], trace: Trace) -> list[Called]:
+    """The calls of a run with their `around`, where the pipeline turns means into something else.
+
+    It does so by the timestep: what is fitted to one run's outputs and states holds for all.
+    """
+    if trace.relation != "mean":
+        return list(calls)
+    given = {logged.k: logged.output for logged in log}
+    made = []
+    for called in (c for c in calls if c.k in given):
+        wanted = given[called.k]
+        said = part_of(first_tensor(called.output), wanted, trace.axis, trace.said)
+        assert said is not None  # as when it was traced
+        both = torch.stack([said.to(wanted), trace.part(called.argument(trace.state))], dim=-1)
+        weights = torch.linalg.lstsq(both.double().flatten(0, -2), wanted.double().reshape(-1, 1))
+        a, b = weights.solution.flatten().tolist()
+        made.append(replace(called, around=(a, b)))
+    return made
 
 
 class Calls:
@@ -193,7 +219,8 @@ class Calls:
             told = [kwargs.pop("sigdeg")] if "sigdeg" in kwargs else []  # the scale of guidance
             given = coefficients[own], ends[own.cpu()], *told
             output = first_tensor(networks[name](*args, **kwargs, sigdeg=given)).to(states)
-            outputs.append(self.related(output, states[own]))
+            around = torch.tensor([kept.around for _, kept, _ in members]).to(states)
+            outputs.append(self.related(output, states[own], around))
             order.append(own)
         return torch.cat(outputs)[torch.cat(order).argsort()]
 
@@ -220,11 +247,14 @@ class Calls:
         place[self.trace.state] = self.trace.filled(argument, states)
         return args, kwargs
 
-    def related(self, output: Tensor, states: Tensor) -> Tensor:
-        """What a scheduler is given of the network's output."""
+    def related(self, output: Tensor, states: Tensor, around: Tensor) -> Tensor:
+        """What a scheduler is given of the network's output, with weights, shape (rows, 2)."""
         if self.trace.answer is not None:
             part: Tensor | None = self.trace.answer.take(output)
         else:
             part = part_of(output, states, self.trace.axis, self.trace.said)
         assert part is not None  # as when it was traced
+        if self.trace.relation == "mean":
+            a, b = (expand(weights, part) for weights in around.unbind(1))
+            return a * part + b * states
         return -part if self.trace.relation == "negated" else part

@@ -16,7 +16,7 @@ from sigdeg.pipelines.views import View
 
 __all__ = ["Relation", "Trace"]
 
-Relation = Literal["same", "negated"]
+Relation = Literal["same", "negated", "mean"]
 
 
 @dataclass(frozen=True)
@@ -33,7 +33,8 @@ class Trace:
         time: Argument of the timestep, if one was found.
         time_scale: What the network is told, in timesteps of the scheduler: so many times ...
         time_shift: ... and so much more.
-        relation: How the network's output becomes that of the scheduler.
+        relation: How the network's output becomes that of the scheduler; of a network that says the
+            `mean` itself the pipeline makes what its scheduler takes for it, by the state.
         layer: The network's input layer.
         samples: Samples of the call that it was found by.
         begin: The first of those channels.

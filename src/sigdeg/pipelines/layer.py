@@ -24,13 +24,17 @@ Key = int | str
 
 @dataclass
 class Called:
-    """A call of a component: its name, the step it was made in, and what it was called with."""
+    """A call of a component: its name, the step it was made in, and what it was called with.
+
+    Of its output and the state the pipeline steps on the sum with the weights `around`.
+    """
 
     name: str
     k: int
     args: tuple[Any, ...]
     kwargs: dict[str, Any]
     output: Any = None
+    around: tuple[float, float] = 1.0, 0.0
 
     def argument(self, key: Key) -> Any:
         """An argument by position or name."""

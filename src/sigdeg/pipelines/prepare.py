@@ -67,7 +67,8 @@ class PipelineRecipe:
         residual_noise: What to do about what the coefficients leave open: learn its law (`energy`,
             at twice the cost of training) or its mean (None).
         lookahead: Fraction of a step after which the network looks, see `SignatureStudent`. With 0
-            the untrained student is the teacher's ancestral sampler.
+            the untrained student is the teacher's ancestral sampler. It is 0 where the network says
+            means that its pipeline turns into what its scheduler takes.
         times: The largest step count's times (default: power spacing).
         rank: Rank of the adapters of a frozen network, for large ones, see `sigdeg.pipelines.lora`;
             0 trains all of its weights.
@@ -161,7 +162,7 @@ def prepare(
     pipe = moved(pipe, accelerator.device)
     given = config.refinement, config.fine_power
     teacher = make_teacher(pipe, calls, step, *given, recipe.guidance, recipe.dropout)
-    trace = teacher.trace
+    step, trace = teacher.student, teacher.trace
     levels = Levels.of(step, config.q or max(step.steps), late=config.late)
     check_whole(config.paths, 1, "the number of paths of a pipeline, whose runs are kept,")
     count_runs(trace.samples, config)
@@ -209,6 +210,8 @@ def make_teacher(
     if guidance is None:
         guidance = find_guidance(pipe, calls, turned, trace.networks, way, dropout)
         guidance = dataclasses.replace(guidance, single=trace.single)
+    if trace.relation == "mean" and step.lookahead:  # the pipeline joins it with the state itself
+        step = PipelineStudent.read({**step.written, "lookahead": 0.0})
     step.timesteps = trace.timesteps
     rows = list(refine(step.schedule, step.grid(), refinement, fine_power))
     return PipelineTeacher(pipe, turned, trace, step, rows, guidance)

@@ -299,6 +299,8 @@ class SigDEGScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]  # dif
         if self.forced is not None:  # through states that are known: nothing is to be computed
             new = self.forced[self.k].to(sample).reshape(-1, *sample.shape[1:])
             new = tiled(new, len(sample))
+            if self.log is not None:
+                self.log.append(Logged(self.k, sample, new, new, model_output, len(new)))
             self.k += 1
             return Stepped(new, new) if return_dict else (new, new)
         if self.student and self.k not in self.asked:
@@ -315,7 +317,7 @@ class SigDEGScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]  # dif
         if self.log is not None:
             states = sample.clone(), new.clone()  # some pipelines write into their state
             samples = len(self.noise.seeds or ())
-            self.log.append(Logged(self.k, *states, c, model_output, samples))
+            self.log.append(Logged(self.k, *states, c, model_output, samples, mean))
         self.k += 1
         self.noise.prepare(self.k, sample.shape[1:])
         made = Stepped(new.reshape(shape), mean.to(sample.dtype).reshape(shape))

@@ -19,7 +19,7 @@ from torch import Generator, Tensor
 
 from sigdeg.errors import SigdegError
 from sigdeg.grids import join_rows
-from sigdeg.pipelines.calls import Kept
+from sigdeg.pipelines.calls import Kept, fitted
 from sigdeg.pipelines.checks import check_finite
 from sigdeg.pipelines.facts import Trace
 from sigdeg.pipelines.guidance import Guidance, conditioned, negative_half
@@ -258,13 +258,15 @@ class PipelineTeacher:
     ) -> list[Called]:
         """The networks' calls in a run of so many steps through given states."""
         scheduler, names = self.forced(count, through), self.trace.networks
+        log: list[Logged] = []
+        scheduler.log = log
         with (
             replaced(self.pipe, scheduler),
             answered(self.pipe, names),
             recorded(self.pipe, scheduler, names) as calls,
         ):
             call_pipeline(self.pipe, call, count, Generator().manual_seed(seed))
-        return calls
+        return fitted(calls, log, self.trace)
 
 
 def kind_of(call: Mapping[str, Any]) -> str:

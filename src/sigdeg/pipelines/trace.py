@@ -297,16 +297,18 @@ def find_relation(
     calls: Sequence[Called], logged: Logged, axis: int | None, begin: int
 ) -> tuple[Relation | None, int, int]:
     """How the output of one of a step's calls became what was stepped on; `said` and `which`."""
-    given = logged.output
-    size = float(given.abs().max())
+    given, mean = logged.output, logged.mean
     # The first of its channels, or those that stand where the state does.
     for which, said in itertools.product(range(len(calls)), sorted({0, begin})):
         output = part_of(first_tensor(calls[which].output), given, axis, said)
         if output is None:
             continue
-        relations: dict[Relation, Tensor] = {"same": output, "negated": -output}
-        for relation, value in relations.items():
-            if float((value.to(given) - given).abs().max()) <= CLOSE * size:
+        pairs: dict[Relation, tuple[Tensor, Tensor | None]]
+        pairs = {"same": (output, given), "negated": (-output, given), "mean": (output, mean)}
+        for relation, (value, wanted) in pairs.items():
+            if wanted is None or (relation == "mean" and len(calls) > 1):
+                continue
+            if float((value.to(wanted) - wanted).abs().max()) <= CLOSE * float(wanted.abs().max()):
                 return relation, said, which
     return None, 0, 0
 
