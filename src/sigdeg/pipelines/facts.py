@@ -78,15 +78,13 @@ class Trace:
     @property
     def written(self) -> dict[str, Any]:
         """It as JSON."""
-        views = {name: view and view.written for name, view in self.views.items()}
-        listed = None if self.listed is None else list(self.listed)
-        told = {"networks": list(self.networks), "listed": listed, **views}
-        return {**dataclasses.asdict(self), **told}
-
-    @property
-    def views(self) -> dict[str, View | None]:
-        """Those of its facts that are views."""
-        return {"place": self.place, "answer": self.answer}
+        lists = {
+            "networks": list(self.networks),
+            "listed": None if self.listed is None else list(self.listed),
+            "place": self.place and self.place.written,
+            "answer": self.answer and self.answer.written,
+        }
+        return {**dataclasses.asdict(self), **lists}
 
     @property
     def marched(self) -> dict[str, Any]:
@@ -95,7 +93,7 @@ class Trace:
 
     @property
     def alone(self) -> bool:
-        """Whether the argument of the state holds nothing else."""
+        """Whether the argument of the state is the state, as it is."""
         return self.axis is None and self.place is None
 
     @classmethod
