@@ -20,8 +20,8 @@ from sigdeg.errors import SigdegError
 from sigdeg.grids import Grid
 from sigdeg.pipelines.facts import Trace
 from sigdeg.pipelines.layer import Called, as_whole
+from sigdeg.pipelines.relation import first_tensor, is_list, part_of
 from sigdeg.pipelines.stepped import Logged
-from sigdeg.pipelines.trace import first_tensor, is_list, part_of
 from sigdeg.runs import fingerprint
 from sigdeg.schedule import expand
 

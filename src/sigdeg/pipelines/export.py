@@ -20,9 +20,10 @@ from torch import Generator, Tensor, nn
 from sigdeg.errors import SigdegError, reason
 from sigdeg.pipelines.files import find_pipeline, load_pipeline, read_card
 from sigdeg.pipelines.layer import Called
+from sigdeg.pipelines.relation import first_tensor
 from sigdeg.pipelines.scheduler import SigDEGScheduler
 from sigdeg.pipelines.stepped import Logged
-from sigdeg.pipelines.trace import call_pipeline, first_tensor, recorded
+from sigdeg.pipelines.trace import call_pipeline, recorded
 from sigdeg.signature import PartialSignature
 
 __all__ = ["SEED", "PipelineSampler", "observe_student"]

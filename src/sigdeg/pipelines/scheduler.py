@@ -317,7 +317,7 @@ class SigDEGScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]  # dif
         if self.log is not None:
             states = sample.clone(), new.clone()  # some pipelines write into their state
             samples = len(self.noise.seeds or ())
-            self.log.append(Logged(self.k, *states, c, model_output, samples, mean))
+            self.log.append(Logged(self.k, *states, c, model_output, samples))
         self.k += 1
         self.noise.prepare(self.k, sample.shape[1:])
         made = Stepped(new.reshape(shape), mean.to(sample.dtype).reshape(shape))

@@ -31,7 +31,7 @@ class Stepped(BaseOutput):  # type: ignore[misc]  # diffusers is not typed
 
 @dataclass
 class Logged:
-    """One step of a march that is logged: number, states before and after, noise, output and mean.
+    """One step of a march that is logged: its number, states before and after, and the noise.
 
     Of as many samples: its rows may be copies of them, which guidance makes.
     """
@@ -42,7 +42,6 @@ class Logged:
     coefficients: Tensor
     output: Tensor
     samples: int
-    mean: Tensor | None = None
 
 
 @dataclass(frozen=True)

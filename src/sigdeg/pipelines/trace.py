@@ -24,25 +24,22 @@ from torch import Generator, Tensor, nn
 from sigdeg.denoiser import Timesteps
 from sigdeg.errors import SigdegError, reason
 from sigdeg.pipelines.checks import NONE, check_finite, check_scheduler, suspects
-from sigdeg.pipelines.facts import Relation, Trace
+from sigdeg.pipelines.facts import Trace
 from sigdeg.pipelines.guiders import guiders, turned_off
 from sigdeg.pipelines.layer import Called, Key, find_layer
 from sigdeg.pipelines.numbered import LEAST, Layout, find_layout
+from sigdeg.pipelines.relation import CLOSE, find_relation, first_tensor, is_list
 from sigdeg.pipelines.scheduler import SigDEGScheduler, replaced
-from sigdeg.pipelines.stepped import Logged, first_number
+from sigdeg.pipelines.stepped import Logged, first_number, precise
 
 __all__ = [
     "call_pipeline",
-    "first_tensor",
-    "is_list",
-    "part_of",
     "recorded",
     "steps_of",
     "trace",
     "unguided",
 ]
 
-CLOSE = 1e-5
 # Guidance is off at 1, but for those of attention that add to what is there.
 SCALES = ("guidance_scale", "cfg_scale")
 ADDED = ("pag_scale", "pag_adaptive_scale", "sag_scale")
@@ -162,7 +159,9 @@ def trace(pipe: Any, call: Mapping[str, Any], timesteps: Timesteps = "continuous
     if (copies, len(own)) != (1, 1):
         alone = listed is None and len(first.before) == first.samples
         parts = [p for c in own for p in c.parts(state, first.samples)] if alone else []
-    relation, said, which = find_relation(parts, first, axis, begin)
+    around = scheduler.core.preconditioning(first.before, scheduler.grid[first.k])
+    mean = scheduler.core.mean(precise(first.output), first.before, around)
+    relation, said, which = find_relation(parts, first.output, mean, axis, begin)
     if layout is not None:
         relation, said, which = layout.relation, 0, 0
     net = pipe.components[called.name]
@@ -260,15 +259,6 @@ def find_state(
     return None
 
 
-def is_list(value: Any) -> bool:
-    """Whether it is a list of tensors of one shape."""
-    return (
-        isinstance(value, list)
-        and all(isinstance(v, Tensor) for v in value)
-        and len({v.shape for v in value}) == 1
-    )
-
-
 def find_time(
     calls: list[Called], scheduler: SigDEGScheduler, state: Key
 ) -> tuple[Key | None, float, float]:
@@ -293,51 +283,6 @@ def find_time(
     return best
 
 
-def find_relation(
-    calls: Sequence[Called], logged: Logged, axis: int | None, begin: int
-) -> tuple[Relation | None, int, int]:
-    """How the output of one of a step's calls became what was stepped on; `said` and `which`."""
-    given, mean = logged.output, logged.mean
-    # The first of its channels, or those that stand where the state does.
-    for which, said in itertools.product(range(len(calls)), sorted({0, begin})):
-        output = part_of(first_tensor(calls[which].output), given, axis, said)
-        if output is None:
-            continue
-        pairs: dict[Relation, tuple[Tensor, Tensor | None]]
-        pairs = {"same": (output, given), "negated": (-output, given), "mean": (output, mean)}
-        for relation, (value, wanted) in pairs.items():
-            if wanted is None or (relation == "mean" and len(calls) > 1):
-                continue
-            if float((value.to(wanted) - wanted).abs().max()) <= CLOSE * float(wanted.abs().max()):
-                return relation, said, which
-    return None, 0, 0
-
-
-def part_of(output: Tensor, given: Tensor, axis: int | None, begin: int) -> Tensor | None:
-    """Of each axis of an output the first, of one those from `begin` on, in another's shape.
-
-    None if it has no such part.
-    """
-    if output.squeeze().shape == given.squeeze().shape:
-        return output.reshape(given.shape)
-    starts = [begin if i == axis else 0 for i in range(given.ndim)]
-    shapes = zip(output.shape, given.shape, starts, strict=False)
-    if output.ndim != given.ndim or any(o < g + start for o, g, start in shapes):
-        return None
-    for i in range(1, output.ndim):
-        output = output.narrow(i, starts[i], given.shape[i])
-    return output
-
-
-def first_tensor(output: Any) -> Tensor:
-    """The tensor of a network's output, whatever it is wrapped in."""
-    while not isinstance(output, Tensor):
-        if is_list(output):
-            return torch.stack(output)
-        output = next(iter(output.values())) if isinstance(output, Mapping) else output[0]
-    return output
-
-
 def unguided(pipe: Any, call: Mapping[str, Any]) -> tuple[dict[str, Any], Trace]:
     """A call without guidance, its trace, and one network call a step where there is such a call.
 
@@ -350,7 +295,8 @@ def unguided(pipe: Any, call: Mapping[str, Any]) -> tuple[dict[str, Any], Trace]
     try:
         return turn_off(pipe, call)
     except SigdegError:
-        if getattr(pipe.scheduler, "timesteps", torch.ones(1)).is_floating_point():
+        own = getattr(pipe.scheduler, "timesteps", None)
+        if not isinstance(own, Tensor) or own.is_floating_point():
             raise
         with suppress(SigdegError):  # some look tables up by their timesteps
             return turn_off(pipe, call, "integer")
