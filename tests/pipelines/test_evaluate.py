@@ -2,6 +2,7 @@
 
 import copy
 import json
+import shutil
 
 import pytest
 import torch
@@ -9,10 +10,12 @@ from PIL import Image
 
 from sigdeg import SigdegError
 from sigdeg.cli import main
+from sigdeg.files import read_tensors, save_tensors
 from sigdeg.pipelines import (
     PipelineRecipe,
     SigDEGScheduler,
     add_signature,
+    attach,
     distill_pipeline,
     evaluate_pipeline,
     load_pipeline,
@@ -136,6 +139,50 @@ def test_prompts_are_for_pipelines(capsys, tmp_path):
     asked = ["mnist", "mnist-teacher", "--prompts", "x.txt", "--out", str(tmp_path / "run")]
     assert main(["evaluate", *asked]) == 2
     assert "for students that are pipelines" in capsys.readouterr().err
+
+
+def test_calls_of_several_sizes_make_the_samples_that_are_asked_for(places, tmp_path):
+    pipe = load_pipeline(places / "teacher")
+    size = {"height": 16, "width": 16, "guidance_scale": 3.0}
+    calls = [{"prompt": prompts, **size} for prompts in (["a", "b", "c"], ["d"])]
+    made = evaluate_pipeline(places / "run", pipe, calls, tmp_path / "run", 4, **QUICK)
+    assert [n for _, _, n in made.judged.asked] == [3, 1, 3, 1]
+    assert made.verdict.n == 4
+
+
+def test_weights_of_adapters_are_finite(places, tmp_path):
+    for file in ("signature.safetensors", "pytorch_lora_weights.safetensors"):
+        folder = shutil.copytree(places / "run" / "student", tmp_path / file)
+        tensors, metadata = read_tensors(folder / file)
+        name = max(tensors)
+        tensors[name] = torch.full_like(tensors[name], torch.nan)
+        metadata.pop("digest")
+        save_tensors(folder / file, tensors, metadata)
+        pipe = load_pipeline(places / "teacher")
+        with pytest.raises(SigdegError, match=rf"{file} is damaged: its .* holds NaN"):
+            attach(pipe, folder)
+        assert not hasattr(pipe.unet, "signature")
+
+
+@pytest.mark.parametrize(
+    ("changed", "told"),
+    [
+        ({"width": 7}, "not told its guidance as its card says"),
+        ({"way": "input"}, "not told its guidance as its card says"),
+        ({"way": "input", "scales": []}, "guidance.scales must be what the student is told"),
+        ({"way": "told"}, "guidance.way"),
+    ],
+)
+def test_a_card_that_does_not_fit_is_refused(places, tmp_path, capsys, changed, told):
+    folder = shutil.copytree(places / "run" / "student", tmp_path / "student")
+    card = json.loads((folder / "sigdeg.json").read_text())
+    card.pop("_digest")
+    card["guidance"] |= changed
+    (folder / "sigdeg.json").write_text(json.dumps(card))
+    asked = ["--prompts", str(places / "prompts.txt"), *SIZE, "--out", str(tmp_path / "run")]
+    assert main(["evaluate", str(folder), str(places / "teacher"), *asked]) == 2
+    assert told in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
 
 
 def test_a_student_of_another_teacher_is_refused(places, tmp_path):

@@ -219,6 +219,17 @@ def test_guidance_that_would_count_twice_is_warned_of(name):
         draw(other, guided)
 
 
+@pytest.mark.parametrize("name", ["sd15", "dit"])  # that steps two copies of a guided state
+def test_samples_of_one_noise_are_no_guidance(name):
+    pipe, _ = student_of(name, once=True)
+    family = FAMILIES[name](2)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", UserWarning)
+        draw(pipe, family.unguided | ({"class_labels": [0, 1]} if name == "dit" else {}), [0, 0])
+    with pytest.warns(UserWarning, match="turn the pipeline's guidance off"):
+        draw(pipe, family.call, [0, 0])
+
+
 def cosine(one, other):
     return float((one * other).sum() / (one.norm() * other.norm()))
 

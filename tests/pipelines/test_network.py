@@ -1,6 +1,7 @@
 """The layer beside a network's input layer."""
 
 import copy
+import json
 
 import diffusers
 import pytest
@@ -13,7 +14,7 @@ from sigdeg.networks import sinusoidal
 from sigdeg.pipelines import add_signature, served, signature_class, trace
 from sigdeg.pipelines.network import FEATURES
 from tests.pipelines.parts import conditional_unet
-from tests.pipelines.student import seeded, student_of
+from tests.pipelines.student import draw, seeded, student_of
 from tests.pipelines.zoo import FAMILIES
 
 FAMILY = FAMILIES["sd15"]()
@@ -139,3 +140,30 @@ def test_a_transformer_and_its_student_compile_as_one_graph():
     assert torch.equal(told, expected)
     assert not counts["graph_break"]
     assert counts["stats"]["unique_graphs"] == 1
+
+
+@pytest.mark.parametrize(
+    ("changed", "told"),
+    [
+        ({"state": [1]}, "state must be"),
+        ({"state": True}, "state must be"),
+        ({"time": {}}, "time must be"),
+        ({"state": 1}, "is not its student's state"),
+        ({"listed": []}, "is not its student's state"),
+        ({"time": "x"}, "called without its time, x"),
+        ({"axis": 3}, "path of this run is of shape"),
+    ],
+)
+def test_wrong_facts_are_one_line(tmp_path, changed, told):
+    pipe, call = student_of("sd15", lookahead=0.5)
+    pipe.unet.save_pretrained(tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    config["sigdeg"]["trace"] |= changed
+    (tmp_path / "config.json").write_text(json.dumps(config))
+
+    def drawn():
+        pipe.unet = type(pipe.unet).from_pretrained(tmp_path)
+        return draw(pipe, call)
+
+    with pytest.raises(SigdegError, match=told):
+        drawn()

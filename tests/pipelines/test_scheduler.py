@@ -195,6 +195,8 @@ def test_without_a_step_it_is_that_of_plain_betas():
         ({"schedule": {"kind": "Linear"}}, "Linear"),
         ({"colour": 1}, "colour"),
         ({"guidance": "high"}, "guidance must be a number"),
+        ({"guidance": {}}, "guidance must be a number"),
+        ({"guidance": []}, "guidance must be a number"),
         ({"prediction_type": "noise"}, "prediction type"),
     ],
 )

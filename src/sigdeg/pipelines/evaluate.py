@@ -86,7 +86,7 @@ def evaluate_pipeline(
     config = pipeline_config(step.steps, paths=2 * samples, held_out=samples, seed=seed)
     fine = refinement or config.refinement
     teacher = make_teacher(pipe, calls, step, fine, config.fine_power, guidance=told)
-    teacher.rehearse(calls)
+    sizes = teacher.rehearse(calls)
     check_pair(made, teacher)
     shown = {} if look is None else look(rehearsed(teacher, calls[0]))
     identity = {
@@ -101,7 +101,7 @@ def evaluate_pipeline(
         **shown,
     }
     claim_folder(out, "config.json", identity)
-    source = open_runs(teacher, out, calls, config, identity, progress)
+    source = open_runs(teacher, out, calls, sizes, config, identity, progress)
     networks = {name: made.components[name] for name in teacher.trace.networks}
     shape = tuple(source.ends.shape[1:])
     own = PipelineStudent.read(
@@ -131,6 +131,9 @@ def check_pair(made: Any, teacher: PipelineTeacher) -> None:
     for network in teacher.trace.networks:
         if not hasattr(made.components[network], "signature"):
             raise SigdegError(f"this {name} calls its {network}, which the student leaves alone")
+        known, told = made.components[network].config.sigdeg, teacher.guidance
+        if (known.get("guided", False), known.get("condition")) != (told.beside, told.width):
+            raise SigdegError(f"the student's {network} is not told its guidance as its card says")
 
 
 def rehearsed(teacher: PipelineTeacher, call: Mapping[str, Any]) -> Any:

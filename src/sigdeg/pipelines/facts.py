@@ -108,7 +108,13 @@ class Trace:
         return cls(**{**written, **lists})
 
     def part(self, argument: Any) -> Tensor:
-        """The state in its argument."""
+        """The state in its argument.
+
+        Raises:
+            TypeError: If that is no tensor, or no list of them where it should be one.
+        """
+        if isinstance(argument, Tensor) != (self.listed is None) or not len(argument):
+            raise TypeError(f"it is a {type(argument).__name__}")
         if self.listed is not None:
             return as_whole(argument).squeeze(self.listed)
         if self.place is not None:

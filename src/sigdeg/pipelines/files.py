@@ -30,7 +30,7 @@ from sigdeg.files import (
 from sigdeg.model import Card
 from sigdeg.pipelines.guidance import Guidance
 from sigdeg.pipelines.guiders import disabled, guiders
-from sigdeg.pipelines.lora import SIDE, adapted, load_adapter, save_adapter
+from sigdeg.pipelines.lora import SIDE, adapted, check_weight, load_adapter, save_adapter
 from sigdeg.pipelines.network import PREFIX, served
 from sigdeg.pipelines.scheduler import SigDEGScheduler
 from sigdeg.schema import mapped, record, text
@@ -328,8 +328,7 @@ def check_student(folder: Path, index: Mapping[str, Any]) -> list[str]:
 def check_weights(network: nn.Module, folder: Path) -> None:
     """Refuse a network that would draw nothing but NaN."""
     for name, weight in network.named_parameters():
-        if not bool(weight.isfinite().all()):
-            raise SigdegError(f"{folder} is damaged: its {name} holds NaN or infinite values")
+        check_weight(weight, name, folder)
 
 
 def read_scheduler(folder: Path) -> SigDEGScheduler:

@@ -114,7 +114,11 @@ class Guidance:
         for name in {f.name for f in fields(cls)} & written.keys():
             value = written[name]
             known[name] = tuple(value) if isinstance(value, list) else value
-        return cls(**known)
+        made = cls(**known)
+        check_choice(made.way, get_args(GuidanceWay), "guidance.way")
+        if made.way == "input" and not made.scales:
+            raise SigdegError("guidance.scales must be what the student is told, got none")
+        return made
 
     def scale(self, call: Mapping[str, Any]) -> float:
         """The scale of a call, one of those that were taught where the call does not say."""

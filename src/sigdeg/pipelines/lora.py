@@ -42,6 +42,7 @@ __all__ = [
     "SIDE",
     "adapted",
     "add_adapter",
+    "check_weight",
     "fuse_adapter",
     "load_adapter",
     "remove_adapter",
@@ -158,6 +159,9 @@ def load_adapter(components: Mapping[str, Any], folder: Path, student: str) -> l
     """
     full, metadata = read_tensors(folder / SIDE)
     adapters, _ = read_tensors(folder / LORA)
+    for file, tensors in ((SIDE, full), (LORA, adapters)):
+        for name, value in tensors.items():
+            check_weight(value, name, folder / file)
     try:
         told = json.loads(metadata["sigdeg"])
         mapped(BESIDE)(told, "sigdeg")
@@ -186,6 +190,12 @@ def load_adapter(components: Mapping[str, Any], folder: Path, student: str) -> l
         kind = type(network).__name__
         raise SigdegError(f"{folder} does not fit this {kind}: {reason(error)}") from None
     return done
+
+
+def check_weight(weight: Tensor, name: str, place: Path) -> None:
+    """Refuse a weight that would draw nothing but NaN."""
+    if not bool(weight.isfinite().all()):
+        raise SigdegError(f"{place} is damaged: its {name} holds NaN or infinite values")
 
 
 def part(tensors: Mapping[str, Tensor], name: str) -> dict[str, Tensor]:

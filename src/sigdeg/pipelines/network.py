@@ -34,6 +34,13 @@ __all__ = ["SignatureInput", "add_signature", "remove_signature", "signature_cla
 
 FEATURES = 16  # sinusoidal ones, of the end of a step
 PREFIX = "SigDEG"
+
+
+def key(value: Any, name: str) -> None:
+    """An argument of a call, by position or name."""
+    (text if isinstance(value, str) else whole(0, 256))(value, name)
+
+
 VIEW = record(
     {
         "begin": whole(),
@@ -44,6 +51,8 @@ VIEW = record(
 TRACE = record(
     {
         "networks": listed(text),
+        "state": key,
+        "time": maybe(key),
         "channels": whole(1),
         "time_scale": number(),
         "time_shift": number(),
@@ -127,7 +136,7 @@ class SignatureInput(nn.Module):
             raise SigdegError(f"{name} is called without its state, {self.trace.state}") from None
         try:
             state = self.trace.part(argument)
-        except (IndexError, RuntimeError) as error:
+        except (IndexError, RuntimeError, TypeError, AttributeError) as error:
             name = type(network).__name__
             raise SigdegError(
                 f"what {name} is called with is not its student's state: {reason(error)}"
@@ -162,7 +171,10 @@ class SignatureInput(nn.Module):
         key = self.trace.time
         if key is None:
             return None
-        told = args[key] if isinstance(key, int) else kwargs[key]
+        try:
+            told = args[key] if isinstance(key, int) else kwargs[key]
+        except (KeyError, IndexError):
+            raise SigdegError(f"a student's network is called without its time, {key}") from None
         told = torch.as_tensor(told).detach().float()
         return (told - self.trace.time_shift) / self.trace.time_scale
 

@@ -88,13 +88,28 @@ class PathNoise:
             self.seeds = own[:samples]
 
     def step(self, k: int, x: Tensor) -> Tensor:
-        r"""Coefficients of step k for a state or its copies, (rows, order, \*), float32."""
+        r"""Coefficients of step k for a state or its copies, (rows, order, \*), float32.
+
+        Raises:
+            SigdegError: If the state has another shape than the step was drawn for.
+        """
         if self.seeds is None:
             self.start(x)
         assert self.seeds is not None
         drawn = self.drawn[k] if k in self.drawn else self.draw(k, x.shape[1:])
+        if drawn.shape[2:] != x.shape[1:]:
+            shapes = f"{tuple(drawn.shape[2:])}, and a state of it is {tuple(x.shape[1:])}"
+            raise SigdegError(f"the path of this run is of shape {shapes}")
         self.drawn = {k: drawn.to(x.device)}  # of a video they are large: one step's
         return tiled(self.drawn[k], len(x))
+
+    def exceeded(self, rows: int, x: Tensor) -> bool:
+        r"""Whether so many rows are more than the samples of a state, shape (samples, \*).
+
+        It may hold copies of them, and several may begin with the same noise.
+        """
+        fewer = [n for n in range(len(self.seeds or x), len(x)) if len(x) % n == 0]
+        return rows > len(x) or any(torch.equal(x, tiled(x[:n], len(x))) for n in fewer)
 
     def prepare(self, k: int, shape: torch.Size) -> None:
         r"""Draw step k, if there is one, for states of shape (samples, \*).

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import itertools
 import json
 import math
 import sys
+from bisect import bisect_left
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -108,6 +110,7 @@ class Ready:
     Arguments:
         teacher: The teacher.
         calls: Its calls.
+        sizes: The samples of each of them.
         out: The folder.
         recipe: What student.
         config: How to train.
@@ -119,6 +122,7 @@ class Ready:
 
     teacher: PipelineTeacher
     calls: Sequence[Mapping[str, Any]]
+    sizes: Sequence[int]
     out: Path
     recipe: PipelineRecipe
     config: DistillConfig
@@ -135,7 +139,7 @@ class Ready:
 
     def runs(self) -> PipelinePaths:
         """The teacher's runs: those that there are, and those that are missing."""
-        given = self.teacher, self.out, self.calls, self.config, self.identity
+        given = self.teacher, self.out, self.calls, self.sizes, self.config, self.identity
         return open_runs(*given, self.shown)
 
 
@@ -165,10 +169,10 @@ def prepare(
     step, trace = teacher.student, teacher.trace
     levels = Levels.of(step, config.q or max(step.steps), late=config.late)
     check_whole(config.paths, 1, "the number of paths of a pipeline, whose runs are kept,")
-    count_runs(trace.samples, config)
     check_fit(step, config, levels, None, None, accelerator.num_processes)
     check_networks(nn.ModuleList(pipe.components[name] for name in trace.networks), config)
-    teacher.rehearse(calls)
+    sizes = teacher.rehearse(calls)
+    count_runs(sizes, config)
     identity = {
         "pipeline": identify(pipe),
         "calls": [written(call) for call in calls],
@@ -178,7 +182,7 @@ def prepare(
     }
     claim(accelerator, out, identity)
     shown = progress and accelerator.is_main_process
-    return Ready(teacher, calls, out, recipe, config, levels, accelerator, identity, shown)
+    return Ready(teacher, calls, sizes, out, recipe, config, levels, accelerator, identity, shown)
 
 
 def moved(pipe: Any, device: Any) -> Any:
@@ -243,23 +247,39 @@ def first_step(pipe: Any, recipe: PipelineRecipe) -> PipelineStudent:
     return PipelineStudent.read({**scheduler.core.written, **asked})
 
 
-def count_runs(each: int, config: DistillConfig) -> tuple[int, int]:
-    """How many runs of so many samples each there are to be, and how many of them held out.
+def count_runs(sizes: Sequence[int], config: DistillConfig) -> tuple[int, int]:
+    """How many runs there are to be, and how many of them, the last ones, held out.
+
+    Arguments:
+        sizes: Samples of each call: runs go through the calls again and again.
+        config: How many samples there are to be, at least, and how many of them held out.
 
     Raises:
         SigdegError: If they are more files than a folder should hold.
     """
-    held_out = math.ceil(max(LEAST, config.held_out) / each)
-    count = max(held_out + 1, math.ceil(config.paths / each))
+    count, held_out = runs_for(sizes, config.paths), 0
+    while True:
+        last = [sizes[(count - 1 - i) % len(sizes)] for i in range(len(sizes))]
+        held_out = runs_for(last, max(LEAST, config.held_out))
+        if held_out < count:
+            break
+        count = held_out + 1
     if count > MOST:
         raise SigdegError(f"{count:,} runs of a pipeline are too many: at most {MOST:,}")
     return count, held_out
+
+
+def runs_for(sizes: Sequence[int], samples: int) -> int:
+    """How many runs, of such sizes in turn, make so many samples at least."""
+    rounds, rest = divmod(samples, sum(sizes))
+    return rounds * len(sizes) + bisect_left([0, *itertools.accumulate(sizes)], rest)
 
 
 def open_runs(
     teacher: PipelineTeacher,
     out: Path,
     calls: Sequence[Mapping[str, Any]],
+    sizes: Sequence[int],
     config: DistillConfig,
     identity: Mapping[str, Any],
     progress: bool = False,
@@ -274,7 +294,7 @@ def open_runs(
             line = costs_line(f"{what} each", runs * size, runs * size, runs * seconds)
             tqdm.write(line, file=sys.stderr)
 
-    count, held_out = count_runs(teacher.trace.samples, config)
+    count, held_out = count_runs(sizes, config)
     names = "pipeline", "step", "guidance", "dropout"
     told = {name: value for name, value in identity.items() if name in names}
     told |= {"fine": [row.tolist() for row in teacher.rows], "seed": config.seed}

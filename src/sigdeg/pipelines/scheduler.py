@@ -22,7 +22,15 @@ from torch import Generator, Tensor
 from sigdeg.errors import SigdegError, extra
 from sigdeg.grids import coarse_grid
 from sigdeg.pipelines.noise import PathNoise, tiled
-from sigdeg.pipelines.stepped import Logged, Look, Stepped, first_number, precise
+from sigdeg.pipelines.stepped import (
+    Logged,
+    Look,
+    Stepped,
+    check_scales,
+    first_number,
+    precise,
+    scales_of,
+)
 from sigdeg.pipelines.student import PipelineStudent, describe_step
 from sigdeg.response import remember
 from sigdeg.schedule import RectifiedFlow, expand
@@ -105,8 +113,7 @@ class SigDEGScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]  # dif
         self.student: str = known.pop("student", "")
         self.guidance: Any = known.pop("guidance", None)
         self.once = bool(known.pop("once", False))
-        if isinstance(self.guidance, str):
-            raise SigdegError(f"sigdeg.guidance must be a number, got {self.guidance!r:.60}")
+        check_scales(self.guidance)
         self.rows = known.pop("rows", 1)
         whole(1)(self.rows, "sigdeg.rows")
         self.core = PipelineStudent.read(known).eval()
@@ -187,6 +194,7 @@ class SigDEGScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]  # dif
         noisy = sigma if flow else sigma / alpha  # as the schedulers of each kind have it
         self.sigmas = torch.cat([noisy, torch.zeros(1, dtype=noisy.dtype)]).float()
         self.asked: set[int] = set()
+        self.looked = 0  # rows that the networks were shown in the step that the run is at
         self.begun = False  # whether a call has said with which step the run begins
         self.first = 0  # which one that is
         finest = self.core.grid() if self.core.elastic else None
@@ -251,12 +259,9 @@ class SigDEGScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]  # dif
                 told, own = first_number(timestep), float(self.timesteps[self.k])
                 raise SigdegError(f"{KEEP} (it was told timestep {told:.5g} for {own:.5g})")
         given, c = self.seen(x)
-        if self.once and (self.k in self.asked or len(x) > len(self.noise.seeds or x)):
-            warnings.warn(TWICE, stacklevel=2)
         self.asked.add(self.k)
-        scale = self.guidance
-        if scale is not None:
-            scale = tiled(torch.as_tensor(scale, dtype=torch.float32).reshape(-1), len(x))
+        self.looked += len(x)
+        scale = None if self.guidance is None else scales_of(self.guidance, len(x))
         end = self.grid[self.k + 1].expand(len(x))
         return Look(given.inputs.to(x.dtype), c[:, : self.core.order], end, scale)
 
@@ -318,7 +323,9 @@ class SigDEGScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]  # dif
             states = sample.clone(), new.clone()  # some pipelines write into their state
             samples = len(self.noise.seeds or ())
             self.log.append(Logged(self.k, *states, c, model_output, samples))
-        self.k += 1
+        if self.once and self.noise.exceeded(self.looked, new):
+            warnings.warn(TWICE, stacklevel=2)
+        self.k, self.looked = self.k + 1, 0
         self.noise.prepare(self.k, sample.shape[1:])
         made = Stepped(new.reshape(shape), mean.to(sample.dtype).reshape(shape))
         return made if return_dict else made.to_tuple()

@@ -8,12 +8,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sigdeg.errors import extra
+from sigdeg.errors import SigdegError, extra
+from sigdeg.pipelines.noise import tiled
+from sigdeg.schema import number
 
 with extra("pipelines"):
     from diffusers.utils import BaseOutput
 
-__all__ = ["Logged", "Look", "Stepped", "first_number", "precise"]
+__all__ = ["Logged", "Look", "Stepped", "check_scales", "first_number", "precise", "scales_of"]
 
 
 @dataclass
@@ -69,3 +71,26 @@ def first_number(value: Any) -> float:
 def precise(values: Tensor) -> Tensor:
     """Values in single precision at least."""
     return values.to(torch.promote_types(values.dtype, torch.float32))
+
+
+def check_scales(value: Any) -> None:
+    """Refuse what is neither a scale of guidance, nor one a sample, nor none.
+
+    Raises:
+        SigdegError: If it is neither.
+    """
+    scales = value if isinstance(value, list) and value else [value]
+    for scale in () if value is None else scales:
+        number()(scale, "sigdeg.guidance")
+
+
+def scales_of(value: Any, rows: int) -> Tensor:
+    """Scales of guidance by row, of one for all or one a sample.
+
+    Raises:
+        SigdegError: If rows are no copies of so many samples.
+    """
+    scale = torch.as_tensor(value, dtype=torch.float32).reshape(-1)
+    if not len(scale) or rows % len(scale):
+        raise SigdegError(f"{len(scale)} scales of guidance are set for {rows} samples")
+    return tiled(scale, rows)

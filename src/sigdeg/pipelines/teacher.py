@@ -114,21 +114,25 @@ class PipelineTeacher:
             calls |= self.record(call, seed, count, start // stride, through, dropped)
         return Run(start, states, coefficients, calls)
 
-    def rehearse(self, calls: Sequence[Mapping[str, Any]]) -> None:
+    def rehearse(self, calls: Sequence[Mapping[str, Any]]) -> list[int]:
         """Refuse calls that cannot be runs: one of each kind is, whose network answers at once.
+
+        Returns:
+            The samples of each call.
 
         Raises:
             SigdegError: As `run` does, or if states differ in shape.
         """
-        dropped, shapes = self.guidance.dropout > 0, set()
-        for call in {kind_of(call): call for call in calls}.values():
+        dropped, shapes = self.guidance.dropout > 0, dict[str, torch.Size]()
+        for kind, call in {kind_of(call): call for call in calls}.items():
             with answered(self.pipe, self.trace.networks):
-                shapes.add(self.run(call, 0, dropped).states.shape[1:])
-        if len(shapes) > 1:
+                shapes[kind] = self.run(call, 0, dropped).states.shape
+        if len({shape[1:] for shape in shapes.values()}) > 1:
             raise SigdegError(
                 "the calls make states of several shapes or lengths: give them one resolution and "
                 "one strength"
             )
+        return [shapes[kind_of(call)][0] for call in calls]
 
     def march(self, call: Mapping[str, Any], seed: int) -> list[Logged]:
         """The steps of the teacher over its fine grid."""
@@ -274,7 +278,7 @@ def kind_of(call: Mapping[str, Any]) -> str:
 
     def told(name: str, value: Any) -> str:
         if isinstance(value, list | tuple):
-            return f"[{', '.join(sorted({told(name, part) for part in value}))}]"
+            return f"{len(value)} [{', '.join(sorted({told(name, part) for part in value}))}]"
         if isinstance(value, bool | int | float) and not name.endswith((*SCALES, "labels")):
             return repr(value)
         size = getattr(value, "shape", getattr(value, "size", ""))  # of a tensor, of a picture
