@@ -379,7 +379,7 @@ def test_adapters_live_on_the_path_beside_the_input_layer(beside, least, most, t
     rows = list(refine(step.schedule, step.grid(), config.refinement))
     _, trace = unguided(family.pipe, calls[0])
     teacher = PipelineTeacher(family.pipe, {"guidance_scale": 1.0}, trace, step, rows)
-    source = open_runs(teacher, tmp_path, calls, config, {"calls": []})
+    source = open_runs(teacher, tmp_path, calls, teacher.rehearse(calls), config, {"calls": []})
     student = new_student(teacher, "mine", source, RANK)
     student.network["transformer"].signature.requires_grad_(beside)
     levels, whole = Levels.of(student, 1), source.held_out(4)
