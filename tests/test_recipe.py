@@ -24,15 +24,15 @@ SCHEDULE = VPLinear()
 
 
 def test_kinds_of_data_have_defaults_of_their_own() -> None:
-    for shape, paths, batch, iterations, rate in (
-        ((2,), 100_000, 1024, 2000, 4e-3),
-        ((50,), 20_000, 1024, 2000, 2e-3),
-        ((3, 25), 20_000, 1024, 2000, 2e-3),
-        ((3, 32, 32), 5000, 64, 3000, 2e-4),
+    for shape, paths, batch, iterations, rate, late in (
+        ((2,), 100_000, 512, 4000, 4e-3, 1),
+        ((50,), 20_000, 1024, 2000, 2e-3, 0),
+        ((3, 25), 20_000, 1024, 2000, 2e-3, 0),
+        ((3, 32, 32), 5000, 64, 3000, 2e-4, 0),
     ):
         config = DistillConfig.for_samples(shape)
         assert (config.paths, config.batch_size, config.iterations) == (paths, batch, iterations)
-        assert config.learning_rate == rate
+        assert (config.learning_rate, config.late) == (rate, late)
         changed = DistillConfig.for_samples(shape, paths=40, batch_size=8)
         assert (changed.paths, changed.batch_size, changed.iterations) == (40, 8, iterations)
         assert changed.held_out >= 8

@@ -18,6 +18,9 @@ FINE = 120  # teacher steps a path: fewer are felt, more are not (docs/recipe.md
 # What is not said here is as in `DistillConfig`: that is how series are distilled.
 KINDS: dict[str, dict[str, Any]] = {
     "points": {
+        "iterations": 4000,
+        "batch_size": 512,
+        "late": 1,
         "paths": 100_000,
         "learning_rate": 4e-3,
         "ema": 0.99,
