@@ -113,7 +113,8 @@ class Trace:
         Raises:
             TypeError: If that is no tensor, or no list of them where it should be one.
         """
-        if isinstance(argument, Tensor) != (self.listed is None) or not len(argument):
+        whole = isinstance(argument, Tensor)
+        if whole != (self.listed is None) or not (argument.ndim if whole else argument):
             raise TypeError(f"it is a {type(argument).__name__}")
         if self.listed is not None:
             return as_whole(argument).squeeze(self.listed)
