@@ -69,6 +69,7 @@ def run(preset: str, out: Path) -> dict[str, Any]:
     return found
 
 
+@pytest.mark.slow
 def test_runs_from_end_to_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     out = tmp_path / "run"
     results = run("quick", out)

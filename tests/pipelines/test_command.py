@@ -43,6 +43,7 @@ def test_it_makes_a_pipeline_and_a_report(folder, capsys):
     assert image.images[0].size == (16, 16)
 
 
+@pytest.mark.slow
 def test_it_makes_adapters_that_are_told_their_guidance(folder, tmp_path):
     from sigdeg.pipelines import attach, load_pipeline
 
