@@ -12,7 +12,6 @@ import torch
 from torch import Tensor
 
 from sigdeg.costs import check_room, judging_bytes, tell_calls
-from sigdeg.datasets.images import load_images
 from sigdeg.distillation import DistillConfig, Verdict, judge, replay
 from sigdeg.distillation.judgement import SPLITS, Level, Samples
 from sigdeg.distillation.regression import fine_rows
@@ -22,12 +21,12 @@ from sigdeg.model import Model
 from sigdeg.paths import Batch, TeacherPaths
 from sigdeg.report import histogram_plot, image_grid, scatter_plot, write_report
 from sigdeg.results import Row, Summary, add_speed, count_calls, make_row, save_results
-from sigdeg.runs import claim_folder, fingerprint
+from sigdeg.runs import claim_folder
 from sigdeg.steps import GaussianStep
 from sigdeg.student import SignatureStudent
 from sigdeg.timing import paired_seconds
 from sigdeg.training import resolve_device
-from sigdeg.workflows.real import Features, Real
+from sigdeg.workflows.real import Features, Real, read_real
 
 __all__ = ["Comparison", "check_pair", "evaluate", "finer_grid", "measure", "save_comparison"]
 
@@ -295,11 +294,9 @@ def evaluate(
     check_room(out, memory=judging_bytes(samples, teacher.shape, len(own.steps)))
     device, real = resolve_device(device), None
     if data is not None:
-        place, features, resize = data
-        shape = teacher.decode(torch.zeros(1, *teacher.shape)).shape[1:]
-        images = load_images(place, tuple(shape), resize)
-        real = Real(images, features, 2 * samples, device)
-        identity = {**identity, "data": fingerprint(images), "features": features}
+        shape = tuple(teacher.decode(torch.zeros(1, *teacher.shape)).shape[1:])
+        real, told = read_real(data, shape, 2 * samples, device)
+        identity = {**identity, **told}
     identity = {**identity, "samples": samples, "refinement": config.refinement}
     claim_folder(out, "config.json", identity)
     found = measure(own, teacher, config, samples, real=real, device=device, progress=progress)

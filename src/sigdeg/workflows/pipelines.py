@@ -15,15 +15,13 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from sigdeg.datasets.images import load_images
 from sigdeg.distillation import DistillConfig, Verdict
 from sigdeg.errors import SigdegError, did_you_mean, reason
 from sigdeg.results import Row, add_speed, count_calls, make_row
-from sigdeg.runs import fingerprint
 from sigdeg.timing import paired_seconds
 from sigdeg.training import resolve_device
 from sigdeg.workflows.evaluate import PICTURES, Comparison, metrics, save_comparison
-from sigdeg.workflows.real import Features, Real
+from sigdeg.workflows.real import Features, Real, read_real
 
 if TYPE_CHECKING:
     from sigdeg.pipelines import DistilledPipeline, Judged
@@ -223,7 +221,11 @@ def evaluate_calls(
     def look(output: Any) -> dict[str, Any]:
         """Read the real images, of the size of those that the pipeline draws."""
         assert data is not None
-        found, told = read_real(data, output, 2 * samples, device)
+        drawn = as_images(output)
+        if drawn is None:
+            raise SigdegError("this pipeline gives no images: leave --data out")
+        shape = tuple(drawn.shape[1:])
+        found, told = read_real(data, shape, 2 * samples, resolve_device(device))
         real.append(found)
         return told
 
@@ -344,23 +346,6 @@ def decoded(made: DistilledPipeline, judged: Judged, most: int) -> dict[str, Ten
             ends = ends[n:]
         shown[name] = torch.cat(parts)[:most]
     return shown
-
-
-def read_real(
-    data: tuple[str, Features, bool], output: Any, n: int, device: str | None
-) -> tuple[Real, dict[str, Any]]:
-    """Real images of the size of those that a pipeline gave, and what tells them from others.
-
-    Raises:
-        SigdegError: If it gave none, or there are none of its size.
-    """
-    place, features, resize = data
-    drawn = as_images(output)
-    if drawn is None:
-        raise SigdegError("this pipeline gives no images: leave --data out")
-    images = load_images(place, tuple(drawn.shape[1:]), resize)
-    told = {"data": fingerprint(images), "features": features}
-    return Real(images, features, n, resolve_device(device)), told
 
 
 def as_images(output: Any) -> Tensor | None:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from functools import cached_property
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor
 
+from sigdeg.datasets.images import load_images
 from sigdeg.errors import SigdegError, check_choice
 from sigdeg.metrics import (
     ClassifierExtractor,
@@ -22,8 +23,9 @@ from sigdeg.metrics import (
 from sigdeg.metrics.extractors import load_classifier
 from sigdeg.metrics.images import MINIMUM
 from sigdeg.results import Summary, summarise
+from sigdeg.runs import fingerprint
 
-__all__ = ["Features", "Real"]
+__all__ = ["Features", "Real", "read_real"]
 
 Features = Literal["inception", "mnist", "pixels"]
 NAMES = {
@@ -100,6 +102,29 @@ class Real:
             f"FID, KID, precision, recall and diversity: {self.n:,} samples beside "
             f"{len(self.images):,} real images, by {NAMES[self.features]}.{few}"
         )
+
+
+def read_real(
+    data: tuple[str, Features, bool],
+    shape: tuple[int, ...],
+    n: int,
+    device: torch.device | str = "cpu",
+) -> tuple[Real, dict[str, Any]]:
+    """Real images, and JSON values that tell them from others.
+
+    Arguments:
+        data: Where they are, what they are compared by, and whether to resize them.
+        shape: Of one of them.
+        n: Samples of each set that is to be compared.
+        device: Where to compute features.
+
+    Raises:
+        SigdegError: If there are none of that shape, or as `Real` does.
+    """
+    place, features, resize = data
+    images = load_images(place, shape, resize)
+    told = {"data": fingerprint(images), "features": features}
+    return Real(images, features, n, device), told
 
 
 def load_extractor(features: Features, device: torch.device | str) -> Extractor | None:

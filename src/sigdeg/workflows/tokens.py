@@ -26,12 +26,12 @@ from sigdeg.errors import SigdegError
 from sigdeg.report import write_report
 from sigdeg.results import Row, Summary, add_speed, count_calls, make_row
 from sigdeg.rng import Stream, derive_generator
-from sigdeg.runs import claim_folder, fingerprint
+from sigdeg.runs import claim_folder
 from sigdeg.sampling import network_calls, sample
 from sigdeg.timing import paired_seconds
 from sigdeg.training import resolve_device
 from sigdeg.workflows.evaluate import PICTURES, TIMED, Comparison, metrics, save_comparison
-from sigdeg.workflows.real import Features, Real
+from sigdeg.workflows.real import Features, Real, read_real
 
 __all__ = ["distill_tokens", "evaluate_tokens", "load_tokens"]
 
@@ -343,13 +343,11 @@ def evaluate_tokens(
     check_room(out, memory=judging_bytes(samples, told_shape(teacher), len(counts)))
     device, real = resolve_device(device), None
     if data is not None:
-        place, features, resize = data
         if not isinstance(teacher.codec, GreyLevels):
             raise SigdegError(f"{teacher.name} makes no images to compare with real ones")
         shape = (1, teacher.codec.height, teacher.codec.width)
-        images = load_images(place, shape, resize)
-        real = Real(images, features, 2 * samples, device)
-        identity = {**identity, "data": fingerprint(images), "features": features}
+        real, told = read_real(data, shape, 2 * samples, device)
+        identity = {**identity, **told}
     identity = {**identity, "samples": samples}
     claim_folder(out, "config.json", identity)
     written = student.card.configuration or {}
